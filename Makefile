@@ -1,0 +1,58 @@
+# make demo     edit the embedded model, see before and after
+# make test     the default test suite
+# make check    lint, format, types
+# make parity   GOLDEN=DIR: compare with recorded reference results
+# make clean    remove caches and builds; .venv and results stay
+#
+# The first of these makes .venv. PYTHON=python3.12 names another interpreter,
+# WORKERS=0 runs the tests in one process, ARGS="..." is handed to pytest.
+
+VENV ?= .venv
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	if $$name -c '$(SUPPORTED)' 2>/dev/null; then echo $$name; break; fi; done)
+WORKERS ?= 2
+ARGS ?=
+
+EXTRAS := tune,eval,slurm,plot,dev
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+
+.PHONY: help venv demo test check lint types parity clean
+
+help:
+	@sed -n '/^# /s/^# //p; /^$$/q' Makefile
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@chosen="$(PYTHON)"; "$${chosen:-python3}" -c '$(SUPPORTED)' 2>/dev/null || { \
+	echo "error: errata needs Python 3.11, 3.12 or 3.13, and $${chosen:-python3} is none of them" >&2; \
+	echo "hint: name one, as in: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.12" >&2; exit 1; }; \
+	echo "making $(VENV) with $$chosen: about 2 GB, some minutes" && "$$chosen" -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP)
+	$(RUN) -m errata.demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+check: lint types
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(STAMP)
+	$(RUN) -m mypy
+
+parity: $(STAMP)
+	@test -n "$(GOLDEN)" || { echo "error: no golden folder named" >&2; \
+	echo "hint: make parity GOLDEN=DIR" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/parity --golden "$(GOLDEN)" $(ARGS)
+
+clean:
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
