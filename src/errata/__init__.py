@@ -1,0 +1,32 @@
+"""errata: edit the facts a language model holds, and see what changed.
+
+    import errata
+    model = errata.load("demo")
+
+The names below load on first use, so that importing errata stays instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from errata.errors import ErrataError
+from errata.request import EditRequest, read_requests
+
+_LAZY = {
+    "EditedModel": "errata.model",
+    "load": "errata.model",
+    "Patch": "errata.patch",
+    "SecondMoment": "errata.moment",
+    "METHODS": "errata.methods",
+    "FAMILIES": "errata.family",
+}
+
+__all__ = ["EditRequest", "ErrataError", "read_requests", *_LAZY]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'errata' has no attribute {name!r}")

@@ -1,0 +1,80 @@
+"""Settings: frozen pydantic models whose field docstrings are their help.
+
+The string literal under a field is comment, documentation, `--help` and recipe
+reference at once. Nothing here imports torch, so that `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from errata.errors import ErrataError
+
+
+class Settings(BaseModel):
+    """A frozen set of named values; an unknown name or a wrong type is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Build from a mapping; every wrong value is named in one `ErrataError`."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ErrataError(
+                f"the settings of {cls.__name__} are not valid:\n{describe(error)}",
+                f"known settings: {', '.join(cls.model_fields)}",
+            ) from None
+
+    def with_values(self, **values: Any) -> Self:
+        """Return a copy with some values changed, validated like a new one."""
+        return type(self).of({**self.model_dump(), **values})
+
+
+class Search(Settings):
+    """How target values are searched (see `values`)."""
+
+    steps: int = Field(25, ge=1)
+    """Evaluations of the loss; there is one Adam step fewer."""
+    learning_rate: float = Field(0.5, gt=0)
+    """Adam's learning rate."""
+    weight_decay: float = Field(0.5, ge=0)
+    """Weight of the change's length over the squared length of what stood there."""
+    clamp: float = Field(4.0, gt=0)
+    """The change is kept within this many lengths of what stood there."""
+    kl_weight: float = Field(0.0625, ge=0)
+    """Weight of the KL divergence that keeps the subject's essence."""
+    stop_at: float = Field(0.05, ge=0)
+    """A request is done when its loss falls below this."""
+    loss_block: int | None = Field(None, ge=0)
+    """Read the answer after this block instead of the last one."""
+    essence_prompt: str = "{} is a"
+    """The text whose next-token distribution should stay; {} is the subject."""
+
+
+class Contexts(Settings):
+    """Texts put before a prompt, so that an edit holds in any company (see `prefixes`)."""
+
+    prefixes: tuple[str, ...] | None = None
+    """A fixed list of prefixes; when not given they are sampled from the model."""
+    prefix_count: int = Field(5, ge=0)
+    """How many prefixes to sample."""
+    prefix_length: int = Field(10, ge=1)
+    """Tokens of a sampled prefix."""
+    seed: int = 0
+    """Seed of the sampling."""
+
+
+def describe(error: ValidationError) -> str:
+    """Return one line per problem of a pydantic error: the field, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"]) or "record"
+        given = problem.get("input")
+        message = problem["msg"].removeprefix("Value error, ")
+        shown = "" if isinstance(given, dict) or problem["type"] == "missing" else f" (got {given!r:.80})"
+        lines.append(f"  {field}: {message}{shown}")
+    return "\n".join(lines)
