@@ -1,0 +1,123 @@
+"""Families: where each model type keeps its blocks and its MLP output matrix.
+
+A family is one row of data, keyed by `config.model_type`; nothing else in errata
+knows a model type. Weights are handled as W: (d_out, d_in), so that a layer computes
+W k + b; `Conv1D` (GPT-2) stores the transpose, and only `oriented` knows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from errata.errors import ErrataError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths of one model type; paths in `block_*` are relative to a block."""
+
+    blocks: str
+    """The list of blocks."""
+    block_mlp: str
+    """The MLP of a block."""
+    block_write: str
+    """The MLP's output matrix: the weight that editors change."""
+    block_attention: str
+    """The attention of a block."""
+    embedding: str
+    """The token embedding."""
+
+    def block_count(self, model: PreTrainedModel) -> int:
+        """Return how many blocks the model has."""
+        return len(self._block_list(model))
+
+    def block(self, model: PreTrainedModel, index: int) -> nn.Module:
+        """Return block `index`, counted from 0; raises `ErrataError` when there is none."""
+        blocks = self._block_list(model)
+        if not 0 <= index < len(blocks):
+            raise ErrataError(
+                f"there is no block {index}: the model has blocks 0 to {len(blocks) - 1}",
+                f"choose blocks between 0 and {len(blocks) - 1}",
+            )
+        return blocks[index]
+
+    def mlp(self, model: PreTrainedModel, index: int) -> nn.Module:
+        """Return the MLP of block `index`."""
+        return self.block(model, index).get_submodule(self.block_mlp)
+
+    def write(self, model: PreTrainedModel, index: int) -> nn.Module:
+        """Return the module that holds the MLP output matrix of block `index`."""
+        return self.block(model, index).get_submodule(self.block_write)
+
+    def weight_name(self, index: int) -> str:
+        """Return the full parameter name of the MLP output matrix of block `index`."""
+        return f"{self.blocks}.{index}.{self.block_write}.weight"
+
+    def _block_list(self, model: PreTrainedModel) -> nn.ModuleList:
+        blocks = model.get_submodule(self.blocks)
+        assert isinstance(blocks, nn.ModuleList), type(blocks)
+        return blocks
+
+
+_LLAMA = Family(
+    blocks="model.layers",
+    block_mlp="mlp",
+    block_write="mlp.down_proj",
+    block_attention="self_attn",
+    embedding="model.embed_tokens",
+)
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family("transformer.h", "mlp", "mlp.c_proj", "attn", "transformer.wte"),
+    "gptj": Family("transformer.h", "mlp", "mlp.fc_out", "attn", "transformer.wte"),
+    "llama": _LLAMA,
+}
+"""Every supported `config.model_type`. A new family is one row."""
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """Return the model's family by `config.model_type`; raises `ErrataError` for an unknown one."""
+    model_type = model.config.model_type
+    if model_type not in FAMILIES:
+        raise ErrataError(
+            f"models of type {model_type!r} are not supported yet",
+            f"supported types: {', '.join(sorted(FAMILIES))}",
+            "a family is one row in errata/family.py; CONTRIBUTING.md shows how to add it",
+        )
+    return FAMILIES[model_type]
+
+
+def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
+    """View `tensor`, laid out like the module's weight, as (d_out, d_in), or the other way round."""
+    return tensor.T if isinstance(module, Conv1D) else tensor
+
+
+def weight_of(model: PreTrainedModel, name: str) -> tuple[nn.Module, nn.Parameter]:
+    """Return the module and parameter called `name`; raises `ErrataError` when it cannot be edited.
+
+    Weights that are offloaded (on `meta`) or split over devices are refused: an edit
+    written there would be lost.
+    """
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+        parameter = getattr(module, leaf)
+    except AttributeError:
+        raise ErrataError(
+            f"the model has no weight called {name}", "was the patch made for another architecture?"
+        ) from None
+    if parameter.is_meta:
+        raise ErrataError(
+            f"{name} is offloaded; an edit there would be lost", "load the model onto one device"
+        )
+    if type(parameter.data) is not Tensor or not torch.is_floating_point(parameter):
+        raise ErrataError(
+            f"{name} is a {type(parameter.data).__name__} of {parameter.dtype}, which cannot be edited in place",
+            "load the model unquantised and not split over devices",
+        )
+    return module, parameter

@@ -1,0 +1,97 @@
+"""Reading and steering a forward pass, by the model's own forward and nothing else.
+
+`record` captures inputs or outputs of modules and stops as soon as it has them;
+`frozen` puts a model into a fixed state (eval mode, no parameter gradients) and takes it
+back; `replaced` swaps the forward of modules for the time of a `with` block. Everything
+is restored also when the body raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class Site(NamedTuple):
+    """A place to read: what goes into a module, or what comes out of it."""
+
+    module: nn.Module
+    side: Literal["input", "output"]
+
+
+class _Stop(Exception):
+    """Raised inside a forward pass once all that was asked for has been read."""
+
+
+def first_tensor(value: Any) -> Any:
+    """Return the hidden state of a block's output, which is a tuple in some families."""
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def record(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], **forward: Any) -> list[Any]:
+    """Run `ids` (rows, tokens) through the model, up to the last of `sites`; return what was seen there.
+
+    Inputs come as tensors, outputs as the module gave them (see `first_tensor`). Gradients
+    are the caller's business.
+    """
+    seen: dict[int, Any] = {}
+
+    def keep(index: int, value: Any) -> None:
+        seen.setdefault(index, value)
+        if len(seen) == len(sites):
+            raise _Stop
+
+    with ExitStack() as stack:
+        for index, (module, side) in enumerate(sites):
+            if side == "input":
+                handle = module.register_forward_pre_hook(
+                    lambda _, args, kwargs, i=index: keep(i, _input_of(args, kwargs)), with_kwargs=True
+                )
+            else:
+                handle = module.register_forward_hook(lambda _, args, out, i=index: keep(i, out))
+            stack.callback(handle.remove)
+        try:
+            model(input_ids=ids, **{"use_cache": False, **forward})
+        except _Stop:
+            pass
+    assert len(seen) == len(sites), "a recorded module did not run"
+    return [seen[index] for index in range(len(sites))]
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Hold the model in eval mode with no parameter asking for gradients; restore both after."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Give modules another `forward` for the time of the block."""
+    with ExitStack() as stack:
+        for module, forward in forwards.items():
+            before = module.__dict__.get("forward")
+            if before is None:
+                stack.callback(module.__dict__.pop, "forward")
+            else:
+                stack.callback(module.__dict__.__setitem__, "forward", before)
+            module.__dict__["forward"] = forward
+        yield
