@@ -1,0 +1,226 @@
+"""The second moment C = E[k kᵀ] of a weight's inputs over a corpus, and its null space.
+
+C tells an editor which inputs the matrix already serves. It is measured for all blocks in
+one pass, kept as one safetensors file per weight under the identity of how it was measured,
+and never used for anything else. Products are float32 per batch, sums float64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.errors import ErrataError
+from errata.family import family_of
+from errata.files import write_safetensors
+from errata.hooks import Site, frozen, record
+from errata.settings import Settings
+from errata.tokens import batches_by_length, encode, pad_right
+
+
+class MomentIdentity(Settings):
+    """How a second moment was measured; two that differ in any field are different moments."""
+
+    weights: str
+    """Hash of the base model's stored weights."""
+    tokenizer: str
+    """Hash of the tokenizer."""
+    corpus: str
+    """Hash of the token ids, in order."""
+    tokens: int
+    """How many tokens were counted."""
+    weight: str
+    """Full name of the weight whose inputs were measured."""
+    dtype: str
+    """The dtype the model ran in."""
+
+    @property
+    def digest(self) -> str:
+        """A short name for file names."""
+        text = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """The directions that a weight's inputs hardly use, as the complement V of them.
+
+    P = I - V Vᵀ projects onto the null space (AlphaEdit, arXiv 2410.02355).
+    """
+
+    complement: Tensor
+    """V: (d_in, q), float64, orthonormal columns: the directions that are in use."""
+    threshold: float
+    """Eigenvalues below this count as unused."""
+    below: float
+    """The largest eigenvalue under the cut."""
+    above: float
+    """The smallest eigenvalue over the cut."""
+
+    @property
+    def kept(self) -> int:
+        """Dimension of the null space."""
+        return self.complement.shape[0] - self.complement.shape[1]
+
+    @property
+    def gap(self) -> float:
+        """How far apart the eigenvalues at the cut are, as a ratio; near 1 the cut is arbitrary."""
+        return self.above / self.below if self.below > 0 else float("inf")
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Return P applied to columns (d_in, n), float64."""
+        vectors = vectors.to(self.complement)
+        return vectors - self.complement @ (self.complement.T @ vectors)
+
+    @classmethod
+    def from_projector(cls, projector: Tensor) -> NullSpace:
+        """Read a null space from its projector P (d_in, d_in), such as another tool computed."""
+        values, vectors = torch.linalg.eigh(projector.double())
+        if not torch.allclose(values, values.round().clamp(0, 1), atol=1e-3):
+            raise ErrataError("the given P is not a projector: its eigenvalues are not 0 and 1")
+        return cls(vectors[:, values < 0.5], float("nan"), float("nan"), float("nan"))
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """C = E[k kᵀ] of one weight: (d_in, d_in), with the identity of how it was measured."""
+
+    matrix: Tensor
+    """(d_in, d_in), float32, symmetric, not centred."""
+    count: int
+    """Tokens that went into the mean."""
+    identity: MomentIdentity | None = None
+    """Where it comes from; None for one made by hand."""
+
+    @cached_property
+    def factor(self) -> Tensor | None:
+        """Lower Cholesky factor L of C in float64; None when float32 left C not positive definite."""
+        factor, failed = torch.linalg.cholesky_ex(self.matrix.double())
+        return None if failed else factor
+
+    def solve(self, columns: Tensor) -> Tensor:
+        """Return C⁻¹ applied to columns (d_in, n), float64; raises `ErrataError` for a singular C."""
+        columns = columns.to(self.matrix.device, torch.float64)
+        if self.factor is not None:
+            half = torch.linalg.solve_triangular(self.factor, columns, upper=False)
+            return torch.linalg.solve_triangular(self.factor.T, half, upper=True)
+        solved, failed = torch.linalg.solve_ex(self.matrix.double(), columns)
+        if failed or not solved.isfinite().all():
+            raise ErrataError(
+                f"the second moment of {self.count} tokens is singular: "
+                f"it has {self.matrix.shape[0]} dimensions and cannot be inverted",
+                "measure it on more text (`errata stats --tokens`), several times as many tokens as dimensions",
+            )
+        return solved
+
+    def null_space(self, threshold: float, relative: bool = False) -> NullSpace:
+        """Return the directions whose eigenvalue is below `threshold` (of the largest, if `relative`).
+
+        Computed in float64: in float32 the cut can fall one direction off.
+        """
+        values, vectors = torch.linalg.eigh(self.matrix.double())
+        cut = threshold * float(values[-1]) if relative else threshold
+        unused = values < cut
+        if not unused.any():
+            raise ErrataError(
+                f"no direction of the second moment has an eigenvalue below {cut:.3g} "
+                f"(the smallest is {float(values[0]):.3g}), so nothing could be written",
+                "raise the null space threshold, or make it relative",
+            )
+        above = float(values[~unused][0]) if not unused.all() else float("inf")
+        return NullSpace(vectors[:, ~unused], cut, float(values[unused][-1]), above)
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors, whole or not at all."""
+        identity = None if self.identity is None else self.identity.model_dump()
+        header = json.dumps({"count": self.count, "identity": identity}, sort_keys=True)
+        write_safetensors(path, {"second_moment": self.matrix}, {"errata": header})
+
+    @classmethod
+    def load(cls, path: Path, expected: MomentIdentity | None = None) -> SecondMoment:
+        """Read one back; raises `ErrataError` when it is damaged or measured on something else."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header, matrix = json.loads(file.metadata()["errata"]), file.get_tensor("second_moment")
+            found = header["identity"] and MomentIdentity.model_validate(header["identity"])
+            count = int(header["count"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ErrataError(
+                f"{path} is not a second moment: {error}", "delete it and run `errata stats`"
+            ) from None
+        if expected is not None and found != expected:
+            raise ErrataError(
+                f"the second moment in {path} was measured on something else: {_differences(found, expected)}",
+                "measure it again with `errata stats`",
+            )
+        return cls(matrix, count, found)
+
+
+def _differences(found: MomentIdentity | None, expected: MomentIdentity) -> str:
+    if found is None:
+        return "it does not say on what"
+    ours, theirs = found.model_dump(), expected.model_dump()
+    return ", ".join(f"{key} {ours[key]} instead of {theirs[key]}" for key in ours if ours[key] != theirs[key])
+
+
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    length: int,
+    max_tokens: int | None = None,
+) -> list[tuple[int, ...]]:
+    """Encode texts for statistics, each cut at `length` tokens, until `max_tokens` are reached."""
+    rows, count = [], 0
+    for text in texts:
+        ids = encode(tokenizer, text).ids[:length]
+        if max_tokens is not None:
+            ids = ids[: max_tokens - count]
+        if ids:
+            rows.append(ids)
+            count += len(ids)
+        if max_tokens is not None and count >= max_tokens:
+            break
+    return rows
+
+
+@torch.no_grad()
+def measure(
+    model: PreTrainedModel,
+    rows: Sequence[tuple[int, ...]],
+    blocks: Sequence[int],
+    *,
+    budget: int = 4096,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, SecondMoment]:
+    """Measure C of every block in one pass over `rows` of token ids, stopping after the last block.
+
+    Padding is left out; `progress` is told (tokens done, tokens in all).
+    """
+    family, blocks = family_of(model), sorted(set(blocks))
+    sites = [Site(family.write(model, block), "input") for block in blocks]
+    total = sum(len(row) for row in rows)
+    if total == 0:
+        raise ErrataError("there is no text to measure a second moment on", "give a corpus with text in it")
+    sums: dict[int, Tensor] = {}
+    done = 0
+    with frozen(model):
+        for batch in batches_by_length([len(row) for row in rows], budget):
+            ids = pad_right([rows[i] for i in batch], model.device)
+            lengths = torch.tensor([len(rows[i]) for i in batch], device=model.device)
+            real = torch.arange(ids.shape[1], device=model.device) < lengths[:, None]
+            for block, states in zip(blocks, record(model, ids, sites), strict=True):
+                keys = states[real].float()  # (tokens, d_in)
+                gram = (keys.T @ keys).double()
+                sums[block] = sums[block] + gram if block in sums else gram
+            done += int(lengths.sum())
+            progress(done, total)
+    return {block: SecondMoment((sums[block] / total).float(), total) for block in blocks}
