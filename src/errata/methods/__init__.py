@@ -1,0 +1,15 @@
+"""The editing methods, one file each; a new method is a file and a line here."""
+
+from __future__ import annotations
+
+from errata.methods.alphaedit import AlphaEdit
+from errata.methods.closed_form import ClosedForm
+from errata.methods.memit import Memit
+from errata.methods.rome import Rome
+
+METHODS: dict[str, type[ClosedForm]] = {
+    "rome": Rome,
+    "memit": Memit,
+    "alphaedit": AlphaEdit,
+}
+"""Every method by the name that the command line, recipes and patches use."""

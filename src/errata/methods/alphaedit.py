@@ -1,0 +1,70 @@
+"""AlphaEdit: write only where the model's own inputs have (almost) no part (arXiv 2410.02355, eq. 14).
+
+    A = Kᵀ P (P (K Kᵀ + K_p K_pᵀ) P + ε I)⁻¹        R as in MEMIT
+
+P projects onto the directions whose second moment is below a threshold; K_p are the keys of
+earlier edits, which live in their patches. P is symmetric and idempotent, so with F = P [K_p K]
+this is F (ε I + FᵀF)⁻¹, an N x N system.
+
+Differs from jianghoucheng/AlphaEdit: no globals (P is the moment's, the keys the patches'),
+float64 throughout, and the keys of a batch are not read a second time after it was written:
+a block's keys depend only on the blocks below, which stand edited when they are read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from errata.errors import ErrataError
+from errata.methods.closed_form import ClosedForm, fetch
+from errata.settings import Search
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from errata.moment import NullSpace, SecondMoment
+
+
+class AlphaEdit(ClosedForm):
+    """Write many facts at once into the null space of what the matrix already serves."""
+
+    name: ClassVar[str] = "alphaedit"
+
+    search: Search = Search(clamp=0.75)
+    """How target values are searched."""
+    ridge: float = Field(10.0, gt=0)
+    """ε: how strongly small reads are preferred (the reference's L2)."""
+    null_space_threshold: float = Field(0.02, gt=0)
+    """Directions whose second moment is below this may be written to."""
+    relative_threshold: bool = False
+    """Read the threshold as a share of the largest second moment."""
+
+    def null_space(self, moment: SecondMoment) -> NullSpace:
+        """Return the null space that these settings cut; raises `ErrataError` for too few tokens."""
+        width = moment.matrix.shape[0]
+        if moment.count < 2 * width:
+            raise ErrataError(
+                f"{moment.count} tokens are too few to tell the null space of {width} dimensions: "
+                "directions would look unused that are only unseen",
+                f"measure the second moment on at least {2 * width} tokens (`errata stats --tokens {10 * width}`)",
+            )
+        return moment.null_space(self.null_space_threshold, self.relative_threshold)
+
+    def notes(self, moment: SecondMoment) -> tuple[str, ...]:
+        """Say how much room the null space leaves and how clear its cut is."""
+        space = self.null_space(moment)
+        width = moment.matrix.shape[0]
+        clear = "" if space.gap > 1.01 else "; the cut is not clear, a slight change would move it"
+        return (f"null space {space.kept} of {width} directions, gap at the cut {space.gap:.3f}x{clear}",)
+
+    def read(
+        self, keys: Tensor, bare: Tensor, moment: SecondMoment | None, memory: Tensor | None
+    ) -> Tensor:
+        """Return A: (n, d_in)."""
+        import torch
+
+        assert moment is not None
+        held = keys if memory is None else torch.cat([memory.to(keys), keys], dim=1)
+        return fetch(self.null_space(moment).project(held), self.ridge, keys.shape[1]).T

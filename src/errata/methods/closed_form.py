@@ -1,0 +1,271 @@
+"""The driver that every closed-form editor shares.
+
+    requests -> keys K, target values Z -> A = method.read(K, ...) -> Δ = R A per block
+
+R is the residual: what should be said minus what is said now. A is the *read*: which inputs
+fetch it; only `read` differs between methods. Blocks are written from the lowest up, and keys
+of a block are read on the model with the blocks below already edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from errata.errors import ErrataError
+from errata.request import EditRequest, check_batch
+from errata.settings import Contexts, Search, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from errata.hooks import Site
+    from errata.moment import SecondMoment
+    from errata.patch import Base, Patch, Update
+    from errata.tokens import Rewrite
+    from errata.values import Targets
+
+
+class ClosedForm(Settings):
+    """Settings that all closed-form editors share; call one to get a patch."""
+
+    name: ClassVar[str]
+    place: ClassVar[Literal["block", "mlp"]] = "block"
+    """Where the target value stands: at the output of the last block, or of its MLP."""
+    batch_limit: ClassVar[int | None] = None
+    """How many requests are written at once; None for all."""
+    depth: ClassVar[tuple[float, float]] = (0.15, 0.3)
+    """First and last block as a share of depth, where no preset names them: a guess."""
+
+    blocks: tuple[int, ...] | None = None
+    """Blocks to edit; the model's preset when not given."""
+    position: Literal["subject_first", "subject_last", "subject_first_after_last", "last"] = "subject_last"
+    """The token whose key is edited."""
+    search: Search = Search()
+    """How target values are searched."""
+    contexts: Contexts = Contexts()
+    """Texts put before the prompt."""
+    requests_at_once: int = Field(16, ge=1)
+    """Requests whose target values are searched together; it changes speed and memory, not results."""
+
+    @field_validator("blocks")
+    @classmethod
+    def _ascending(cls, blocks: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if blocks is not None and (not blocks or len(set(blocks)) < len(blocks)):
+            raise ValueError("name at least one block, and none twice")
+        return None if blocks is None else tuple(sorted(blocks))
+
+    @property
+    def needs_moment(self) -> bool:
+        """Whether `read` uses the second moment."""
+        return True
+
+    def read(
+        self, keys: Tensor, bare: Tensor, moment: SecondMoment | None, memory: Tensor | None
+    ) -> Tensor:
+        """Return A: (n, d_in), float64.
+
+        `keys` and `bare`: (d_in, n), the keys with and without prefixes; `memory`: (d_in, N),
+        keys of earlier edits.
+        """
+        raise NotImplementedError
+
+    def notes(self, moment: SecondMoment) -> tuple[str, ...]:
+        """What a reader of the patch should know of one block's second moment."""
+        return ()
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+        *,
+        base: Base,
+        moments: Mapping[int, SecondMoment],
+        earlier: Sequence[Patch] = (),
+        originals: Mapping[str, Tensor] | None = None,
+        targets: Targets | None = None,
+        command: str | None = None,
+    ) -> Patch:
+        """Compute the patch that makes `model` answer `requests`; the model is left as found.
+
+        `model` stands with the `earlier` patches applied, `originals` are the weights that they
+        changed as the base has them. `targets`, when given, are used instead of a search.
+        """
+        from errata.identity import tensor_hash, versions
+        from errata.patch import Patch, Provenance, weight_of
+
+        warnings = check_batch(requests)
+        rewrites, prefixes = self.rewrites(model, tokenizer, requests)
+        if targets is None:
+            targets = self.find_targets(model, rewrites)
+        updates = self.updates(model, rewrites, targets, moments, earlier)
+        base_weights = {name: weight_of(model, name)[1] for name in updates} | dict(originals or {})
+        used = {block: moments[block] for block in self.edited_blocks if self.needs_moment}
+        provenance = Provenance(
+            base=base,
+            method=self.name,
+            settings=self.model_dump(mode="json"),
+            requests=tuple(requests),
+            prefixes=prefixes,
+            parents=tuple(patch.digest for patch in earlier),
+            weights={name: tensor_hash(base_weights[name]) for name in updates},
+            moments={str(b): m.identity.digest for b, m in used.items() if m.identity is not None},
+            losses=tuple(float(trace[-1, 0]) for trace in targets.losses),
+            notes=(
+                *warnings,
+                *(f"block {b}: {note}" for b, m in used.items() for note in self.notes(m)),
+            ),
+            versions=versions(),
+            command=command,
+        )
+        return Patch(updates, provenance)
+
+    def rewrites(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+    ) -> tuple[list[Rewrite], tuple[str, ...]]:
+        """Encode requests behind context prefixes; return both."""
+        from errata.prefixes import sample_prefixes
+        from errata.tokens import rewrite_of
+
+        contexts = self.contexts
+        prefixes = contexts.prefixes
+        if prefixes is None:
+            prefixes = sample_prefixes(
+                model, tokenizer, contexts.prefix_count, contexts.prefix_length, contexts.seed
+            )
+        rewrites = [
+            rewrite_of(
+                tokenizer,
+                request,
+                prefixes,
+                where=self.position,
+                essence_prompt=self.search.essence_prompt,
+                mean_by_type=self.place == "block",
+            )
+            for request in requests
+        ]
+        return rewrites, prefixes
+
+    def find_targets(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> Targets:
+        """Search the target value of every request: (n, d)."""
+        from errata.values import search_targets
+
+        block = self.edited_blocks[-1]
+        return search_targets(
+            model, rewrites, block, self._site(model), self.search, at_once=self.requests_at_once
+        )
+
+    def updates(
+        self,
+        model: PreTrainedModel,
+        rewrites: Sequence[Rewrite],
+        targets: Targets,
+        moments: Mapping[int, SecondMoment],
+        earlier: Sequence[Patch] = (),
+    ) -> dict[str, Update]:
+        """Return Δ = R A for every block's weight; the model is left as found."""
+        import torch
+
+        from errata.family import family_of
+        from errata.hooks import frozen
+        from errata.patch import Update, add, keeping
+
+        family = family_of(model)
+        names = {block: family.weight_name(block) for block in self.edited_blocks}
+        parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in names.values()}
+        limit = self.batch_limit or len(rewrites)
+        with frozen(model), keeping(model, names.values()):
+            for start in range(0, len(rewrites), limit):
+                batch = range(start, min(start + limit, len(rewrites)))
+                chosen, wanted = [rewrites[i] for i in batch], targets.pick(batch)
+                for block, name in names.items():
+                    memory = [p.updates[name].K for p in earlier if name in p.updates]
+                    memory += [K for _, _, K in parts[name]]
+                    part = self._part(model, chosen, wanted, block, moments.get(block), memory)
+                    parts[name].append(part)
+                    add(model, name, Update.of(*part).delta())
+        return {
+            name: Update.of(
+                torch.cat([R for R, _, _ in held], dim=1),
+                torch.cat([A for _, A, _ in held]),
+                torch.cat([K for _, _, K in held], dim=1),
+            )
+            for name, held in parts.items()
+        }
+
+    def _part(
+        self,
+        model: PreTrainedModel,
+        rewrites: Sequence[Rewrite],
+        targets: Targets,
+        block: int,
+        moment: SecondMoment | None,
+        memory: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return R (d_out, n), A (n, d_in) and K (d_in, n) of one block for one batch."""
+        import torch
+
+        from errata.keys import bare_rows, keys_of, read_at
+
+        if moment is None and self.needs_moment:
+            raise ErrataError(f"{self.name} needs the second moment of block {block}", "run `errata stats` first")
+        keys, bare = keys_of(model, rewrites, block)
+        now = read_at(model, bare_rows(rewrites), [self._site(model)])[0]
+        left = sum(other >= block for other in self.edited_blocks)
+        R = (targets.values.double() - now.double()).T / left
+        held = torch.cat([K.to(keys) for K in memory], dim=1) if memory else None
+        A = self.read(keys.T, bare.T, moment if self.needs_moment else None, held)
+        return R, A, keys.T
+
+    @property
+    def edited_blocks(self) -> tuple[int, ...]:
+        """The blocks that are written, ascending; raises `ErrataError` when none are set."""
+        if self.blocks is None:
+            raise ErrataError(
+                f"{self.name} does not know which blocks to edit", "name them: --blocks 4,5,6 (blocks=(4, 5, 6))"
+            )
+        return self.blocks if self.place == "block" else self.blocks[-1:]
+
+    def _site(self, model: PreTrainedModel) -> Site:
+        from errata.family import family_of
+        from errata.hooks import Site
+
+        family, block = family_of(model), self.edited_blocks[-1]
+        module = family.block(model, block) if self.place == "block" else family.write(model, block)
+        return Site(module, "output")
+
+
+def fetch(features: Tensor, ridge: float, new: int) -> Tensor:
+    """Return F (ρ I + FᵀF)⁻¹ restricted to the last `new` columns: (d, new), float64.
+
+    The smaller of the two equal systems is solved: N x N, or (ρ I + F Fᵀ)⁻¹ F at d x d.
+    """
+    import torch
+
+    d, count = features.shape
+    wanted = features[:, count - new :]
+    if count <= d:
+        system = features.T @ features
+        unit = torch.eye(count, dtype=features.dtype, device=features.device)
+        return features @ torch.cholesky_solve(unit[:, count - new :], _chol(system + ridge * unit))
+    unit = torch.eye(d, dtype=features.dtype, device=features.device)
+    return torch.cholesky_solve(wanted, _chol(features @ features.T + ridge * unit))
+
+
+def _chol(system: Tensor) -> Tensor:
+    import torch
+
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if failed or not factor.isfinite().all():
+        raise ErrataError(
+            "the edits cannot be told apart: their keys are not finite or not independent",
+            "are two requests about the same subject and prompt, or does the model hold NaN?",
+        )
+    return factor

@@ -1,0 +1,205 @@
+"""`EditedModel`: a model, its tokenizer and the stack of patches on it; and `load`.
+
+The weights are always base + patches in order, computed from saved originals, so undoing
+any patch gives what would have been there without it, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from errata import demo
+from errata.errors import ErrataError
+from errata.family import family_of, weight_of
+from errata.hooks import frozen
+from errata.identity import model_hash
+from errata.moment import SecondMoment
+from errata.patch import Base, Patch, change_lost, restore, write
+from errata.request import EditRequest
+
+if TYPE_CHECKING:
+    from errata.methods import ClosedForm
+    from errata.values import Targets
+
+Moments = Mapping[int, SecondMoment] | Callable[[Sequence[int]], Mapping[int, SecondMoment]]
+
+
+@dataclass(eq=False)
+class EditedModel:
+    """A model with a stack of patches on it; the first patch was applied first."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """The name or path that it was loaded by."""
+    patches: list[Patch] = field(default_factory=list, init=False)
+    _originals: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        family_of(self.model)
+
+    @cached_property
+    def base(self) -> Base:
+        """The unedited model's identity; it is hashed once, when first asked for."""
+        with self.without_patches():
+            weights = model_hash(self.model)
+        return Base(name=self.name, model_type=self.model.config.model_type, weights=weights)
+
+    def edit(
+        self,
+        requests: Sequence[EditRequest],
+        method: ClosedForm,
+        *,
+        moments: Moments,
+        targets: Targets | None = None,
+        command: str | None = None,
+    ) -> Patch:
+        """Make the model answer `requests`; the patch is applied on top of the stack and returned.
+
+        `moments` holds the second moment per block, or is called with the blocks needed.
+        Raises `ErrataError` for requests that contradict each other and for missing moments.
+        """
+        patch = self.compute(requests, method, moments=moments, targets=targets, command=command)
+        self.apply(patch)
+        return patch
+
+    def compute(
+        self,
+        requests: Sequence[EditRequest],
+        method: ClosedForm,
+        *,
+        moments: Moments,
+        targets: Targets | None = None,
+        command: str | None = None,
+    ) -> Patch:
+        """Like `edit`, without applying the patch."""
+        base = self.base
+        needed = method.edited_blocks if method.needs_moment else ()
+        found = moments(needed) if callable(moments) else moments
+        return method(
+            self.model,
+            self.tokenizer,
+            requests,
+            base=base,
+            moments=found,
+            earlier=tuple(self.patches),
+            originals=self._originals,
+            targets=targets,
+            command=command,
+        )
+
+    def apply(self, patch: Patch, *, allow_base: bool = False) -> dict[str, float]:
+        """Put a patch on top; return, per weight, the share of the stack's change lost to the dtype.
+
+        Raises `ErrataError` when the patch was made for another base, unless `allow_base`.
+        """
+        expected = patch.provenance.base
+        if not allow_base and expected.weights != self.base.weights:
+            raise ErrataError(
+                f"this patch was made for {expected.name} ({expected.weights[:12]}), "
+                f"not for {self.name} ({self.base.weights[:12]})",
+                "load the model it was made for",
+                "to apply it all the same, say --allow-base (in Python: allow_base=True)",
+            )
+        added = {
+            name: weight_of(self.model, name)[1].detach().clone()
+            for name in patch.updates
+            if name not in self._originals
+        }
+        originals = {**self._originals, **added}
+        try:
+            write(self.model, originals, [*self.patches, patch])
+        except BaseException:
+            write(self.model, originals, self.patches)
+            raise
+        self._originals = originals
+        self.patches.append(patch)
+        return change_lost(self.model, {name: originals[name] for name in patch.updates}, self.patches)
+
+    def undo(self, patch: Patch | None = None) -> Patch:
+        """Take a patch back, the last one unless another is named; return it.
+
+        Raises `ErrataError` when there is none, or the named one is not applied.
+        """
+        if not self.patches or (patch is not None and patch not in self.patches):
+            raise ErrataError("there is no such patch to undo", "the model's patches are in `.patches`")
+        index = len(self.patches) - 1 if patch is None else self.patches.index(patch)
+        taken = self.patches.pop(index)
+        write(self.model, self._originals, self.patches)
+        held = {name for other in self.patches for name in other.updates}
+        self._originals = {name: tensor for name, tensor in self._originals.items() if name in held}
+        return taken
+
+    @contextmanager
+    def without_patches(self) -> Iterator[None]:
+        """Show the unedited model for the time of a `with` block."""
+        try:
+            restore(self.model, self._originals)
+            yield
+        finally:
+            write(self.model, self._originals, self.patches)
+
+    @torch.no_grad()
+    def generate(self, prompt: str, max_new_tokens: int = 32) -> str:
+        """Continue a prompt greedily, until the model ends it; return the new text."""
+        inputs = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        ids = inputs["input_ids"].to(self.model.device)
+        pad = self.tokenizer.pad_token_id
+        with frozen(self.model):
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=inputs["attention_mask"].to(self.model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+            )
+        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def load(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    patches: Sequence[Patch | str | Path] = (),
+    allow_base: bool = False,
+) -> EditedModel:
+    """Load a model by Hub name, folder, or `demo` for the embedded one, with patches applied.
+
+    `dtype` is "auto" (as stored; the demo in float32), or a torch dtype. Raises `ErrataError`
+    when there is no such model, it cannot be reached, or its type has no family.
+    """
+    source = str(demo.MODEL_DIR) if name_or_path == "demo" else name_or_path
+    if name_or_path == "demo" and dtype == "auto":
+        dtype = torch.float32
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ErrataError(
+            f"cannot load {name_or_path!r}: {reason}",
+            "give a Hub name, a folder with config.json and weights, or `demo`",
+            "offline, only folders, cached models and `demo` can be loaded",
+        ) from None
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    if device is not None:
+        model = model.to(device)
+    edited = EditedModel(model.eval(), tokenizer, name_or_path)
+    for patch in patches:
+        edited.apply(patch if isinstance(patch, Patch) else Patch.load(patch), allow_base=allow_base)
+    return edited
