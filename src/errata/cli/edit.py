@@ -1,0 +1,216 @@
+"""`errata edit`: change one fact or many, keep the patch, show what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata import console
+from errata.case import Case
+from errata.cli.options import (
+    AllowBase,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Patches,
+    Results,
+    cache_folder,
+    command_line,
+    given_settings,
+    load_model,
+    method_named,
+    settings_flags,
+    show_warnings,
+)
+from errata.cli.show import answer_rows, edit_json, show_edit
+from errata.errors import ErrataError
+from errata.methods import METHODS
+from errata.request import EditRequest, check_batch, read_requests
+
+if TYPE_CHECKING:
+    from errata.methods import ClosedForm
+    from errata.model import EditedModel
+    from errata.moment import SecondMoment
+
+SHOWN = 12
+"""Prompts for which answers before and after are shown."""
+
+
+@settings_flags(METHODS)
+def edit(
+    model: Model,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help='The fact, its subject in braces: "The {Eiffel Tower} is in".'),
+    ] = None,
+    target: Annotated[str | None, typer.Argument(help="What should follow.")] = None,
+    *,
+    subject: Annotated[
+        str | None, typer.Option(help="The subject, when the prompt has {} in its place.")
+    ] = None,
+    requests: Annotated[
+        Path | None, typer.Option(help="A .jsonl, .json or .csv file of requests.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Cases: a dataset's name or a file.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take so many cases of the dataset.")
+    ] = None,
+    offset: Annotated[
+        int, typer.Option(min=0, help="Leave out the first cases of the dataset.")
+    ] = 0,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "memit",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Requests per batch; all at once.")
+    ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option(
+            "--sequential", help="Put batches on top of each other, not each on the unedited model."
+        ),
+    ] = False,
+    paraphrase: Annotated[
+        list[str] | None, typer.Option(help="Another wording to try afterwards; may be repeated.")
+    ] = None,
+    neighbour: Annotated[
+        list[str] | None, typer.Option(help="A prompt that must not change; may be repeated.")
+    ] = None,
+    target_true: Annotated[
+        str | None, typer.Option(help="What was true before; scores compare with it.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text for the second moment (see `errata stats`).")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of it to use.")] = None,
+    patch: Patches = None,
+    results: Results = Path("results"),
+    dtype: Dtype = "auto",
+    device: Device = None,
+    allow_base: AllowBase = False,
+    json: Json = False,
+    given: dict[str, Any],
+) -> None:
+    """Edit facts in a model; the patch is kept, and what changed is shown."""
+    chosen = method_named(method)
+    settings = given_settings(chosen, given)
+    cases = _cases(model, prompt, target, subject, requests, dataset, limit, offset)
+    cases = _with_probes(cases, paraphrase, neighbour, target_true)
+    show_warnings(check_batch([case.request for case in cases]))
+    edited = load_model(model, patch, dtype, device, allow_base)
+
+    from errata.family import family_of
+    from errata.presets import settle
+    from errata.statistics import Store, moments_for
+
+    count = family_of(edited.model).block_count(edited.model)
+    settled, source, notes = settle(chosen, model, count, settings)
+    show_warnings(notes)
+    with console.bar("second moment") as progress:
+        moments, measured = moments_for(
+            edited, settled, Store(cache_folder() / "moments"), corpus, tokens, progress
+        )
+    blocks = ",".join(str(block) for block in settled.edited_blocks)
+    facts = [f"settings: {source}; blocks {blocks}", *measured]
+    _run(edited, cases, settled, moments, (batch_size, sequential), results, json, facts)
+
+
+def _run(
+    edited: EditedModel,
+    cases: Sequence[Case],
+    method: ClosedForm,
+    moments: Mapping[int, SecondMoment],
+    batching: tuple[int | None, bool],
+    results: Path,
+    json: bool,
+    facts: Sequence[str],
+) -> None:
+    from errata.runs import Plan, new_folder, run_edits
+
+    plan = Plan(batch_size=batching[0], sequential=batching[1])
+    asked = _shown_prompts(cases)
+    before = [edited.generate(text, 12) for _, text in asked]
+    folder = new_folder(results, method.label)
+    with console.bar("edits") as progress:
+        run = run_edits(
+            edited, cases, method, moments, plan, folder, command=command_line(), progress=progress
+        )
+    alone = len(run.patches) == 1 or plan.sequential
+    after = [edited.generate(text, 12) for _, text in asked] if alone else []
+    rows = answer_rows(asked, before, after, run) if alone else []
+    if json:
+        edit_json(edited, method, run, rows, len(cases))
+    else:
+        show_edit(edited, method, run, rows, facts)
+
+
+def _cases(
+    model: str,
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    requests: Path | None,
+    dataset: str | None,
+    limit: int | None,
+    offset: int,
+) -> list[Case]:
+    """Read the one source of cases that was given."""
+    if (prompt is not None) + (requests is not None) + (dataset is not None) != 1:
+        raise ErrataError(
+            "say what to edit, in one way",
+            'one fact: errata edit MODEL "The {Eiffel Tower} is in the city of" Rome',
+            "many: --requests FILE, or --dataset NAME",
+        )
+    if dataset is not None:
+        from errata.data import read_cases
+
+        return read_cases(dataset, limit, offset)
+    if requests is not None:
+        return [Case(request=request) for request in read_requests(requests)]
+    assert prompt is not None
+    if target is None:
+        raise ErrataError("the target is missing", f"give the new answer after {prompt!r}")
+    request = EditRequest.parse(prompt, target, subject)
+    return [(_known_case(request) if model == "demo" else None) or Case(request=request)]
+
+
+def _known_case(request: EditRequest) -> Case | None:
+    """Find the probes that the demo's world has for a fact."""
+    from errata.data import read_cases
+
+    for case in read_cases("demo"):
+        if (case.request.subject, case.request.prompt) == (request.subject, request.prompt):
+            return case.with_values(request=request)
+    return None
+
+
+def _with_probes(
+    cases: list[Case],
+    paraphrases: list[str] | None,
+    neighbours: list[str] | None,
+    target_true: str | None,
+) -> list[Case]:
+    given = {"paraphrases": paraphrases, "neighbours": neighbours, "target_true": target_true}
+    given = {key: value for key, value in given.items() if value}
+    if not given:
+        return cases
+    if len(cases) > 1:
+        raise ErrataError(
+            "--paraphrase, --neighbour and --target-true go with one fact",
+            "put those of many into a dataset file",
+        )
+    return [cases[0].with_values(**given)]
+
+
+def _shown_prompts(cases: Sequence[Case]) -> list[tuple[str, str]]:
+    """The prompts whose answers are shown: all of one case, or the first of many."""
+    if len(cases) > 1:
+        return [("fact", case.request.text) for case in cases[:SHOWN]]
+    case = cases[0]
+    return [
+        ("fact", case.request.text),
+        *(("paraphrase", text) for text in case.paraphrases[:4]),
+        *(("neighbour", text) for text in case.neighbours[:4]),
+    ]

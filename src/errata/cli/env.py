@@ -1,0 +1,39 @@
+"""`errata env`: versions and devices, for bug reports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+from errata import console
+from errata.cli.options import Json, cache_folder
+
+PACKAGES = (
+    *("errata", "torch", "transformers", "safetensors", "accelerate", "pydantic"),
+    *("peft", "datasets", "lm_eval", "scikit-learn", "nltk", "submitit", "matplotlib", "gradio"),
+)
+
+
+def env(json: Json = False) -> None:
+    """Show versions, devices and folders: what to send with a bug report."""
+    import torch
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    devices = ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
+    system = {"python": platform.python_version(), "system": platform.platform()}
+    if json:
+        console.as_json(
+            {**system, "devices": devices, "cache": str(cache_folder()), "packages": versions}
+        )
+        return
+    console.verb("errata env")
+    for name, value in system.items():
+        console.fact(f"{name} {value}")
+    console.fact(f"devices: {', '.join(devices)}")
+    console.fact(f"cache: {cache_folder()}")
+    console.table(("package", "version"), [[name, version] for name, version in versions.items()])

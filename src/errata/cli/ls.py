@@ -1,0 +1,126 @@
+"""`errata ls`: what there is: patches, methods, families, presets, datasets, statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from errata import console
+from errata.cli.options import Json, Results, cache_folder, fields_of
+from errata.errors import ErrataError
+from errata.methods import METHODS
+from errata.presets import presets
+
+
+def list_things(
+    what: Annotated[
+        str, typer.Argument(help="patches, methods, families, presets, datasets or stats.")
+    ] = "patches",
+    results: Results = Path("results"),
+    json: Json = False,
+) -> None:
+    """List patches, methods, families, presets, datasets or stored statistics."""
+    listings = {
+        "patches": lambda: _patches(results),
+        "methods": _methods,
+        "families": _families,
+        "presets": _presets,
+        "datasets": _datasets,
+        "stats": _stats,
+    }
+    if what not in listings:
+        raise ErrataError(f"cannot list {what!r}", f"choose one of {', '.join(listings)}")
+    rows = listings[what]()
+    if json:
+        console.as_json({what: rows})
+        return
+    console.verb(f"errata ls {what}")
+    if not rows:
+        console.fact("none yet")
+        return
+    columns = list(rows[0])
+    console.table(columns, [[str(row[column]) for column in columns] for row in rows])
+
+
+def _patches(results: Path) -> list[dict[str, Any]]:
+    from errata.patch import Patch
+
+    rows = []
+    for path in sorted(results.glob("*/run_*/patch*.safetensors")):
+        try:
+            patch = Patch.load(path)
+        except ErrataError as error:
+            console.warning(error.message)
+            continue
+        first = patch.provenance.requests[0]
+        more = len(patch.provenance.requests) - 1
+        rows.append(
+            {
+                "patch": str(path),
+                "model": patch.provenance.base.name,
+                "method": patch.provenance.method,
+                "edits": f"{first.marked} → {first.target}" + (f" and {more} more" if more else ""),
+                "kB": round(patch.size / 1000, 1),
+            }
+        )
+    return rows
+
+
+def _methods() -> list[dict[str, Any]]:
+    return [
+        {
+            "method": name,
+            "what": (method.__doc__ or "").splitlines()[0],
+            "settings": ", ".join(path[-1] for path, _ in fields_of(method)),
+        }
+        for name, method in METHODS.items()
+    ]
+
+
+def _families() -> list[dict[str, Any]]:
+    from errata.family import FAMILIES
+
+    return [
+        {"model_type": name, "edited weight": f"{family.blocks}.N.{family.block_write}"}
+        for name, family in FAMILIES.items()
+    ]
+
+
+def _presets() -> list[dict[str, Any]]:
+    return [
+        {
+            "model": model,
+            "method": method,
+            "blocks": ",".join(str(b) for b in preset.settings.get("blocks", ())),
+            "source": preset.source,
+            "notes": "; ".join(preset.notes),
+        }
+        for model, methods in presets().items()
+        for method, preset in methods.items()
+    ]
+
+
+def _datasets() -> list[dict[str, Any]]:
+    from errata.data import DATASETS
+
+    return [{"dataset": name} for name in DATASETS]
+
+
+def _stats() -> list[dict[str, Any]]:
+    from errata.statistics import Store
+
+    rows = []
+    for path, moment in Store(cache_folder() / "moments").stored():
+        if moment.identity is not None:
+            rows.append(
+                {
+                    "weight": moment.identity.weight,
+                    "base": moment.identity.weights[:12],
+                    "tokens": moment.count,
+                    "dtype": moment.identity.dtype,
+                    "path": str(path),
+                }
+            )
+    return rows

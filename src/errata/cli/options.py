@@ -1,0 +1,199 @@
+"""Options that several verbs share, and settings turned into flags.
+
+A settings field becomes a flag by its own name (`learning_rate` is `--learning-rate`), also
+inside nested settings; its docstring is the help. Lists are comma-separated.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from errata import console
+from errata.errors import ErrataError
+from errata.methods import METHODS
+from errata.settings import Settings
+
+if TYPE_CHECKING:
+    from errata.model import EditedModel
+
+Model = Annotated[str, typer.Argument(help="A Hub name, a folder, or `demo`.", metavar="MODEL")]
+Patches = Annotated[
+    list[Path] | None,
+    typer.Option("--patch", help="A patch to put on the model first; may be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Results = Annotated[Path, typer.Option("--results", help="Where runs are kept.", metavar="DIR")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as stored.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 …; the first GPU when there is one.")
+]
+AllowBase = Annotated[
+    bool, typer.Option("--allow-base", help="Apply patches to another base all the same.")
+]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def cache_folder() -> Path:
+    """Return where second moments are kept: $ERRATA_CACHE, or `errata` in the user's cache."""
+    if "ERRATA_CACHE" in os.environ:
+        return Path(os.environ["ERRATA_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "errata"
+
+
+def command_line() -> str:
+    """Return the command that is running, to be kept in what it makes."""
+    return shlex.join(["errata", *sys.argv[1:]])
+
+
+def load_model(
+    name: str,
+    patches: list[Path] | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    allow_base: bool = False,
+) -> EditedModel:
+    """Load a model with patches as the command line names them."""
+    import torch
+
+    from errata.model import load
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in (*dtypes, "auto"):
+        raise ErrataError(
+            f"there is no dtype {dtype!r}", f"choose one of auto, {', '.join(dtypes)}"
+        )
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load(
+        name,
+        dtype=dtypes.get(dtype, "auto"),
+        device=chosen,
+        patches=patches or (),
+        allow_base=allow_base,
+    )
+
+
+def method_named(name: str) -> Any:
+    """Return the method class called `name`; raises `ErrataError` with the known names."""
+    if name.lower() not in METHODS:
+        raise ErrataError(f"there is no method {name!r}", f"known methods: {', '.join(METHODS)}")
+    return METHODS[name.lower()]
+
+
+def fields_of(settings: type[Settings]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Yield the path and field of every plain setting, those of nested settings included."""
+    for name, field in settings.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            for path, inner in fields_of(kind):
+                yield (name, *path), inner
+        else:
+            yield (name,), field
+
+
+def settings_flags(classes: Mapping[str, type[Settings]]) -> Callable[[Command], Command]:
+    """Give a command one flag per setting of these classes; it receives them as `given`.
+
+    `given` holds those that were set, by name, as strings or booleans.
+    """
+    fields: dict[str, tuple[FieldInfo, list[str]]] = {}
+    for label, settings in classes.items():
+        for path, field in fields_of(settings):
+            fields.setdefault(path[-1], (field, []))[1].append(label)
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        kept = [p for p in signature.parameters.values() if p.name != "given"]
+        extra = [
+            _flag(name, field, owners, len(classes)) for name, (field, owners) in fields.items()
+        ]
+
+        @wraps(command)
+        def run(**arguments: Any) -> Any:
+            given = {name: arguments.pop(name) for name in fields}
+            return command(**arguments, given={k: v for k, v in given.items() if v is not None})
+
+        run.__signature__ = signature.replace(parameters=[*kept, *extra])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*kept, *extra)}
+        return run  # type: ignore[return-value]
+
+    return decorate
+
+
+def _flag(name: str, field: FieldInfo, owners: list[str], count: int) -> inspect.Parameter:
+    flag = "--" + name.replace("_", "-")
+    shown = "" if len(owners) == count else f" ({', '.join(owners)})"
+    text = (field.description or "").replace("[", "\\[") + shown
+    is_bool = field.annotation is bool
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if is_bool else flag,
+        help=text,
+        metavar=None if is_bool else _metavar(field),
+        rich_help_panel="Settings of the method",
+    )
+    kind = bool | None if is_bool else str | None
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )
+
+
+def _metavar(field: FieldInfo) -> str:
+    if _holds(field, str) and _is_list(field):
+        return "FILE"
+    return "LIST" if _is_list(field) else "NUMBER" if _holds(field, int, float) else "TEXT"
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return any(
+        get_origin(kind) is tuple for kind in (field.annotation, *get_args(field.annotation))
+    )
+
+
+def _holds(field: FieldInfo, *kinds: type) -> bool:
+    found = [field.annotation, *get_args(field.annotation)]
+    found += [inner for kind in found for inner in get_args(kind)]
+    return any(kind in kinds for kind in found)
+
+
+def given_settings(method: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn flags into the method's (nested) settings; one it does not have is an `ErrataError`."""
+    paths = {path[-1]: (path, field) for path, field in fields_of(method)}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in paths:
+            raise ErrataError(
+                f"{method.__name__} has no setting --{name.replace('_', '-')}",
+                f"its settings: {', '.join('--' + known.replace('_', '-') for known in paths)}",
+            )
+        path, field = paths[name]
+        if _is_list(field) and isinstance(value, str):
+            value = _lines(value) if _holds(field, str) else value.split(",")
+        place = values
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = value
+    return values
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+    except OSError as error:
+        raise ErrataError(
+            f"cannot read {path}: {error.strerror}", "texts are given as a file, one per line"
+        ) from None
+
+
+def show_warnings(notes: tuple[str, ...] | list[str]) -> None:
+    """Show notes on stderr."""
+    for note in notes:
+        console.warning(note)

@@ -1,0 +1,103 @@
+"""How the result of an edit is shown: answers before and after, scores, what to do next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from errata import console
+
+if TYPE_CHECKING:
+    from errata.methods import ClosedForm
+    from errata.model import EditedModel
+    from errata.runs import Run
+
+
+def answer_rows(
+    asked: Sequence[tuple[str, str]],
+    before: Sequence[str],
+    after: Sequence[str],
+    run: Run,
+) -> list[dict[str, Any]]:
+    """Rows of kind, prompt, answers before and after, and the new target's probability."""
+    numbers: dict[str, tuple[float, float]] = {}
+    for then, now in zip(run.before, run.after, strict=True):
+        for old, new in zip(then, now, strict=True):
+            numbers[old.prompt] = (math.exp(-old.new.nll), math.exp(-new.new.nll))
+    return [
+        {
+            "kind": kind,
+            "prompt": text,
+            "before": old.strip(),
+            "after": new.strip(),
+            "p_new_before": numbers[text][0],
+            "p_new_after": numbers[text][1],
+        }
+        for (kind, text), old, new in zip(asked, before, after, strict=True)
+    ]
+
+
+def edit_json(
+    edited: EditedModel, method: ClosedForm, run: Run, rows: list[dict[str, Any]], count: int
+) -> None:
+    """Print the one JSON object of an edit."""
+    from errata.runs import as_json
+
+    console.as_json(
+        {
+            "model": edited.name,
+            "method": method.name,
+            "requests": count,
+            "run": str(run.folder),
+            "patches": [str(path) for path in run.patches],
+            "summary": as_json(run.summary),
+            "answers": rows,
+        }
+    )
+
+
+def show_edit(
+    edited: EditedModel,
+    method: ClosedForm,
+    run: Run,
+    rows: Sequence[dict[str, Any]],
+    facts: Sequence[str],
+) -> None:
+    """Show an edit: facts, answers before and after, scores, the patch, what to do next."""
+    from errata.report import score_rows
+
+    console.verb(f"errata edit {edited.name}, {method.label}")
+    for line in facts:
+        console.fact(line)
+    lost = max(run.lost.values(), default=0.0)
+    if lost > 0.01:
+        console.warning(
+            f"{100 * lost:.0f} % of the change is lost in {edited.model.dtype}; "
+            "load the model in float32 (--dtype float32)"
+        )
+    if rows:
+        shown = [
+            [
+                row["kind"],
+                row["prompt"],
+                row["before"],
+                row["after"],
+                f"{row['p_new_before']:.3f} → {row['p_new_after']:.3f}",
+            ]
+            for row in rows
+        ]
+        console.table(("", "prompt", "before", "after", "P(new)"), shown)
+    summary = run.summary
+    if len(run.after) > 1 and summary["after"]:
+        console.table(
+            ("share of prompts", "before", "after"), score_rows(summary["before"], summary["after"])
+        )
+    console.fact(
+        f"kept {run.patches[0]}" + (f" and {len(run.patches) - 1} more" if run.patches[1:] else "")
+    )
+    console.next_step(
+        f'errata chat {edited.name} --patch {run.patches[0]} -p "…"',
+        "errata ls patches",
+        f"less {run.folder / 'report.md'}",
+    )

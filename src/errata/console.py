@@ -1,0 +1,100 @@
+"""The only module that prints.
+
+Results go to stdout: a verb line, `*` facts, a table, a `Next:` line, or with `--json` one
+object and nothing else. Progress and errors go to stderr. Without a terminal there is no
+colour and no bar; `NO_COLOR` is honoured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from errata.errors import ErrataError
+
+PLAIN_WIDTH = 100
+"""Columns used where output goes to a file or pipe."""
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+def verb(text: str) -> None:
+    """Say what is being done."""
+    _console().print(Text(text, style="bold"))
+
+
+def fact(text: str) -> None:
+    """Say one thing that is so."""
+    _console().print(Text(f"* {text}"))
+
+
+def warning(text: str) -> None:
+    """Say, on stderr, something that a user should know."""
+    _console(stderr=True).print(Text(f"warning: {text}", style="yellow"))
+
+
+def progress_line(text: str) -> None:
+    """Say, on stderr, what goes on."""
+    _console(stderr=True).print(Text(text, style="dim"))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Show a table; long cells are folded."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        shown.add_column(Text(column), overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    console = _console()
+    console.soft_wrap = False
+    console.print(shown)
+
+
+def text(content: str) -> None:
+    """Show text as it is."""
+    _console().print(Text(content))
+
+
+def next_step(*commands: str) -> None:
+    """Say what one could do now."""
+    console = _console()
+    for index, command in enumerate(commands):
+        console.print(Text(("Next: " if index == 0 else "      ") + command))
+
+
+def as_json(result: Any) -> None:
+    """Print one JSON object; the only thing on stdout."""
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+
+
+def error(problem: ErrataError) -> None:
+    """Show, on stderr, what is wrong and what to do."""
+    console = _console(stderr=True)
+    console.print(Text("error: ", style="bold red").append(problem.message, style="not bold"))
+    for hint in problem.hints:
+        console.print(Text("hint: ", style="cyan").append(hint))
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr (nothing without a terminal); call it with (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    console = _console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as shown:
+        task = shown.add_task(title, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
