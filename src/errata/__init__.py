@@ -23,7 +23,7 @@ _LAZY = {
     "FAMILIES": "errata.family",
 }
 
-__all__ = ["EditRequest", "ErrataError", "read_requests", *_LAZY]  # noqa: PLE0604
+__all__ = ["EditRequest", "ErrataError", "read_requests", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -93,8 +93,14 @@ def family_of(model: PreTrainedModel) -> Family:
 
 
 def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
-    """View `tensor`, laid out like the module's weight, as (d_out, d_in), or the other way round."""
+    """View a tensor laid out like the module's weight as (d_out, d_in), or the other way round."""
     return tensor.T if isinstance(module, Conv1D) else tensor
+
+
+def width_of(module: nn.Module) -> int:
+    """Return d_in of a module that holds a matrix."""
+    weight = module.get_parameter("weight")
+    return oriented(module, weight).shape[1]
 
 
 def weight_of(model: PreTrainedModel, name: str) -> tuple[nn.Module, nn.Parameter]:
@@ -117,7 +123,8 @@ def weight_of(model: PreTrainedModel, name: str) -> tuple[nn.Module, nn.Paramete
         )
     if type(parameter.data) is not Tensor or not torch.is_floating_point(parameter):
         raise ErrataError(
-            f"{name} is a {type(parameter.data).__name__} of {parameter.dtype}, which cannot be edited in place",
+            f"{name} is a {type(parameter.data).__name__} of {parameter.dtype}, "
+            "which cannot be edited in place",
             "load the model unquantised and not split over devices",
         )
     return module, parameter

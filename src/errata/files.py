@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well it takes the place of `path`."""
+    """Give a temporary path beside `path`, which replaces `path` when the block ends well."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -33,7 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ErrataError(
-            f"cannot write {path}: {error.strerror or error}", "check the folder, its permissions and free space"
+            f"cannot write {path}: {error.strerror or error}",
+            "check the folder, its permissions and free space",
         ) from error
 
 
@@ -49,7 +50,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
     """Write a safetensors file, whole or not at all."""
     from safetensors.torch import save_file
 

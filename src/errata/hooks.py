@@ -9,7 +9,7 @@ is restored also when the body raises.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def record(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], **forward: Any) -> list[Any]:
-    """Run `ids` (rows, tokens) through the model, up to the last of `sites`; return what was seen there.
+    """Run `ids` (rows, tokens) up to the last of `sites`; return what was seen there.
 
     Inputs come as tensors, outputs as the module gave them (see `first_tensor`). Gradients
     are the caller's business.
@@ -53,17 +53,26 @@ def record(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], **forward
         for index, (module, side) in enumerate(sites):
             if side == "input":
                 handle = module.register_forward_pre_hook(
-                    lambda _, args, kwargs, i=index: keep(i, _input_of(args, kwargs)), with_kwargs=True
+                    lambda _, args, kwargs, i=index: keep(i, _input_of(args, kwargs)),
+                    with_kwargs=True,
                 )
             else:
                 handle = module.register_forward_hook(lambda _, args, out, i=index: keep(i, out))
             stack.callback(handle.remove)
-        try:
+        with suppress(_Stop):
             model(input_ids=ids, **{"use_cache": False, **forward})
-        except _Stop:
-            pass
     assert len(seen) == len(sites), "a recorded module did not run"
     return [seen[index] for index in range(len(sites))]
+
+
+def logits_at(model: PreTrainedModel, keep: Tensor, **forward: Any) -> Tensor:
+    """Return logits (kept, vocabulary) at the places that the mask `keep` (rows, tokens) marks."""
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][keep][None],))
+    try:
+        return model(**forward).logits[0]
+    finally:
+        handle.remove()
 
 
 @contextmanager

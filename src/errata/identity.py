@@ -22,7 +22,8 @@ def tensor_hash(tensor: Tensor) -> str:
     """Return a hash of a tensor's shape and of its values in bfloat16."""
     if tensor.is_meta:
         raise ErrataError(
-            "the model is partly offloaded, so its weights cannot be read", "load it onto one device"
+            "the model is partly offloaded, so its weights cannot be read",
+            "load it onto one device",
         )
     data = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
     digest = hashlib.sha256(str(tuple(tensor.shape)).encode())

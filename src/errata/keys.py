@@ -25,7 +25,7 @@ TOKENS_AT_ONCE = 4096
 def read_at(
     model: PreTrainedModel, rows: Sequence[Row], sites: Sequence[Site], budget: int = TOKENS_AT_ONCE
 ) -> list[Tensor]:
-    """Return, per site, what stands there at each row's position: (rows, width), in the model's dtype."""
+    """Return, per site, what stands there at each row's position: (rows, width), model's dtype."""
     rows = [row.key for row in rows]
     found: list[list[Tensor | None]] = [[None] * len(rows) for _ in sites]
     for batch in batches_by_length([len(row.ids) for row in rows], budget):
@@ -41,7 +41,7 @@ def read_at(
 def keys_of(
     model: PreTrainedModel, rewrites: Sequence[Rewrite], block: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the key of every request at `block` with and without prefixes: (n, d_in) each, float32.
+    """Return each request's key at `block` with and without prefixes: (n, d_in) each, float32.
 
     The first is the mean within each group of prefixes, then over groups, as the request's
     `keys` say; the second that of the bare prompt alone.

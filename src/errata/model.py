@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from errata import demo
@@ -99,7 +104,7 @@ class EditedModel:
         )
 
     def apply(self, patch: Patch, *, allow_base: bool = False) -> dict[str, float]:
-        """Put a patch on top; return, per weight, the share of the stack's change lost to the dtype.
+        """Put a patch on top; return, per weight, the share of the change that the dtype loses.
 
         Raises `ErrataError` when the patch was made for another base, unless `allow_base`.
         """
@@ -124,7 +129,9 @@ class EditedModel:
             raise
         self._originals = originals
         self.patches.append(patch)
-        return change_lost(self.model, {name: originals[name] for name in patch.updates}, self.patches)
+        return change_lost(
+            self.model, {name: originals[name] for name in patch.updates}, self.patches
+        )
 
     def undo(self, patch: Patch | None = None) -> Patch:
         """Take a patch back, the last one unless another is named; return it.
@@ -132,7 +139,9 @@ class EditedModel:
         Raises `ErrataError` when there is none, or the named one is not applied.
         """
         if not self.patches or (patch is not None and patch not in self.patches):
-            raise ErrataError("there is no such patch to undo", "the model's patches are in `.patches`")
+            raise ErrataError(
+                "there is no such patch to undo", "the model's patches are in `.patches`"
+            )
         index = len(self.patches) - 1 if patch is None else self.patches.index(patch)
         taken = self.patches.pop(index)
         write(self.model, self._originals, self.patches)
@@ -201,5 +210,7 @@ def load(
         model = model.to(device)
     edited = EditedModel(model.eval(), tokenizer, name_or_path)
     for patch in patches:
-        edited.apply(patch if isinstance(patch, Patch) else Patch.load(patch), allow_base=allow_base)
+        edited.apply(
+            patch if isinstance(patch, Patch) else Patch.load(patch), allow_base=allow_base
+        )
     return edited

@@ -35,9 +35,11 @@ class MomentIdentity(Settings):
     tokenizer: str
     """Hash of the tokenizer."""
     corpus: str
-    """Hash of the token ids, in order."""
-    tokens: int
-    """How many tokens were counted."""
+    """Hash of the text."""
+    tokens: int | None
+    """How many tokens were asked for; None for the whole corpus."""
+    length: int
+    """Texts are cut at this many tokens."""
     weight: str
     """Full name of the weight whose inputs were measured."""
     dtype: str
@@ -101,14 +103,18 @@ class SecondMoment:
     identity: MomentIdentity | None = None
     """Where it comes from; None for one made by hand."""
 
+    def to(self, device: torch.device) -> SecondMoment:
+        """Return the same moment on another device."""
+        return SecondMoment(self.matrix.to(device), self.count, self.identity)
+
     @cached_property
     def factor(self) -> Tensor | None:
-        """Lower Cholesky factor L of C in float64; None when float32 left C not positive definite."""
+        """Lower Cholesky factor L of C in float64; None when C is not positive definite."""
         factor, failed = torch.linalg.cholesky_ex(self.matrix.double())
         return None if failed else factor
 
     def solve(self, columns: Tensor) -> Tensor:
-        """Return C⁻¹ applied to columns (d_in, n), float64; raises `ErrataError` for a singular C."""
+        """Return C⁻¹ applied to columns (d_in, n), float64; a singular C is an `ErrataError`."""
         columns = columns.to(self.matrix.device, torch.float64)
         if self.factor is not None:
             half = torch.linalg.solve_triangular(self.factor, columns, upper=False)
@@ -118,12 +124,12 @@ class SecondMoment:
             raise ErrataError(
                 f"the second moment of {self.count} tokens is singular: "
                 f"it has {self.matrix.shape[0]} dimensions and cannot be inverted",
-                "measure it on more text (`errata stats --tokens`), several times as many tokens as dimensions",
+                "measure it on several times as many tokens as dimensions (`errata stats`)",
             )
         return solved
 
     def null_space(self, threshold: float, relative: bool = False) -> NullSpace:
-        """Return the directions whose eigenvalue is below `threshold` (of the largest, if `relative`).
+        """Return the directions with eigenvalues below `threshold` (of the largest, if `relative`).
 
         Computed in float64: in float32 the cut can fall one direction off.
         """
@@ -150,7 +156,10 @@ class SecondMoment:
         """Read one back; raises `ErrataError` when it is damaged or measured on something else."""
         try:
             with safe_open(path, framework="pt") as file:
-                header, matrix = json.loads(file.metadata()["errata"]), file.get_tensor("second_moment")
+                header, matrix = (
+                    json.loads(file.metadata()["errata"]),
+                    file.get_tensor("second_moment"),
+                )
             found = header["identity"] and MomentIdentity.model_validate(header["identity"])
             count = int(header["count"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -159,7 +168,8 @@ class SecondMoment:
             ) from None
         if expected is not None and found != expected:
             raise ErrataError(
-                f"the second moment in {path} was measured on something else: {_differences(found, expected)}",
+                f"the second moment in {path} was measured on something else: "
+                f"{_differences(found, expected)}",
                 "measure it again with `errata stats`",
             )
         return cls(matrix, count, found)
@@ -169,7 +179,9 @@ def _differences(found: MomentIdentity | None, expected: MomentIdentity) -> str:
     if found is None:
         return "it does not say on what"
     ours, theirs = found.model_dump(), expected.model_dump()
-    return ", ".join(f"{key} {ours[key]} instead of {theirs[key]}" for key in ours if ours[key] != theirs[key])
+    return ", ".join(
+        f"{key} {ours[key]} instead of {theirs[key]}" for key in ours if ours[key] != theirs[key]
+    )
 
 
 def token_rows(
@@ -209,7 +221,9 @@ def measure(
     sites = [Site(family.write(model, block), "input") for block in blocks]
     total = sum(len(row) for row in rows)
     if total == 0:
-        raise ErrataError("there is no text to measure a second moment on", "give a corpus with text in it")
+        raise ErrataError(
+            "there is no text to measure a second moment on", "give a corpus with text in it"
+        )
     sums: dict[int, Tensor] = {}
     done = 0
     with frozen(model):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -42,7 +43,7 @@ class Update:
     A: Tensor
     """(n, d_in), float32."""
     K: Tensor
-    """(d_in, m), float32: the edited keys, or d_in columns with the same K Kᵀ once there are more."""
+    """(d_in, m), float32: the edited keys; once there are more, d_in columns with the same K Kᵀ."""
 
     @classmethod
     def of(cls, R: Tensor, A: Tensor, K: Tensor) -> Update:
@@ -81,7 +82,7 @@ class Provenance(Settings):
     """The model that it was made for."""
     method: str
     """The editing method's name."""
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
     """All settings of the method."""
     requests: tuple[EditRequest, ...]
     """What was asked for."""
@@ -89,15 +90,15 @@ class Provenance(Settings):
     """The context prefixes that were used."""
     parents: tuple[str, ...] = ()
     """Digests of the patches that were applied when this one was made, in order."""
-    weights: dict[str, str] = {}
+    weights: Mapping[str, str] = Field(default_factory=dict)
     """Hash of each edited weight as the base has it."""
-    moments: dict[str, str] = {}
+    moments: Mapping[str, str] = Field(default_factory=dict)
     """Digest of the second moment that was used, per weight."""
     losses: tuple[float, ...] = ()
     """Last loss of the value search, per request."""
     notes: tuple[str, ...] = ()
     """What a reader should know: warnings, ranks, fallbacks."""
-    versions: dict[str, str] = {}
+    versions: Mapping[str, str] = Field(default_factory=dict)
     """Versions of errata, torch and transformers."""
     command: str | None = None
     """A command that makes the patch again."""
@@ -138,23 +139,28 @@ class Patch:
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
-        """Read a patch; raises `ErrataError` for a file that is missing, damaged or something else."""
+        """Read a patch; a file that is missing, damaged or something else is an `ErrataError`."""
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["errata"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
-            raise ErrataError(f"there is no patch at {path}", "`errata ls patches` lists those you have") from None
+            raise ErrataError(
+                f"there is no patch at {path}", "`errata ls patches` lists those you have"
+            ) from None
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ErrataError(
-                f"{path} is not a patch: {error}", "a patch is a .safetensors file written by errata"
+                f"{path} is not a patch: {error}",
+                "a patch is a .safetensors file written by errata",
             ) from None
         if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
             raise ErrataError(f"{path} is a patch of another format", "update errata")
         return cls(_updates(tensors, str(path)), Provenance.of(header))
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, *, allow_base: bool = False) -> Iterator[PreTrainedModel]:
+    def applied(
+        self, model: PreTrainedModel, *, allow_base: bool = False
+    ) -> Iterator[PreTrainedModel]:
         """Apply the patch for the time of a `with` block; every weight comes back bit for bit."""
         if not allow_base:
             self.check_weights(model)
@@ -168,7 +174,8 @@ class Patch:
             _, parameter = weight_of(model, name)
             if tensor_hash(parameter) != expected:
                 raise ErrataError(
-                    f"this patch was made for another model: {self.provenance.base.name} ({name} differs)",
+                    f"this patch was made for another model: {self.provenance.base.name} "
+                    f"({name} differs)",
                     "load the model it was made for",
                     "to apply it all the same, say --allow-base (in Python: allow_base=True)",
                 )
@@ -181,7 +188,9 @@ class Patch:
         }
 
     def _header(self) -> str:
-        return json.dumps({"format": FORMAT, **self.provenance.model_dump(mode="json")}, sort_keys=True)
+        return json.dumps(
+            {"format": FORMAT, **self.provenance.model_dump(mode="json")}, sort_keys=True
+        )
 
 
 def _updates(tensors: Mapping[str, Tensor], path: str) -> dict[str, Update]:
@@ -190,15 +199,24 @@ def _updates(tensors: Mapping[str, Tensor], path: str) -> dict[str, Update]:
     for name, tensor in tensors.items():
         weight, _, letter = name.rpartition(".")
         if letter not in "RAK" or tensor.dtype != torch.float32 or tensor.ndim != 2:
-            raise ErrataError(f"{path} holds {name}, which is no part of a patch", "the file is damaged")
+            raise ErrataError(
+                f"{path} holds {name}, which is no part of a patch", "the file is damaged"
+            )
         if not tensor.isfinite().all():
-            raise ErrataError(f"{path} holds numbers that are not finite in {name}", "make the patch again")
+            raise ErrataError(
+                f"{path} holds numbers that are not finite in {name}", "make the patch again"
+            )
         parts.setdefault(weight, {})[letter] = tensor
     for weight, held in parts.items():
         whole = {"A", "K"} <= set(held) and held["K"].shape[0] == held["A"].shape[1]
         if not whole or ("R" in held and held["R"].shape[1] != held["A"].shape[0]):
-            raise ErrataError(f"{path}: the parts of {weight} do not fit together", "the file is damaged")
-    return {weight: Update(held.get("R"), held["A"], held["K"]) for weight, held in sorted(parts.items())}
+            raise ErrataError(
+                f"{path}: the parts of {weight} do not fit together", "the file is damaged"
+            )
+    return {
+        weight: Update(held.get("R"), held["A"], held["K"])
+        for weight, held in sorted(parts.items())
+    }
 
 
 @contextmanager
@@ -227,7 +245,9 @@ def restore(model: PreTrainedModel, originals: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def write(model: PreTrainedModel, originals: Mapping[str, Tensor], patches: Sequence[Patch]) -> None:
+def write(
+    model: PreTrainedModel, originals: Mapping[str, Tensor], patches: Sequence[Patch]
+) -> None:
     """Set every weight in `originals` to its original plus all patches, in order, cast once.
 
     Always computed from the originals, so the result does not depend on how it was reached.

@@ -6,6 +6,8 @@ with, then a few tokens from the five likeliest). A patch keeps the ones it used
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,19 +22,18 @@ STARTS = ("The", "Therefore", "Because", "I", "You")
 def sample_prefixes(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    count: int,
-    length: int,
+    lengths: Sequence[int],
     seed: int,
 ) -> tuple[str, ...]:
-    """Return `count` prefixes of about `length` sampled tokens, each ending in ". "."""
-    if count == 0:
-        return ()
+    """Return one prefix per length, of that many sampled tokens, each ending in ". "."""
     prefixes = []
     devices = [model.device] if model.device.type == "cuda" else []
     with frozen(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        for index in range(count):
-            ids = torch.tensor([encode(tokenizer, STARTS[index % len(STARTS)]).ids], device=model.device)
+        for index, length in enumerate(lengths):
+            ids = torch.tensor(
+                [encode(tokenizer, STARTS[index % len(STARTS)]).ids], device=model.device
+            )
             for _ in range(length):
                 logits = model(input_ids=ids, use_cache=False).logits[0, -1].float()
                 likeliest = logits.topk(min(5, len(tokenizer))).indices

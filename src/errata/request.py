@@ -23,7 +23,7 @@ SLOT = "{}"
 
 
 class EditRequest(Settings):
-    """One fact to write: `prompt` with its slot filled by `subject` shall be followed by `target`."""
+    """One fact to write: `prompt`, its slot filled by `subject`, shall be followed by `target`."""
 
     prompt: str
     """The sentence up to the answer, with one slot {} where the subject stands."""
@@ -40,7 +40,9 @@ class EditRequest(Settings):
     @classmethod
     def _one_slot(cls, prompt: str) -> str:
         if prompt.count(SLOT) != 1:
-            raise ValueError(f"needs exactly one slot {SLOT} for the subject, has {prompt.count(SLOT)}")
+            raise ValueError(
+                f"needs exactly one slot {SLOT} for the subject, has {prompt.count(SLOT)}"
+            )
         return prompt.rstrip()
 
     @field_validator("subject")
@@ -109,7 +111,7 @@ def _prompt_and_subject(text: str, subject: str | None) -> dict[str, str]:
 
 
 def read_requests(path: str | Path) -> list[EditRequest]:
-    """Read requests from a JSONL, JSON (a list) or CSV file; CounterFact records are read as well.
+    """Read requests from a JSONL, JSON (a list) or CSV file; CounterFact records work as well.
 
     Every record is validated; all problems are reported in one `ErrataError`, each
     with its record number (from 1) and field.
@@ -127,7 +129,7 @@ def read_requests(path: str | Path) -> list[EditRequest]:
         raise ErrataError(
             f"{len(problems)} of {len(problems) + len(requests)} records in {path} are not valid:\n"
             + "\n".join(problems),
-            'a record looks like {"prompt": "The {} is in", "subject": "Eiffel Tower", "target": "Rome"}',
+            'a record looks like {"prompt": "{} is in", "subject": "Big Ben", "target": "Rome"}',
         )
     if not requests:
         raise ErrataError(f"{path} holds no requests", "give at least one record")
@@ -138,7 +140,9 @@ def _records(path: Path) -> Iterator[Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ErrataError(f"cannot read {path}: {error}", "check the path and that the file is UTF-8") from None
+        raise ErrataError(
+            f"cannot read {path}: {error}", "check the path and that the file is UTF-8"
+        ) from None
     readers = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
     if path.suffix not in readers:
         raise ErrataError(
@@ -151,7 +155,9 @@ def _json_records(text: str, path: Path) -> Iterator[Any]:
     try:
         records = json.loads(text)
     except ValueError as error:
-        raise ErrataError(f"{path} is not JSON: {error}", "one record a line belongs in a .jsonl file") from None
+        raise ErrataError(
+            f"{path} is not JSON: {error}", "one record a line belongs in a .jsonl file"
+        ) from None
     yield from records if isinstance(records, list) else [records]
 
 
@@ -167,11 +173,13 @@ def _jsonl_records(text: str, path: Path) -> Iterator[Any]:
 
 def _csv_records(text: str, path: Path) -> Iterator[Any]:
     for row in csv.DictReader(text.splitlines()):
-        yield {key: value for key, value in row.items() if key is not None and value not in (None, "")}
+        yield {
+            key: value for key, value in row.items() if key is not None and value not in (None, "")
+        }
 
 
 def _flatten(record: Any) -> dict[str, Any]:
-    """Bring the shapes people have to ours: CounterFact's nesting, `target_new`, braces in the prompt."""
+    """Bring people's shapes to ours: CounterFact's nesting, `target_new`, braces in the prompt."""
     if not isinstance(record, dict):
         raise ErrataError(f"is not an object with fields but {record!r:.60}")
     record = dict(record)
@@ -213,17 +221,21 @@ def check_batch(requests: Sequence[EditRequest]) -> list[str]:
         targets = {requests[index].target for index in indices}
         if len(targets) > 1:
             problems.append(
-                f"requests {_numbers(indices)} ask different answers of {requests[indices[0]].marked!r}: "
+                f"requests {_numbers(indices)} ask different answers of "
+                f"{requests[indices[0]].marked!r}: "
                 + ", ".join(repr(requests[index].target) for index in indices)
             )
         elif len(indices) > 1:
             warnings.append(f"requests {_numbers(indices)} are one and the same, about {subject!r}")
     if problems:
-        raise ErrataError("the batch contradicts itself:\n  " + "\n  ".join(problems), "keep one of each")
+        raise ErrataError(
+            "the batch contradicts itself:\n  " + "\n  ".join(problems), "keep one of each"
+        )
     for subject, indices in by_subject.items():
         if len({requests[index].prompt for index in indices}) > 1:
             warnings.append(
-                f"requests {_numbers(indices)} edit the same subject {subject!r} with different prompts; "
+                f"requests {_numbers(indices)} edit the same subject {subject!r} with different "
+                "prompts; "
                 "in one batch they compete for one key"
             )
     return warnings

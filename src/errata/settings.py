@@ -60,10 +60,8 @@ class Contexts(Settings):
 
     prefixes: tuple[str, ...] | None = None
     """A fixed list of prefixes; when not given they are sampled from the model."""
-    prefix_count: int = Field(5, ge=0)
-    """How many prefixes to sample."""
-    prefix_length: int = Field(10, ge=1)
-    """Tokens of a sampled prefix."""
+    prefix_lengths: tuple[int, ...] = (10, 10, 10, 10, 10)
+    """Sample one prefix per number, that many tokens long."""
     seed: int = 0
     """Seed of the sampling."""
 
@@ -75,6 +73,10 @@ def describe(error: ValidationError) -> str:
         field = ".".join(str(part) for part in problem["loc"]) or "record"
         given = problem.get("input")
         message = problem["msg"].removeprefix("Value error, ")
-        shown = "" if isinstance(given, dict) or problem["type"] == "missing" else f" (got {given!r:.80})"
+        shown = (
+            ""
+            if isinstance(given, dict) or problem["type"] == "missing"
+            else f" (got {given!r:.80})"
+        )
         lines.append(f"  {field}: {message}{shown}")
     return "\n".join(lines)

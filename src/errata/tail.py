@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from errata.family import family_of
-from errata.hooks import Site, first_tensor, record, replaced
+from errata.hooks import Site, first_tensor, logits_at, record, replaced
 from errata.tokens import Row, pad_right
 
 
@@ -32,7 +32,9 @@ class Tail:
     block: int
     ids: Tensor  # (rows, suffix)
     states: Tensor  # (rows, suffix, d): output of `block` from the position on
-    prefix: tuple[tuple[Tensor, Tensor], ...]  # per block: keys, values (rows, heads, prefix, d_head)
+    prefix: tuple[
+        tuple[Tensor, Tensor], ...
+    ]  # per block: keys, values (rows, heads, prefix, d_head)
     lengths: Tensor  # (rows,): real tokens in the prefix
     tuple_size: int  # how many things a block returns; 0 for a bare tensor
 
@@ -61,7 +63,9 @@ class Tail:
             block=block,
             ids=torch.tensor([row.ids[row.position :] for row in rows], device=device),
             states=state.gather(1, place[..., None].expand(-1, -1, state.shape[-1])),
-            prefix=tuple(_shift(layer, lengths, index > block) for index, layer in enumerate(cache.layers)),
+            prefix=tuple(
+                _shift(layer, lengths, index > block) for index, layer in enumerate(cache.layers)
+            ),
             lengths=lengths,
             tuple_size=len(output) if isinstance(output, tuple) else 0,
         )
@@ -81,7 +85,7 @@ class Tail:
         )
 
     def run(self, states: Tensor, keep: Tensor, last_block: int | None = None) -> Tensor:
-        """Run the blocks above `block` on `states` (rows, suffix, d) and return logits (kept, vocabulary).
+        """Run the blocks above `block` on `states` (rows, suffix, d): logits (kept, vocabulary).
 
         `keep` is a boolean (rows, suffix) mask of the places whose logits are wanted.
         With `last_block` the blocks after it are left out, and the final norm and head
@@ -99,16 +103,11 @@ class Tail:
             return hand_on(states)
 
         forwards = {
-            family.block(self.model, index): inject if index == self.block else hand_on for index in skipped
+            family.block(self.model, index): inject if index == self.block else hand_on
+            for index in skipped
         }
-        head = self.model.get_output_embeddings()
-        handle = head.register_forward_pre_hook(lambda _, args: (args[0][keep][None],))
-        try:
-            with replaced(forwards):
-                logits = self.model(input_ids=self.ids, **self._surroundings()).logits
-        finally:
-            handle.remove()
-        return logits[0]
+        with replaced(forwards):
+            return logits_at(self.model, keep, input_ids=self.ids, **self._surroundings())
 
     def _surroundings(self) -> dict[str, object]:
         """The cache, mask and positions that make the suffix see its prefix, new at every call."""
@@ -138,12 +137,14 @@ def _shift(layer: DynamicLayer, lengths: Tensor, needed: bool) -> tuple[Tensor, 
     if not needed:
         empty = layer.keys.new_zeros(1, 1, 1, 1).expand(1, 1, width, 1)
         return empty, empty
-    source = torch.arange(width, device=lengths.device) - (width - lengths[:, None])  # (rows, width)
+    source = torch.arange(width, device=lengths.device) - (
+        width - lengths[:, None]
+    )  # (rows, width)
     index = source.clamp(min=0)[:, None, :, None]
     return tuple(
         tensor.gather(2, index.expand(-1, tensor.shape[1], -1, tensor.shape[-1]))
         for tensor in (layer.keys, layer.values)
-    )  # type: ignore[return-value]
+    )
 
 
 def _layer(keys: Tensor, values: Tensor, rows: int) -> DynamicLayer:

@@ -56,7 +56,7 @@ class Rewrite:
     essence: Row
     """The text whose next-token distribution should stay, cut at the edited position."""
     keys: tuple[tuple[Row, ...], ...]
-    """Groups of rows: the key is the mean over groups of the mean within each; the bare row is first."""
+    """Groups of rows, the bare one first: the key is the mean over groups of each group's mean."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:

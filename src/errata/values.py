@@ -47,7 +47,9 @@ class Targets:
     def pick(self, indices: Sequence[int]) -> Targets:
         """Return the targets of some requests."""
         chosen = list(indices)
-        return Targets(self.initial[chosen], self.delta[chosen], tuple(self.losses[i] for i in chosen))
+        return Targets(
+            self.initial[chosen], self.delta[chosen], tuple(self.losses[i] for i in chosen)
+        )
 
 
 def search_targets(
@@ -94,7 +96,9 @@ def _search_group(
 ) -> tuple[Tensor, list[Tensor]]:
     """Search some requests together; return δ (n, d) and their loss rows."""
     loss_block = None if settings.loss_block is None else max(settings.loss_block, block)
-    parts = [_Answers(model, rewrites, rows, block, loss_block) for rows in _buckets(rewrites, budget)]
+    parts = [
+        _Answers(model, rewrites, rows, block, loss_block) for rows in _buckets(rewrites, budget)
+    ]
     essence = _Essence(model, rewrites, block)
     delta = torch.zeros_like(initial, requires_grad=True)
     found = torch.zeros_like(initial)
@@ -126,7 +130,7 @@ def _search_group(
 
 
 def _accumulate(losses: Iterable[Tensor]) -> Tensor:
-    """Sum parts of the loss (n,), each sent back before the next is made: one part's activations live."""
+    """Sum parts of the loss (n,), each sent back before the next is made, to save memory."""
     total: Tensor | None = None
     for loss in losses:
         if loss.requires_grad:
@@ -181,7 +185,9 @@ class _Answers:
             self._drop(kept)
         if not len(self.owner):
             return delta.new_zeros(len(delta))
-        logits = self.tail.run(_moved(self.tail.states, delta[self.owner]), self.keep, self.loss_block)
+        logits = self.tail.run(
+            _moved(self.tail.states, delta[self.owner]), self.keep, self.loss_block
+        )
         nll = cross_entropy(logits.float(), self.target[self.keep], reduction="none")
         owner = self.owner[:, None].expand_as(self.keep)[self.keep]
         return delta.new_zeros(len(delta)).index_add(0, owner, nll * self.weight[self.keep])
@@ -198,7 +204,9 @@ class _Essence:
 
     def __init__(self, model: PreTrainedModel, rewrites: Sequence[Rewrite], block: int) -> None:
         self.tail = Tail.prepare(model, [rewrite.essence for rewrite in rewrites], block)
-        self.before: Tensor | None = None  # (n, vocabulary) log-probabilities of the first evaluation
+        self.before: Tensor | None = (
+            None  # (n, vocabulary) log-probabilities of the first evaluation
+        )
         self.kept = torch.arange(len(rewrites), device=self.tail.ids.device)
 
     def divergence(self, delta: Tensor, active: Sequence[int]) -> Tensor:

@@ -7,6 +7,8 @@ from errata.methods.closed_form import ClosedForm
 from errata.methods.memit import Memit
 from errata.methods.rome import Rome
 
+__all__ = ["METHODS", "AlphaEdit", "ClosedForm", "Memit", "Rome"]
+
 METHODS: dict[str, type[ClosedForm]] = {
     "rome": Rome,
     "memit": Memit,

@@ -1,4 +1,4 @@
-"""AlphaEdit: write only where the model's own inputs have (almost) no part (arXiv 2410.02355, eq. 14).
+"""AlphaEdit: write only where the model's own inputs hardly have a part (arXiv 2410.02355, eq. 14).
 
     A = Kᵀ P (P (K Kᵀ + K_p K_pᵀ) P + ε I)⁻¹        R as in MEMIT
 
@@ -31,6 +31,7 @@ class AlphaEdit(ClosedForm):
     """Write many facts at once into the null space of what the matrix already serves."""
 
     name: ClassVar[str] = "alphaedit"
+    label: ClassVar[str] = "AlphaEdit"
 
     search: Search = Search(clamp=0.75)
     """How target values are searched."""
@@ -42,13 +43,13 @@ class AlphaEdit(ClosedForm):
     """Read the threshold as a share of the largest second moment."""
 
     def null_space(self, moment: SecondMoment) -> NullSpace:
-        """Return the null space that these settings cut; raises `ErrataError` for too few tokens."""
+        """Return the null space that these settings cut; too few tokens are an `ErrataError`."""
         width = moment.matrix.shape[0]
         if moment.count < 2 * width:
             raise ErrataError(
                 f"{moment.count} tokens are too few to tell the null space of {width} dimensions: "
                 "directions would look unused that are only unseen",
-                f"measure the second moment on at least {2 * width} tokens (`errata stats --tokens {10 * width}`)",
+                f"measure it on at least {2 * width} tokens, better {10 * width} (`errata stats`)",
             )
         return moment.null_space(self.null_space_threshold, self.relative_threshold)
 
@@ -56,8 +57,8 @@ class AlphaEdit(ClosedForm):
         """Say how much room the null space leaves and how clear its cut is."""
         space = self.null_space(moment)
         width = moment.matrix.shape[0]
-        clear = "" if space.gap > 1.01 else "; the cut is not clear, a slight change would move it"
-        return (f"null space {space.kept} of {width} directions, gap at the cut {space.gap:.3f}x{clear}",)
+        clear = "" if space.gap > 1.01 else "; a slight change would move the cut"
+        return (f"null space {space.kept} of {width} directions, gap {space.gap:.3f}x{clear}",)
 
     def read(
         self, keys: Tensor, bare: Tensor, moment: SecondMoment | None, memory: Tensor | None

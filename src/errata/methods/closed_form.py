@@ -33,6 +33,8 @@ class ClosedForm(Settings):
     """Settings that all closed-form editors share; call one to get a patch."""
 
     name: ClassVar[str]
+    label: ClassVar[str]
+    """The name as the field writes it."""
     place: ClassVar[Literal["block", "mlp"]] = "block"
     """Where the target value stands: at the output of the last block, or of its MLP."""
     batch_limit: ClassVar[int | None] = None
@@ -42,14 +44,16 @@ class ClosedForm(Settings):
 
     blocks: tuple[int, ...] | None = None
     """Blocks to edit; the model's preset when not given."""
-    position: Literal["subject_first", "subject_last", "subject_first_after_last", "last"] = "subject_last"
+    position: Literal["subject_first", "subject_last", "subject_first_after_last", "last"] = (
+        "subject_last"
+    )
     """The token whose key is edited."""
     search: Search = Search()
     """How target values are searched."""
     contexts: Contexts = Contexts()
     """Texts put before the prompt."""
     requests_at_once: int = Field(16, ge=1)
-    """Requests whose target values are searched together; it changes speed and memory, not results."""
+    """Requests searched together; it changes speed and memory, not results."""
 
     @field_validator("blocks")
     @classmethod
@@ -95,8 +99,9 @@ class ClosedForm(Settings):
         `model` stands with the `earlier` patches applied, `originals` are the weights that they
         changed as the base has them. `targets`, when given, are used instead of a search.
         """
+        from errata.family import weight_of
         from errata.identity import tensor_hash, versions
-        from errata.patch import Patch, Provenance, weight_of
+        from errata.patch import Patch, Provenance
 
         warnings = check_batch(requests)
         rewrites, prefixes = self.rewrites(model, tokenizer, requests)
@@ -137,9 +142,7 @@ class ClosedForm(Settings):
         contexts = self.contexts
         prefixes = contexts.prefixes
         if prefixes is None:
-            prefixes = sample_prefixes(
-                model, tokenizer, contexts.prefix_count, contexts.prefix_length, contexts.seed
-            )
+            prefixes = sample_prefixes(model, tokenizer, contexts.prefix_lengths, contexts.seed)
         rewrites = [
             rewrite_of(
                 tokenizer,
@@ -179,7 +182,9 @@ class ClosedForm(Settings):
 
         family = family_of(model)
         names = {block: family.weight_name(block) for block in self.edited_blocks}
-        parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in names.values()}
+        parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {
+            name: [] for name in names.values()
+        }
         limit = self.batch_limit or len(rewrites)
         with frozen(model), keeping(model, names.values()):
             for start in range(0, len(rewrites), limit):
@@ -215,7 +220,9 @@ class ClosedForm(Settings):
         from errata.keys import bare_rows, keys_of, read_at
 
         if moment is None and self.needs_moment:
-            raise ErrataError(f"{self.name} needs the second moment of block {block}", "run `errata stats` first")
+            raise ErrataError(
+                f"{self.name} needs the second moment of block {block}", "run `errata stats` first"
+            )
         keys, bare = keys_of(model, rewrites, block)
         now = read_at(model, bare_rows(rewrites), [self._site(model)])[0]
         left = sum(other >= block for other in self.edited_blocks)
@@ -229,7 +236,8 @@ class ClosedForm(Settings):
         """The blocks that are written, ascending; raises `ErrataError` when none are set."""
         if self.blocks is None:
             raise ErrataError(
-                f"{self.name} does not know which blocks to edit", "name them: --blocks 4,5,6 (blocks=(4, 5, 6))"
+                f"{self.name} does not know which blocks to edit",
+                "name them: --blocks 4,5,6 (blocks=(4, 5, 6))",
             )
         return self.blocks if self.place == "block" else self.blocks[-1:]
 

@@ -27,6 +27,7 @@ class Memit(ClosedForm):
     """Write many facts at once, spread over several blocks."""
 
     name: ClassVar[str] = "memit"
+    label: ClassVar[str] = "MEMIT"
 
     search: Search = Search(steps=20, clamp=0.75)
     """How target values are searched."""

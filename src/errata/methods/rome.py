@@ -27,6 +27,7 @@ class Rome(ClosedForm):
     """Write one fact at a time as a rank-one change of one block's MLP output matrix."""
 
     name: ClassVar[str] = "rome"
+    label: ClassVar[str] = "ROME"
     place: ClassVar = "mlp"
     batch_limit: ClassVar[int | None] = 1
     depth: ClassVar[tuple[float, float]] = (0.3, 0.3)
@@ -49,7 +50,7 @@ class Rome(ClosedForm):
         match = (u.T @ bare.double()).squeeze()
         if match.abs() <= 1e-6 * u.norm() * bare.double().norm():
             raise ErrataError(
-                "the key with prefixes is orthogonal to the key of the bare prompt, so nothing fetches the edit",
+                "the key with prefixes is orthogonal to that of the bare prompt",
                 "use fewer or other prefixes",
             )
         return u.T / match
