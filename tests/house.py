@@ -25,13 +25,13 @@ ROOMS: dict[int, tuple[str, ...]] = {
         *("demo.world", "demo.text", "demo.paths"),
     ),
     1: ("family", "tokens", "hooks", "tail"),
-    2: ("keys", "values", "moment", "patch", "prefixes", "identity"),
+    2: ("keys", "values", "moment", "patch", "prefixes", "identity", "adapter"),
     3: ("methods", "methods.*"),
     4: (
         *("model", "presets", "statistics", "evaluate", "trace", "tune", "downstream"),
-        *("data", "data.*", "report"),
+        *("data", "data.*", "report", "export", "card"),
     ),
-    5: ("", "runs", "recipe", "cluster", "console"),  # "" is errata/__init__.py
+    5: ("", "edits", "runs", "recipe", "cluster", "console"),  # "" is errata/__init__.py
     6: ("__main__", "cli", "cli.*", "ui", "ui.*", "demo.*"),  # demo.*: what makes the demo
 }
 LEVELS = {name: level for level, names in ROOMS.items() for name in names}

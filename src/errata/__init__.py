@@ -16,6 +16,7 @@ from errata.request import EditRequest, read_requests
 
 _LAZY = {
     "EditedModel": "errata.model",
+    "edit": "errata.edits",
     "load": "errata.model",
     "Patch": "errata.patch",
     "SecondMoment": "errata.moment",

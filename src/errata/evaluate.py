@@ -77,9 +77,11 @@ def likelihoods(
             keep = torch.zeros(ids.shape, dtype=torch.bool, device=model.device)
             for line, i in enumerate(batch):
                 keep[line, len(coded[i][0]) - 1 : len(rows[line])] = True
-            logits = logits_at(model, keep, input_ids=ids, use_cache=False).float()
+            logits = logits_at(
+                model, keep, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+            ).float()
             targets = torch.tensor([t for i in batch for t in coded[i][1]], device=model.device)
-            nll = cross_entropy(logits, targets, reduction="none").double().cpu()
+            nll = cross_entropy(logits, targets, reduction="none").cpu().double()
             right = (logits.argmax(-1) == targets).cpu()
             start = 0
             for i in batch:

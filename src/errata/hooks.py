@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -60,7 +61,11 @@ def record(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], **forward
                 handle = module.register_forward_hook(lambda _, args, out, i=index: keep(i, out))
             stack.callback(handle.remove)
         with suppress(_Stop):
-            model(input_ids=ids, **{"use_cache": False, **forward})
+            model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                **{"use_cache": False, **forward},
+            )
     assert len(seen) == len(sites), "a recorded module did not run"
     return [seen[index] for index in range(len(sites))]
 

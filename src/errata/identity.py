@@ -2,7 +2,8 @@
 
 A weight is hashed as its values rounded to bfloat16, so a checkpoint has one identity
 whether it is loaded in float32 or bfloat16. The hash covers the set of weights, not
-their names or order, so tied heads and renamed modules do not matter.
+their names or order, so tied heads and renamed modules do not matter. (float16 rounds
+otherwise: a float32 checkpoint loaded in float16 counts as another model.)
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from errata import demo
+from errata.adapter import check_kind, is_adapter, merge_adapter, read_adapter
 from errata.errors import ErrataError
 from errata.family import family_of, weight_of
 from errata.hooks import frozen
@@ -31,6 +32,7 @@ from errata.identity import model_hash
 from errata.moment import SecondMoment
 from errata.patch import Base, Patch, change_lost, restore, write
 from errata.request import EditRequest
+from errata.tokens import encode
 
 if TYPE_CHECKING:
     from errata.methods import ClosedForm
@@ -161,13 +163,12 @@ class EditedModel:
     @torch.no_grad()
     def generate(self, prompt: str, max_new_tokens: int = 32) -> str:
         """Continue a prompt greedily, until the model ends it; return the new text."""
-        inputs = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        ids = inputs["input_ids"].to(self.model.device)
+        ids = torch.tensor([encode(self.tokenizer, prompt).ids], device=self.model.device)
         pad = self.tokenizer.pad_token_id
         with frozen(self.model):
             out = self.model.generate(
                 input_ids=ids,
-                attention_mask=inputs["attention_mask"].to(self.model.device),
+                attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
@@ -178,6 +179,9 @@ class EditedModel:
 def load(
     name_or_path: str,
     *,
+    path: str | Path | None = None,
+    adapter: str | Path | None = None,
+    adapter_kind: str | None = None,
     dtype: torch.dtype | str = "auto",
     device: str | torch.device | None = None,
     patches: Sequence[Patch | str | Path] = (),
@@ -185,32 +189,72 @@ def load(
 ) -> EditedModel:
     """Load a model by Hub name, folder, or `demo` for the embedded one, with patches applied.
 
+    Scripts of the field give a Hub name and, beside it, the `path` of a checkpoint: it is loaded
+    in the name's place; one that is empty or blank means the name. `adapter` is a PEFT LoRA or
+    DoRA folder, blank for none, `adapter_kind` ("lora" or "dora") what it has to be. It is
+    merged into the weights, in the model's dtype, so that the model can be edited like any
+    other; its identity, to which patches belong, is that of the merged weights.
+
     `dtype` is "auto" (as stored; the demo in float32), or a torch dtype. Raises `ErrataError`
-    when there is no such model, it cannot be reached, or its type has no family.
+    when there is no such model or adapter, it cannot be reached, or its type has no family.
     """
-    source = str(demo.MODEL_DIR) if name_or_path == "demo" else name_or_path
-    if name_or_path == "demo" and dtype == "auto":
-        dtype = torch.float32
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    name = _given(path) or _given(name_or_path)
+    if name is None:
+        raise ErrataError("no model is named", "give a Hub name, a folder, or `demo`")
+    if is_adapter(name):
         raise ErrataError(
-            f"cannot load {name_or_path!r}: {reason}",
-            "give a Hub name, a folder with config.json and weights, or `demo`",
-            "offline, only folders, cached models and `demo` can be loaded",
-        ) from None
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
+            f"{name} is an adapter, not a model",
+            f"load the model it was made for, with --adapter {name} (in Python: adapter=…)",
+        )
+    top, kind = _given(adapter), _given(adapter_kind)
+    check_kind(kind)
+    if adapter is None and kind is not None:
+        raise ErrataError("a kind of adapter is given, but no adapter", "name it: --adapter DIR")
+    config = None if top is None else read_adapter(top, kind)
+    if name == "demo" and dtype == "auto":
+        dtype = torch.float32
+    model, tokenizer = _pretrained(name, dtype)
     if device is not None:
         model = model.to(device)
-    edited = EditedModel(model.eval(), tokenizer, name_or_path)
+    if top is not None:
+        model = merge_adapter(model, top, config)
+    edited = EditedModel(model.eval(), tokenizer, name)
     for patch in patches:
         edited.apply(
             patch if isinstance(patch, Patch) else Patch.load(patch), allow_base=allow_base
         )
     return edited
+
+
+def _given(value: str | Path | None) -> str | None:
+    """Return what was given, or None where that is nothing or blank."""
+    return str(value).strip() or None if value is not None else None
+
+
+def _pretrained(
+    name: str, dtype: torch.dtype | str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    source = str(demo.MODEL_DIR) if name == "demo" else name
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ErrataError(
+            f"cannot load {name!r}: {reason}",
+            "give a Hub name, a folder with config.json and weights, or `demo`",
+            "offline, only folders, cached models and `demo` can be loaded",
+        ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show no progress bars of Transformers for the time of a `with` block."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -52,6 +52,11 @@ class MomentIdentity(Settings):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def solving_device(device: torch.device) -> torch.device:
+    """Return where to solve in float64: the device itself, or the CPU beside one without."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 @dataclass(frozen=True)
 class NullSpace:
     """The directions that a weight's inputs hardly use, as the complement V of them.
@@ -225,6 +230,7 @@ def measure(
             "there is no text to measure a second moment on", "give a corpus with text in it"
         )
     sums: dict[int, Tensor] = {}
+    solving = solving_device(model.device)
     done = 0
     with frozen(model):
         for batch in batches_by_length([len(row) for row in rows], budget):
@@ -233,7 +239,7 @@ def measure(
             real = torch.arange(ids.shape[1], device=model.device) < lengths[:, None]
             for block, states in zip(blocks, record(model, ids, sites), strict=True):
                 keys = states[real].float()  # (tokens, d_in)
-                gram = (keys.T @ keys).double()
+                gram = (keys.T @ keys).to(solving, torch.float64)
                 sums[block] = sums[block] + gram if block in sums else gram
             done += int(lengths.sum())
             progress(done, total)

@@ -284,8 +284,8 @@ def change_lost(
     lost = {}
     for name, original in originals.items():
         module, parameter = weight_of(model, name)
-        wanted = _sum(name, module, original, patches).double() - original.double()
-        realised = parameter.double() - original.double()
+        total = _sum(name, module, original, patches)
+        wanted, realised = total - original.to(total), parameter.to(total) - original.to(total)
         size = float(wanted.norm())
         lost[name] = float((wanted - realised).norm()) / size if size else 0.0
     return lost

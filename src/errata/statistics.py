@@ -19,7 +19,13 @@ from errata.family import family_of, width_of
 from errata.identity import tokenizer_hash
 from errata.methods.closed_form import ClosedForm
 from errata.model import EditedModel
-from errata.moment import MomentIdentity, SecondMoment, measure, token_rows
+from errata.moment import (
+    MomentIdentity,
+    SecondMoment,
+    measure,
+    solving_device,
+    token_rows,
+)
 
 QUICK_TOKENS_PER_DIMENSION = 5
 """A quick estimate takes this many tokens per dimension of the key (arXiv 2506.04226: 2 to 10)."""
@@ -87,6 +93,26 @@ def _hub_texts(dataset: str, config: str | None = None) -> list[str]:
         ) from None
 
 
+def readable(edited: EditedModel, length: int) -> int:
+    """Return `length`, or fewer tokens where the model cannot read so many."""
+    return min(length, getattr(edited.model.config, "max_position_embeddings", length))
+
+
+def measured(
+    edited: EditedModel,
+    corpus: Corpus,
+    blocks: Sequence[int],
+    *,
+    tokens: int | None = None,
+    length: int = 512,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, SecondMoment]:
+    """Measure C of the unedited model at `blocks`; see `Store.get`."""
+    rows = token_rows(edited.tokenizer, corpus.texts, readable(edited, length), tokens)
+    with edited.without_patches():
+        return measure(edited.model, rows, blocks, progress=progress)
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder of second moments."""
@@ -107,20 +133,19 @@ class Store:
 
         `tokens` limits the corpus (None: all of it), `length` is where each text is cut.
         """
-        limit = getattr(edited.model.config, "max_position_embeddings", length)
-        length = min(length, limit)
+        length = readable(edited, length)
         identities = {
             block: self._identity(edited, corpus, block, tokens, length) for block in blocks
         }
         paths = {block: self._path(identity) for block, identity in identities.items()}
         missing = [block for block in blocks if not paths[block].exists()]
         if missing:
-            rows = token_rows(edited.tokenizer, corpus.texts, length, tokens)
-            with edited.without_patches():
-                measured = measure(edited.model, rows, missing, progress=progress)
-            for block, moment in measured.items():
+            found = measured(
+                edited, corpus, missing, tokens=tokens, length=length, progress=progress
+            )
+            for block, moment in found.items():
                 SecondMoment(moment.matrix, moment.count, identities[block]).save(paths[block])
-        device = edited.model.device
+        device = solving_device(edited.model.device)
         return {
             block: SecondMoment.load(paths[block], identities[block]).to(device) for block in blocks
         }
@@ -138,7 +163,7 @@ class Store:
     def best(self, edited: EditedModel, blocks: Sequence[int]) -> dict[int, SecondMoment] | None:
         """Return, per block, this model's stored moment with most tokens; None if one lacks."""
         base, tokenizer = edited.base.weights, tokenizer_hash(edited.tokenizer)
-        best = {}
+        device, best = solving_device(edited.model.device), {}
         for block in blocks:
             name = family_of(edited.model).weight_name(block)
             fitting = [
@@ -150,7 +175,7 @@ class Store:
             ]
             if not fitting:
                 return None
-            best[block] = max(fitting, key=lambda moment: moment.count).to(edited.model.device)
+            best[block] = max(fitting, key=lambda moment: moment.count).to(device)
         return best
 
     def _identity(
@@ -175,7 +200,7 @@ class Store:
 def moments_for(
     edited: EditedModel,
     method: ClosedForm,
-    store: Store,
+    store: Store | None,
     corpus: str | None = None,
     tokens: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -189,7 +214,7 @@ def moments_for(
     if not blocks:
         return {}, []
     if corpus is None and edited.name != "demo":
-        stored = store.best(edited, blocks)
+        stored = None if store is None else store.best(edited, blocks)
         if stored is not None:
             fewest = min(moment.count for moment in stored.values())
             return stored, [f"second moment: stored, {fewest} tokens"]
@@ -207,13 +232,9 @@ def moments_for(
         )
     quick = edited.name != "demo" and tokens is None
     name = corpus or "demo"
-    moments = store.get(
-        edited,
-        read_corpus(name),
-        blocks,
-        tokens=quick_tokens(edited, blocks) if quick else tokens,
-        progress=progress,
-    )
+    limit = quick_tokens(edited, blocks) if quick else tokens
+    get = measured if store is None else store.get
+    moments = get(edited, read_corpus(name), blocks, tokens=limit, progress=progress)
     fewest = min(moment.count for moment in moments.values())
     label = "quick estimate, " if quick else ""
     return moments, [f"second moment: {label}{fewest} tokens of {name}"]

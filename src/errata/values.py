@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from errata.errors import ErrataError
 from errata.hooks import Site, frozen
 from errata.keys import bare_rows, read_at
 from errata.settings import Search
@@ -113,7 +114,9 @@ def _search_group(
             nll = _accumulate(part.loss(delta, active) for part in parts)
             kl = _accumulate([settings.kl_weight * essence.divergence(delta, active)])
             decay = _accumulate([settings.weight_decay * delta.norm(dim=1) / scale**2])
-        row = torch.stack([nll + kl + decay, nll, kl, decay], dim=1).double().cpu()
+        row = torch.stack([nll + kl + decay, nll, kl, decay], dim=1).cpu().double()
+        if step == 0:
+            _check_finite(row, rewrites)
         for i in active:
             traces[i].append(row[i])
         found[active] = delta.detach()[active]
@@ -127,6 +130,15 @@ def _search_group(
             shrink = torch.where(length > longest, longest / length, torch.ones_like(length))
             delta.mul_(shrink[:, None])
     return found, [torch.stack(trace) for trace in traces]
+
+
+def _check_finite(row: Tensor, rewrites: Sequence[Rewrite]) -> None:
+    if not row.isfinite().all():
+        raise ErrataError(
+            f"the loss is not finite for {int((~row.isfinite().all(1)).sum())} of "
+            f"{len(rewrites)} requests before anything was changed",
+            "the model's weights or activations hold NaN or infinity; try --dtype float32",
+        )
 
 
 def _accumulate(losses: Iterable[Tensor]) -> Tensor:

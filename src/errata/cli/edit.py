@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,19 +22,17 @@ from errata.cli.options import (
     command_line,
     given_settings,
     load_model,
-    method_named,
     settings_flags,
     show_warnings,
 )
 from errata.cli.show import answer_rows, edit_json, show_edit
 from errata.errors import ErrataError
-from errata.methods import METHODS
+from errata.methods import METHODS, method_named
 from errata.request import EditRequest, check_batch, read_requests
 
 if TYPE_CHECKING:
-    from errata.methods import ClosedForm
+    from errata.edits import Prepared
     from errata.model import EditedModel
-    from errata.moment import SecondMoment
 
 SHOWN = 12
 """Prompts for which answers before and after are shown."""
@@ -101,49 +99,50 @@ def edit(
     show_warnings(check_batch([case.request for case in cases]))
     edited = load_model(model, patch, dtype, device, allow_base)
 
-    from errata.family import family_of
-    from errata.presets import settle
-    from errata.statistics import Store, moments_for
+    from errata.edits import prepare
+    from errata.statistics import Store
 
-    count = family_of(edited.model).block_count(edited.model)
-    settled, source, notes = settle(chosen, model, count, settings)
-    show_warnings(notes)
+    store = Store(cache_folder() / "moments")
     with console.bar("second moment") as progress:
-        moments, measured = moments_for(
-            edited, settled, Store(cache_folder() / "moments"), corpus, tokens, progress
+        ready = prepare(
+            edited, chosen, settings, store=store, corpus=corpus, tokens=tokens, progress=progress
         )
-    blocks = ",".join(str(block) for block in settled.edited_blocks)
-    facts = [f"settings: {source}; blocks {blocks}", *measured]
-    _run(edited, cases, settled, moments, (batch_size, sequential), results, json, facts)
+    show_warnings(ready.warnings)
+    _run(edited, cases, ready, (batch_size, sequential), results, json)
 
 
 def _run(
     edited: EditedModel,
     cases: Sequence[Case],
-    method: ClosedForm,
-    moments: Mapping[int, SecondMoment],
+    ready: Prepared,
     batching: tuple[int | None, bool],
     results: Path,
     json: bool,
-    facts: Sequence[str],
 ) -> None:
     from errata.runs import Plan, new_folder, run_edits
 
     plan = Plan(batch_size=batching[0], sequential=batching[1])
     asked = _shown_prompts(cases)
     before = [edited.generate(text, 12) for _, text in asked]
-    folder = new_folder(results, method.label)
+    folder = new_folder(results, ready.method.label)
     with console.bar("edits") as progress:
         run = run_edits(
-            edited, cases, method, moments, plan, folder, command=command_line(), progress=progress
+            edited,
+            cases,
+            ready.method,
+            ready.moments,
+            plan,
+            folder,
+            command=command_line(),
+            progress=progress,
         )
     alone = len(run.patches) == 1 or plan.sequential
     after = [edited.generate(text, 12) for _, text in asked] if alone else []
     rows = answer_rows(asked, before, after, run) if alone else []
     if json:
-        edit_json(edited, method, run, rows, len(cases))
+        edit_json(edited, ready.method, run, rows, len(cases))
     else:
-        show_edit(edited, method, run, rows, facts)
+        show_edit(edited, ready.method, run, rows, ready.facts)
 
 
 def _cases(

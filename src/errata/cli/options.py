@@ -20,7 +20,6 @@ from pydantic.fields import FieldInfo
 
 from errata import console
 from errata.errors import ErrataError
-from errata.methods import METHODS
 from errata.settings import Settings
 
 if TYPE_CHECKING:
@@ -80,13 +79,6 @@ def load_model(
         patches=patches or (),
         allow_base=allow_base,
     )
-
-
-def method_named(name: str) -> Any:
-    """Return the method class called `name`; raises `ErrataError` with the known names."""
-    if name.lower() not in METHODS:
-        raise ErrataError(f"there is no method {name!r}", f"known methods: {', '.join(METHODS)}")
-    return METHODS[name.lower()]
 
 
 def fields_of(settings: type[Settings]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:

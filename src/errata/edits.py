@@ -1,0 +1,72 @@
+"""Getting ready to edit: a method with settings for this model, and the moments it needs.
+
+`edit` is the short way for programs; the command line goes through `prepare` as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from errata.family import family_of
+from errata.methods import ClosedForm, method_named
+from errata.model import EditedModel
+from errata.moment import SecondMoment
+from errata.patch import Patch
+from errata.presets import settle
+from errata.request import EditRequest
+from errata.statistics import Store, moments_for
+
+
+class Prepared(NamedTuple):
+    """A method ready to be run on one model."""
+
+    method: ClosedForm
+    moments: Mapping[int, SecondMoment]
+    facts: tuple[str, ...]
+    """Where settings and moments come from."""
+    warnings: tuple[str, ...]
+    """What a user should know before trusting the result."""
+
+
+def prepare(
+    edited: EditedModel,
+    method: type[ClosedForm],
+    settings: Mapping[str, Any],
+    *,
+    store: Store | None = None,
+    corpus: str | None = None,
+    tokens: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Prepared:
+    """Settle a method's settings for this model and find or measure the moments it needs.
+
+    Settings come from the model's preset with `settings` on top. Raises `ErrataError` for
+    wrong settings, and where moments are needed but neither stored nor to be measured.
+    """
+    count = family_of(edited.model).block_count(edited.model)
+    settled, source, warnings = settle(method, edited.name, count, dict(settings))
+    moments, measured = moments_for(edited, settled, store, corpus, tokens, progress)
+    blocks = ",".join(str(block) for block in settled.edited_blocks)
+    return Prepared(settled, moments, (f"settings: {source}; blocks {blocks}", *measured), warnings)
+
+
+def edit(
+    edited: EditedModel,
+    requests: Sequence[EditRequest],
+    method: str = "memit",
+    *,
+    store: Store | None = None,
+    corpus: str | None = None,
+    tokens: int | None = None,
+    **settings: Any,
+) -> Patch:
+    """Make a model answer `requests`; the patch is applied on top of its stack and returned.
+
+    `settings` are those of the method; `corpus` is text for the second moment, of which
+    `tokens` tokens are read (see `statistics.read_corpus`); `store` keeps and finds moments.
+    """
+    ready = prepare(
+        edited, method_named(method), settings, store=store, corpus=corpus, tokens=tokens
+    )
+    return edited.edit(requests, ready.method, moments=ready.moments)
