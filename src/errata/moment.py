@@ -150,6 +150,12 @@ class SecondMoment:
         above = float(values[~unused][0]) if not unused.all() else float("inf")
         return NullSpace(vectors[:, ~unused], cut, float(values[unused][-1]), above)
 
+    @cached_property
+    def digest(self) -> str:
+        """Hash of its numbers."""
+        data = self.matrix.detach().cpu().contiguous().numpy().data
+        return hashlib.sha256(data).hexdigest()[:16]
+
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""
         identity = None if self.identity is None else self.identity.model_dump()

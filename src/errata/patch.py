@@ -93,7 +93,7 @@ class Provenance(Settings):
     weights: Mapping[str, str] = Field(default_factory=dict)
     """Hash of each edited weight as the base has it."""
     moments: Mapping[str, str] = Field(default_factory=dict)
-    """Digest of the second moment that was used, per weight."""
+    """Digest of the second moment that was used, per block."""
     losses: tuple[float, ...] = ()
     """Last loss of the value search, per request."""
     notes: tuple[str, ...] = ()

@@ -2,27 +2,35 @@
 
     results/<METHOD>/run_<NNN>/  params.json cases.jsonl summary.json report.md patch*.safetensors
 
-Each batch starts from the unedited model, or, if sequential, from the batches before it. Every
-file is written whole or not at all.
+Each batch starts from the unedited model, or, if sequential, from the batches before it.
+Finished pieces wait in `parts/` until the run is whole; a run that was stopped is found again
+by its params and goes on from there. How requests are grouped is decided by the plan alone and
+a group is the unit of resume, so a resumed run ends like an uninterrupted one, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from errata.case import Case
-from errata.errors import ErrataError
 from errata.evaluate import PromptScore, score_cases, summarise
 from errata.files import write_text
+from errata.folders import run_folder
+from errata.likelihood import Likelihood
 from errata.methods.closed_form import ClosedForm
 from errata.model import EditedModel, Moments
 from errata.patch import Patch
+from errata.prefixes import sample_prefixes
 from errata.report import Score, markdown_table, score_rows
 from errata.settings import Settings
+
+CASES_PER_PART = 64
+"""Cases that are scored together where they need not follow a batch."""
 
 
 class Plan(Settings):
@@ -39,6 +47,7 @@ class Run:
     """What a run made: patches, and scores before and after."""
 
     folder: Path
+    resumed: bool = False
     patches: list[Path] = field(default_factory=list)
     before: list[list[PromptScore]] = field(default_factory=list)
     after: list[list[PromptScore]] = field(default_factory=list)
@@ -51,111 +60,150 @@ class Run:
         return {"before": summarise(self.before), "after": summarise(self.after)}
 
 
-def new_folder(results: Path, label: str) -> Path:
-    """Make and return the next free `results/<label>/run_<NNN>`."""
-    parent = results / label
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for number in range(1000):
-            folder = parent / f"run_{number:03d}"
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
-    except OSError as error:
-        raise ErrataError(
-            f"cannot write results to {parent}: {error.strerror}",
-            "name another folder: --results DIR",
-        ) from None
-    raise ErrataError(f"{parent} holds a thousand runs", "name another folder: --results DIR")
-
-
 def run_edits(
     edited: EditedModel,
     cases: Sequence[Case],
     method: ClosedForm,
     moments: Moments,
     plan: Plan,
-    folder: Path,
+    results: Path,
     *,
     command: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Run:
     """Edit all cases in batches and score them; the model ends with the last batch's patches on it.
 
-    With batches that are not sequential the target values of all requests are searched
-    together, since all start from the same model.
+    The run's folder is made under `results`, or found there if the same run was stopped.
     """
     method = _with_prefixes(method, edited)
-    size = plan.batch_size or len(cases)
-    batches = [cases[start : start + size] for start in range(0, len(cases), size)]
-    run, before_patches = Run(folder), len(edited.patches)
-    write_params(folder, edited, method, plan, cases, command)
-    run.before = score_cases(edited.model, edited.tokenizer, cases)
-    targets = None
-    if not plan.sequential:
-        rewrites, _ = method.rewrites(
-            edited.model, edited.tokenizer, [case.request for case in cases]
-        )
-        targets = method.find_targets(edited.model, rewrites)
-    for index, batch in enumerate(batches):
-        if not plan.sequential:
-            while len(edited.patches) > before_patches:
-                edited.undo()
-        start = index * size
-        picked = None if targets is None else targets.pick(range(start, start + len(batch)))
-        patch = edited.compute(
-            [case.request for case in batch],
-            method,
-            moments=moments,
-            targets=picked,
-            command=command,
-        )
-        name = "patch.safetensors" if len(batches) == 1 else f"patch_{index:03d}.safetensors"
-        run.patches.append(patch.save(folder / name))
-        run.lost = edited.apply(patch)
-        if not plan.sequential:
-            run.after += score_cases(edited.model, edited.tokenizer, batch)
-        progress(index + 1, len(batches))
-    if plan.sequential:
-        run.after = score_cases(edited.model, edited.tokenizer, cases)
-    _write_results(run, cases, command)
+    blocks = method.edited_blocks if method.needs_moment else ()
+    found = moments(blocks) if callable(moments) else moments
+    params = {
+        "model": edited.base.model_dump(),
+        "dtype": str(edited.model.dtype),
+        "method": method.name,
+        "settings": method.model_dump(mode="json"),
+        "plan": plan.model_dump(),
+        "parents": [patch.digest for patch in edited.patches],
+        "moments": {str(block): found[block].digest for block in blocks if block in found},
+        "cases": [case.model_dump(mode="json", exclude_defaults=True) for case in cases],
+    }
+    with run_folder(results, method.label, params, command) as (folder, resumed):
+        run = Run(folder, resumed)
+        work = _Work(edited, cases, method, found, plan, run, command, progress)
+        run.before = work.scored("before", cases)
+        run.after = work.stacked() if plan.sequential else work.apart()
+        _write_results(run, cases, command)
+        shutil.rmtree(folder / "parts", ignore_errors=True)
     return run
 
 
 def _with_prefixes(method: ClosedForm, edited: EditedModel) -> ClosedForm:
     """Sample the prefixes once for the whole run."""
-    if method.contexts.prefixes is not None:
-        return method
-    from errata.prefixes import sample_prefixes
-
     contexts = method.contexts
+    if contexts.prefixes is not None:
+        return method
     prefixes = sample_prefixes(
         edited.model, edited.tokenizer, contexts.prefix_lengths, contexts.seed
     )
     return method.with_values(contexts={**contexts.model_dump(), "prefixes": prefixes})
 
 
-def write_params(
-    folder: Path,
-    edited: EditedModel,
-    method: ClosedForm,
-    plan: Plan,
-    cases: Sequence[Case],
-    command: str | None,
-) -> None:
-    """Write `params.json`: everything that decides the run's outcome."""
-    params = {
-        "model": edited.base.model_dump(),
-        "method": method.name,
-        "settings": method.model_dump(mode="json"),
-        "plan": plan.model_dump(),
-        "parents": [patch.digest for patch in edited.patches],
-        "cases": [case.id for case in cases],
-        "command": command,
-    }
-    write_text(folder / "params.json", json.dumps(params, indent=1, ensure_ascii=False) + "\n")
+@dataclass
+class _Work:
+    """One run at work."""
+
+    edited: EditedModel
+    cases: Sequence[Case]
+    method: ClosedForm
+    moments: Moments
+    plan: Plan
+    run: Run
+    command: str | None
+    progress: Callable[[int, int], None]
+
+    @property
+    def batches(self) -> list[Sequence[Case]]:
+        """The cases, cut by the plan."""
+        size = self.plan.batch_size or len(self.cases)
+        return [self.cases[start : start + size] for start in range(0, len(self.cases), size)]
+
+    def patch_path(self, index: int) -> Path:
+        """Where the patch of a batch is kept."""
+        alone = len(self.batches) == 1
+        return self.run.folder / (
+            "patch.safetensors" if alone else f"patch_{index:04d}.safetensors"
+        )
+
+    def stacked(self) -> list[list[PromptScore]]:
+        """Edit batch upon batch, then score all cases."""
+        for index, batch in enumerate(self.batches):
+            self._apply(index, batch, None)
+            self.progress(index + 1, len(self.batches))
+        return self.scored("after", self.cases)
+
+    def apart(self) -> list[list[PromptScore]]:
+        """Edit each batch on the unedited model and score it.
+
+        All start from the same model, so the targets of small batches are searched together.
+        """
+        batches, after = self.batches, []
+        together = max(1, self.method.requests_at_once // len(batches[0]))
+        for first in range(0, len(batches), together):
+            group = batches[first : first + together]
+            done = all(
+                self._part(f"after_{first + i:04d}_0000").exists() for i in range(len(group))
+            )
+            targets = None if done else self._targets([case for batch in group for case in batch])
+            start = 0
+            for index, batch in enumerate(group, start=first):
+                picked = targets and targets.pick(range(start, start + len(batch)))
+                self._apply(index, batch, picked)
+                after += self.scored(f"after_{index:04d}", batch)
+                start += len(batch)
+                if index + 1 < len(batches):
+                    self.edited.undo()
+                self.progress(index + 1, len(batches))
+        return after
+
+    def _targets(self, cases: Sequence[Case]) -> Any:
+        requests = [case.request for case in cases]
+        rewrites, _ = self.method.rewrites(self.edited.model, self.edited.tokenizer, requests)
+        return self.method.find_targets(self.edited.model, rewrites)
+
+    def _apply(self, index: int, batch: Sequence[Case], targets: Any) -> None:
+        """Put the patch of a batch on the model, computing and saving it unless that was done."""
+        path = self.patch_path(index)
+        if path.exists():
+            patch = Patch.load(path)
+        else:
+            patch = self.edited.compute(
+                [case.request for case in batch],
+                self.method,
+                moments=self.moments,
+                targets=targets,
+                command=self.command,
+            )
+            patch.save(path)
+        self.run.patches.append(path)
+        self.run.lost = self.edited.apply(patch)
+
+    def scored(self, name: str, cases: Sequence[Case]) -> list[list[PromptScore]]:
+        """Score cases as the model stands, in parts that are kept."""
+        scores = []
+        for number, start in enumerate(range(0, len(cases), CASES_PER_PART)):
+            path = self._part(f"{name}_{number:04d}")
+            if path.exists():
+                scores += [_read_scores(rows) for rows in json.loads(path.read_text("utf-8"))]
+                continue
+            chunk = cases[start : start + CASES_PER_PART]
+            found = score_cases(self.edited.model, self.edited.tokenizer, chunk)
+            write_text(path, json.dumps([[_numbers(score) for score in row] for row in found]))
+            scores += found
+        return scores
+
+    def _part(self, name: str) -> Path:
+        return self.run.folder / "parts" / f"{name}.json"
 
 
 def _write_results(run: Run, cases: Sequence[Case], command: str | None) -> None:
@@ -165,24 +213,23 @@ def _write_results(run: Run, cases: Sequence[Case], command: str | None) -> None
     ]
     write_text(run.folder / "cases.jsonl", "\n".join(lines) + "\n")
     summary = run.summary
-    write_text(run.folder / "summary.json", json.dumps(as_json(summary), indent=1) + "\n")
     rows = score_rows(summary["before"], summary["after"])
+    first, last = run.patches[0].name, run.patches[-1].name
     report = [
         f"# {run.folder.parent.name}, {run.folder.name}",
-        markdown_table(("share of prompts", "before", "after"), rows),
-        f"Requests: {len(cases)}. Patches: {', '.join(path.name for path in run.patches)}.",
+        markdown_table(("figure", "before", "after"), rows),
+        f"Requests: {len(cases)}. Patches: " + (first if first == last else f"{first} to {last}."),
         *([f"Made by `{command}`."] if command else []),
     ]
     write_text(run.folder / "report.md", "\n\n".join(report) + "\n")
+    write_text(run.folder / "summary.json", json.dumps(as_json(summary), indent=1) + "\n")
 
 
 def as_json(summary: dict[str, dict[str, Score]]) -> dict[str, Any]:
     """Return the scores after editing by name, and those before under `before`."""
     after = {name: score.model_dump() for name, score in summary["after"].items()}
-    return {
-        **after,
-        "before": {name: score.model_dump() for name, score in summary["before"].items()},
-    }
+    before = {name: score.model_dump() for name, score in summary["before"].items()}
+    return {**after, "before": before}
 
 
 def case_record(
@@ -191,29 +238,36 @@ def case_record(
     """Return one line of `cases.jsonl`."""
     return {
         "case_id": case.id,
-        "request": case.request.model_dump(),
+        "request": case.request.model_dump(exclude_defaults=True),
         "target_true": case.target_true,
-        "prompts": [
-            {
-                "kind": then.kind,
-                "prompt": then.prompt,
-                "before": _numbers(then),
-                "after": _numbers(now),
-            }
-            for then, now in zip(before, after, strict=True)
-        ],
+        "before": [_numbers(score) for score in before],
+        "after": [_numbers(score) for score in after],
     }
 
 
 def _numbers(score: PromptScore) -> dict[str, Any]:
     return {
-        "nll_new": score.new.nll,
-        "nll_true": None if score.true is None else score.true.nll,
+        "kind": score.kind,
+        "prompt": score.prompt,
+        "new": score.new._asdict(),
+        "true": None if score.true is None else score.true._asdict(),
+        "own": score.own,
         "success": score.success,
-        "accurate": score.accurate,
     }
 
 
-def read_patches(folder: Path) -> list[Patch]:
-    """Return the patches of a run, in order."""
-    return [Patch.load(path) for path in sorted(folder.glob("patch*.safetensors"))]
+def _read_scores(rows: Sequence[dict[str, Any]]) -> list[PromptScore]:
+    return [
+        PromptScore(
+            row["kind"],
+            row["prompt"],
+            _read_likelihood(row["new"]),
+            None if row["true"] is None else _read_likelihood(row["true"]),
+            row["own"],
+        )
+        for row in rows
+    ]
+
+
+def _read_likelihood(row: dict[str, Any]) -> Likelihood:
+    return Likelihood(**{**row, "correct": tuple(row["correct"])})

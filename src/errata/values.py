@@ -185,6 +185,7 @@ class _Answers:
         self.target = torch.zeros(len(rows), suffix, dtype=torch.long, device=device)
         self.weight = torch.zeros(len(rows), suffix, device=device)
         for line, ((i, _), row) in enumerate(zip(members, rows, strict=True)):
+            assert len(row.targets) <= suffix, "a target is predicted before the edited position"
             places = slice(suffix - len(row.targets), suffix)
             self.keep[line, places] = True
             self.target[line, places] = torch.tensor(row.targets, device=device)

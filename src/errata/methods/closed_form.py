@@ -118,7 +118,7 @@ class ClosedForm(Settings):
             prefixes=prefixes,
             parents=tuple(patch.digest for patch in earlier),
             weights={name: tensor_hash(base_weights[name]) for name in updates},
-            moments={str(b): m.identity.digest for b, m in used.items() if m.identity is not None},
+            moments={str(block): moment.digest for block, moment in used.items()},
             losses=tuple(float(trace[-1, 0]) for trace in targets.losses),
             notes=(
                 *warnings,
@@ -154,6 +154,7 @@ class ClosedForm(Settings):
             )
             for request in requests
         ]
+        _check_lengths(model, rewrites)
         return rewrites, prefixes
 
     def find_targets(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> Targets:
@@ -218,15 +219,17 @@ class ClosedForm(Settings):
         import torch
 
         from errata.keys import bare_rows, keys_of, read_at
+        from errata.moment import solving_device
 
         if moment is None and self.needs_moment:
             raise ErrataError(
                 f"{self.name} needs the second moment of block {block}", "run `errata stats` first"
             )
-        keys, bare = keys_of(model, rewrites, block)
-        now = read_at(model, bare_rows(rewrites), [self._site(model)])[0]
+        device = solving_device(model.device)
+        keys, bare = (read.to(device) for read in keys_of(model, rewrites, block))
+        now = read_at(model, bare_rows(rewrites), [self._site(model)])[0].to(device)
         left = sum(other >= block for other in self.edited_blocks)
-        R = (targets.values.double() - now.double()).T / left
+        R = (targets.values.to(device, torch.float64) - now.double()).T / left
         held = torch.cat([K.to(keys) for K in memory], dim=1) if memory else None
         A = self.read(keys.T, bare.T, moment if self.needs_moment else None, held)
         return R, A, keys.T
@@ -248,6 +251,18 @@ class ClosedForm(Settings):
         family, block = family_of(model), self.edited_blocks[-1]
         module = family.block(model, block) if self.place == "block" else family.write(model, block)
         return Site(module, "output")
+
+
+def _check_lengths(model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for number, rewrite in enumerate(rewrites, start=1):
+        longest = max(len(row.ids) for row in rewrite.rows)
+        if limit is not None and longest > limit:
+            raise ErrataError(
+                f"request {number} is {longest} tokens long with its prefix and target; "
+                f"the model reads {limit}",
+                "shorten the prompt, the target or the prefixes",
+            )
 
 
 def fetch(features: Tensor, ridge: float, new: int) -> Tensor:

@@ -1,0 +1,83 @@
+"""Run folders: `results/<METHOD>/run_<NNN>`, numbered, locked while in use, found again.
+
+A run is unfinished while it has no `summary.json`. Asking for a run with the same params
+gives the unfinished folder back, unless another process is at work in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from errata.errors import ErrataError
+from errata.files import write_text
+
+LOCK = ".lock"
+
+
+@contextmanager
+def run_folder(
+    results: Path, label: str, params: dict[str, Any], command: str | None = None
+) -> Iterator[tuple[Path, bool]]:
+    """Give the folder of a run and whether it was begun before; it is locked for the block."""
+    parent = results / label
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder, lock, resumed = _unfinished(parent, params) or _new(parent)
+    except OSError as error:
+        raise ErrataError(
+            f"cannot write results to {parent}: {error.strerror}",
+            "name another folder: --results DIR",
+        ) from None
+    try:
+        if not resumed:
+            text = json.dumps({**params, "command": command}, indent=1, ensure_ascii=False)
+            write_text(folder / "params.json", text + "\n")
+        yield folder, resumed
+        (folder / LOCK).unlink(missing_ok=True)
+    finally:
+        lock.close()
+
+
+def _unfinished(parent: Path, params: dict[str, Any]) -> tuple[Path, IO[str], bool] | None:
+    wanted = json.loads(json.dumps(params))
+    for folder in sorted(parent.glob("run_*")):
+        if (folder / "summary.json").exists():
+            continue
+        try:
+            found = json.loads((folder / "params.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        found.pop("command", None)
+        lock = _lock(folder) if found == wanted else None
+        if lock is not None:
+            return folder, lock, True
+    return None
+
+
+def _new(parent: Path) -> tuple[Path, IO[str], bool]:
+    for number in range(100_000):
+        folder = parent / f"run_{number:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        lock = _lock(folder)
+        if lock is not None:
+            return folder, lock, False
+    raise ErrataError(f"{parent} is full of runs", "name another folder: --results DIR")
+
+
+def _lock(folder: Path) -> IO[str] | None:
+    """Lock a folder for this process; None when another one holds it."""
+    file = (folder / LOCK).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file

@@ -1,0 +1,247 @@
+"""The editing methods written the plain way, as the word that the package is held against.
+
+One request at a time, every forward pass in full, δ added by a hook, torch's Adam, and the
+closed forms as dense systems in float64. No caches, no sharing of work, nothing cut short:
+slow, and short enough to be checked by eye against ROME (arXiv 2202.05262), MEMIT
+(2210.07229) and AlphaEdit (2410.02355). Only the modules' names come from the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.family import family_of, oriented, weight_of
+from errata.request import EditRequest
+from errata.settings import Search
+from errata.tokens import Rewrite, Row
+
+Place = Literal["block", "mlp"]
+Solve = Callable[[Tensor, Tensor, int], Tensor]
+
+
+class Found(NamedTuple):
+    """What one search found."""
+
+    initial: Tensor  # h₀: (d,)
+    delta: Tensor  # δ: (d,)
+    losses: Tensor  # (evaluations, 4): total, NLL, weighted KL, weighted decay
+
+
+def place_of(model: PreTrainedModel, block: int, place: Place) -> nn.Module:
+    """Return the module whose output is steered."""
+    family = family_of(model)
+    return family.block(model, block) if place == "block" else family.mlp(model, block)
+
+
+def state_of(output: Any) -> Tensor:
+    """Return the hidden state of a module's output."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def cut_after(model: PreTrainedModel, block: int) -> Iterator[None]:
+    """Leave out all blocks behind `block`, so that norm and head read its output."""
+    path, _, name = family_of(model).blocks.rpartition(".")
+    parent, blocks = model.get_submodule(path), model.get_submodule(family_of(model).blocks)
+    setattr(parent, name, nn.ModuleList(list(blocks)[: block + 1]))
+    try:
+        yield
+    finally:
+        setattr(parent, name, blocks)
+
+
+def search(
+    model: PreTrainedModel, rewrite: Rewrite, block: int, place: Place, settings: Search
+) -> Found:
+    """Find δ for one request by running all its texts in full at every step."""
+    lines = [*rewrite.rows, rewrite.essence]
+    width = max(len(row.ids) for row in lines)
+    ids = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in lines])
+    line, positions = torch.arange(len(lines)), torch.tensor([row.position for row in lines])
+    delta = torch.zeros(model.config.hidden_size, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
+    seen: list[Tensor] = []
+
+    def push(_: nn.Module, args: Any, output: Any) -> Any:
+        state = state_of(output)
+        seen.append(state[0, positions[0]].detach().clone())
+        moved = state.index_put((line, positions), delta.expand(len(lines), -1), accumulate=True)
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    handle = place_of(model, block, place).register_forward_hook(push)
+    losses, before = [], None
+    until = family_of(model).block_count(model) - 1
+    if settings.loss_block is not None:
+        until = min(until, max(settings.loss_block, block))
+    try:
+        for step in range(settings.steps):
+            said = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+            answers = said
+            if until < family_of(model).block_count(model) - 1:
+                with cut_after(model, until):
+                    answers = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+            now = said[-1, rewrite.essence.position]
+            before = now.detach() if before is None else before
+            nll = torch.stack([nll_of(answers[i], row) for i, row in enumerate(rewrite.rows)])
+            kl = settings.kl_weight * (now.exp() * (now - before)).sum()
+            decay = settings.weight_decay * delta.norm() / seen[0].norm() ** 2
+            loss = nll.mean() + kl + decay
+            losses.append(torch.stack([loss, nll.mean(), kl, decay]).detach().double())
+            if loss < settings.stop_at or step == settings.steps - 1:
+                break
+            (delta.grad,) = torch.autograd.grad(loss, delta)
+            optimizer.step()
+            longest = settings.clamp * seen[0].norm()
+            if delta.detach().norm() > longest:
+                with torch.no_grad():
+                    delta.mul_(longest / delta.norm())
+    finally:
+        handle.remove()
+    return Found(seen[0], delta.detach(), torch.stack(losses))
+
+
+def nll_of(said: Tensor, row: Row) -> Tensor:
+    """Return the mean negative log-probability of a row's targets at its last places."""
+    start = len(row.ids) - len(row.targets)
+    picked = [said[start + i, target] for i, target in enumerate(row.targets)]
+    return -torch.stack(picked).sum() / len(row.targets)
+
+
+@torch.no_grad()
+def read(model: PreTrainedModel, module: nn.Module, side: str, row: Row) -> Tensor:
+    """Return what goes into a module, or comes out, at a row's position."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        value = state_of(output)
+        if side == "input":
+            value = args[0] if args else kwargs["hidden_states"]
+        seen.append(value[0, row.position])
+
+    handle = module.register_forward_hook(keep, with_kwargs=True)
+    try:
+        model(input_ids=torch.tensor([row.ids]), use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def key(model: PreTrainedModel, rewrite: Rewrite, block: int) -> Tensor:
+    """Return the mean over groups of the mean key within each: (d_in,)."""
+    write = family_of(model).write(model, block)
+    groups = [[read(model, write, "input", row) for row in group] for group in rewrite.keys]
+    return torch.stack([torch.stack(group).mean(0) for group in groups]).mean(0)
+
+
+def memit(K: Tensor, R: Tensor, C: Tensor, weight: float) -> Tensor:
+    """Return Δ (d_out, d_in) = R ((λ C + K Kᵀ)⁻¹ K)ᵀ for K (d_in, n), R (d_out, n)."""
+    K, R, C = K.double(), R.double(), C.double()
+    return (R @ torch.linalg.solve(weight * C + K @ K.T, K).T).float()
+
+
+def alphaedit(K: Tensor, R: Tensor, P: Tensor, memory: Tensor, ridge: float) -> Tensor:
+    """Return Δ with Δᵀ = (P (K Kᵀ + memory) + ε I)⁻¹ P K Rᵀ; `memory` sums earlier K Kᵀ."""
+    K, R, P = K.double(), R.double(), P.double()
+    unit = torch.eye(len(P), dtype=torch.float64)
+    system = P @ (K @ K.T + memory.double()) + ridge * unit
+    return torch.linalg.solve(system, P @ K @ R.T).T.float()
+
+
+def projector(C: Tensor, threshold: float) -> Tensor:
+    """Return P = U₀U₀ᵀ, U₀ the left singular vectors of C whose singular value is below."""
+    U, S, _ = torch.linalg.svd(C.double())
+    return U[:, S < threshold] @ U[:, S < threshold].T
+
+
+def rome(k: Tensor, bare: Tensor, lack: Tensor, C: Tensor | None) -> Tensor:
+    """Return Δ = v uᵀ with u = C⁻¹ k̄, normalised, and v = (v* - W k₀) / (k₀ · u).
+
+    `bare` is k₀ and `lack` is v* - W k₀.
+    """
+    u = k.double() if C is None else torch.linalg.inv(C.double()) @ k.double()
+    u = u / u.norm()
+    return torch.outer(lack.double() / (bare.double() @ u), u).float()
+
+
+@contextmanager
+def borrowed(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
+    """Put the named weights back at the end."""
+    before = {name: weight_of(model, name)[1].detach().clone() for name in names}
+    try:
+        yield
+    finally:
+        for name, tensor in before.items():
+            weight_of(model, name)[1].data.copy_(tensor)
+
+
+def add(model: PreTrainedModel, block: int, delta: Tensor) -> None:
+    """Add Δ (d_out, d_in) to the MLP output matrix of a block."""
+    write = family_of(model).write(model, block)
+    write.weight.data.add_(oriented(write, delta))
+
+
+def edit_blocks(
+    model: PreTrainedModel,
+    rewrites: Sequence[Rewrite],
+    wanted: Tensor,
+    blocks: Sequence[int],
+    solve: Solve,
+) -> dict[int, Tensor]:
+    """Spread target values (n, d) over blocks from below; `solve(K, R, block)` gives each Δ."""
+    family, deltas = family_of(model), {}
+    with borrowed(model, [family.weight_name(block) for block in blocks]):
+        for done, block in enumerate(blocks):
+            last = family.block(model, blocks[-1])
+            K = torch.stack([key(model, rewrite, block) for rewrite in rewrites], dim=1)
+            says = [read(model, last, "output", rewrite.keys[0][0]) for rewrite in rewrites]
+            R = (wanted - torch.stack(says)).T / (len(blocks) - done)
+            deltas[block] = solve(K, R, block)
+            add(model, block, deltas[block])
+    return deltas
+
+
+def edit_ranks(
+    model: PreTrainedModel,
+    rewrites: Sequence[Rewrite],
+    wanted: Tensor,
+    block: int,
+    C: Tensor | None,
+) -> Tensor:
+    """Write requests into one block one after the other, a rank each; return the sum of the Δ."""
+    family, total = family_of(model), []
+    write = family.write(model, block)
+    with borrowed(model, [family.weight_name(block)]):
+        for rewrite, value in zip(rewrites, wanted, strict=True):
+            bare = rewrite.keys[0][0]
+            lack = value - read(model, write, "output", bare)
+            k0 = read(model, write, "input", bare)
+            total.append(rome(key(model, rewrite, block), k0, lack, C))
+            add(model, block, total[-1])
+    return torch.stack(total).sum(0)
+
+
+def position(
+    tokenizer: PreTrainedTokenizerBase, text: str, span: tuple[int, int], where: str
+) -> int:
+    """Return the token at `where` by asking for the tokens of the subject's end characters."""
+    coded = tokenizer(text)
+    count, (start, end) = len(coded["input_ids"]), span
+    first, last = coded.char_to_token(start), coded.char_to_token(end - 1)
+    named: Mapping[str, int] = {
+        "subject_first": first,
+        "subject_last": last,
+        "subject_first_after_last": min(last + 1, count - 1),
+        "last": count - 1,
+    }
+    return named[where]
+
+
+def texts(request: EditRequest, prefixes: Sequence[str]) -> list[str]:
+    """Return the request's texts without a target, the bare one first."""
+    return [prefix + request.text for prefix in ("", *prefixes)]
