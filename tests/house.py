@@ -20,18 +20,19 @@ PACKAGE = "errata"
 # Level → modules, as named inside the package; "x.*" is every module in x that no row names.
 ROOMS: dict[int, tuple[str, ...]] = {
     0: (
-        *("errors", "request", "settings", "files", "case"),
+        *("errors", "request", "settings", "files", "case", "folders"),
         *("demo", "demo.names", "demo.forms_people", "demo.forms_things", "demo.relations"),
         *("demo.world", "demo.text", "demo.paths"),
     ),
     1: ("family", "tokens", "hooks", "tail"),
-    2: ("keys", "values", "moment", "patch", "prefixes", "identity", "adapter"),
+    2: ("keys", "values", "moment", "patch", "prefixes", "identity", "adapter", "lora"),
     3: ("methods", "methods.*"),
     4: (
         *("model", "presets", "statistics", "evaluate", "trace", "tune", "downstream"),
+        *("likelihood", "generate", "fluency", "run_records"),
         *("data", "data.*", "report", "export", "card"),
     ),
-    5: ("", "edits", "runs", "recipe", "cluster", "console"),  # "" is errata/__init__.py
+    5: ("", "edits", "runs", "evaluation", "recipe", "cluster", "console"),  # "" is errata/__init__.py
     6: ("__main__", "cli", "cli.*", "ui", "ui.*", "demo.*"),  # demo.*: what makes the demo
 }
 LEVELS = {name: level for level, names in ROOMS.items() for name in names}

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
+
+from pydantic import model_validator
 
 from errata.request import EditRequest
 from errata.settings import Settings
+
+
+class Probe(Settings):
+    """A prompt with the answer that it should go on having."""
+
+    prompt: str
+    """The text up to the answer."""
+    answer: str
+    """What is right there, without a leading space."""
 
 
 class Case(Settings):
@@ -19,10 +30,27 @@ class Case(Settings):
     """The same question in other words; the new target should follow."""
     neighbours: tuple[str, ...] = ()
     """Prompts about other subjects with the same true answer; it should still follow."""
+    neighbour_answers: tuple[str, ...] = ()
+    """The neighbours' right answers, where each has its own; otherwise `target_true` is right."""
+    same_subject: tuple[Probe, ...] = ()
+    """Other facts about the subject, which the edit should leave alone."""
     generation_prompts: tuple[str, ...] = ()
     """Openings for free text about the subject."""
     attribute_prompts: tuple[str, ...] = ()
     """Prompts about subjects of which the new target has always been true."""
+    references: tuple[str, ...] = ()
+    """Texts about such subjects; what the edited model writes should resemble them."""
+    essence: tuple[str, ...] = ()
+    """Those of them that are about the edited subject itself; they should stay likely."""
+
+    @model_validator(mode="after")
+    def _one_answer_each(self) -> Self:
+        if self.neighbour_answers and len(self.neighbour_answers) != len(self.neighbours):
+            raise ValueError(
+                f"has {len(self.neighbours)} neighbours but "
+                f"{len(self.neighbour_answers)} neighbour_answers"
+            )
+        return self
 
     @property
     def id(self) -> str | int | None:
@@ -45,4 +73,8 @@ class Case(Settings):
             neighbours=tuple(record.get("neighborhood_prompts", ())),
             generation_prompts=tuple(record.get("generation_prompts", ())),
             attribute_prompts=tuple(record.get("attribute_prompts", ())),
+            same_subject=tuple(
+                Probe(prompt=fact["prompt"], answer=fact["answer"])
+                for fact in record.get("same_subject", ())
+            ),
         )

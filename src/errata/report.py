@@ -1,7 +1,8 @@
 """Reports: scores with 95 % confidence intervals, as JSON and Markdown.
 
-A score is {value (0-1), low, high, n}. Shares of yes/no outcomes get Wilson intervals,
-means of other numbers a percentile bootstrap with a fixed seed.
+A score is {value, low, high, n}, shares from 0 to 1. Shares of yes/no outcomes get Wilson
+intervals, means of other numbers a percentile bootstrap with a fixed seed. Prompts of one
+case share its fate: the grouped forms average within a case first and widen the interval.
 """
 
 from __future__ import annotations
@@ -32,14 +33,23 @@ class Score(Settings):
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] n={self.n}"
 
 
+class Amount(Score):
+    """A figure that is no share: a perplexity, an entropy in bits."""
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] n={self.n}"
+
+
 def share(outcomes: Sequence[bool]) -> Score | None:
     """Return the share of true outcomes with its Wilson interval; None when there are none."""
     n = len(outcomes)
-    if n == 0:
-        return None
-    p = sum(outcomes) / n
-    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return _wilson(sum(outcomes) / n, n, n) if n else None
+
+
+def _wilson(p: float, size: float, n: int) -> Score:
+    """Return Wilson's interval around a share `p` of `size` independent outcomes."""
+    middle = (p + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
+    half = _Z / (1 + _Z**2 / size) * math.sqrt(p * (1 - p) / size + _Z**2 / (4 * size**2))
     return Score(
         value=p, low=max(0.0, min(p, middle - half)), high=min(1.0, max(p, middle + half)), n=n
     )
@@ -49,10 +59,45 @@ def mean(values: Sequence[float], resamples: int = 2000) -> Score | None:
     """Return the mean with a percentile bootstrap interval; None when there are no values."""
     if not values:
         return None
-    data = np.asarray(values, dtype=float)
-    draws = np.random.default_rng(0).integers(0, len(data), size=(resamples, len(data)))
-    low, high = np.percentile(data[draws].mean(axis=1), [2.5, 97.5])
-    return Score(value=float(data.mean()), low=float(low), high=float(high), n=len(data))
+    data, random = np.asarray(values, dtype=float), np.random.default_rng(0)
+    count = len(data)
+    means = [data[random.integers(0, count, count)].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Score(value=float(data.mean()), low=float(low), high=float(high), n=count)
+
+
+def grouped_share(groups: Sequence[Sequence[bool]]) -> Score | None:
+    """Return the mean over groups of each group's share; None when there are no outcomes.
+
+    Outcomes of one group (the neighbours of one case) are not independent, so Wilson's
+    interval is taken at the effective sample size p(1-p) / variance over groups (Korn and
+    Graubard 1998), which lies between the number of groups and that of outcomes.
+    """
+    groups = [group for group in groups if group]
+    if not groups:
+        return None
+    count, total = len(groups), sum(map(len, groups))
+    if count == total:
+        return share([outcome for group in groups for outcome in group])
+    means = np.array([sum(group) / len(group) for group in groups])
+    p, effective = float(means.mean()), float(count)
+    if count > 1 and (variance := float(means.var(ddof=1)) / count) > 0:
+        effective = min(max(p * (1 - p) / variance, count), total)
+    return _wilson(p, effective, total)
+
+
+def grouped_mean(groups: Sequence[Sequence[float]]) -> Score | None:
+    """Return the mean over groups of each group's mean, groups resampled as wholes."""
+    groups = [group for group in groups if group]
+    score = mean([sum(group) / len(group) for group in groups])
+    return None if score is None else score.with_values(n=sum(map(len, groups)))
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """Return the harmonic mean of numbers that are not negative: 0 when one of them is 0."""
+    if min(values) <= 0:
+        return 0.0
+    return len(values) / sum(1 / value for value in values)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

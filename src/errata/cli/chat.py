@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from errata import console
-from errata.cli.options import AllowBase, Device, Dtype, Json, Model, load_model
+from errata.cli.options import (
+    Adapter,
+    AdapterKind,
+    AllowBase,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    load_model,
+)
 
 
 def chat(
@@ -23,6 +32,8 @@ def chat(
         typer.Option("--patch", help="A patch; may be repeated, the first goes on first."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 32,
+    adapter: Adapter = None,
+    adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",
     device: Device = None,
     allow_base: AllowBase = False,
@@ -32,7 +43,7 @@ def chat(
 
     Without -p, prompts are read from standard input, one a line.
     """
-    edited = load_model(model, patch, dtype, device, allow_base)
+    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
     rows = []
     if not json:
         console.verb(f"errata chat {model}")

@@ -11,6 +11,8 @@ import typer
 from errata import console
 from errata.case import Case
 from errata.cli.options import (
+    Adapter,
+    AdapterKind,
     AllowBase,
     Device,
     Dtype,
@@ -85,6 +87,8 @@ def edit(
     tokens: Annotated[int | None, typer.Option(help="Tokens of it to use.")] = None,
     patch: Patches = None,
     results: Results = Path("results"),
+    adapter: Adapter = None,
+    adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",
     device: Device = None,
     allow_base: AllowBase = False,
@@ -96,8 +100,10 @@ def edit(
     settings = given_settings(chosen, given)
     cases = _cases(model, prompt, target, subject, requests, dataset, limit, offset)
     cases = _with_probes(cases, paraphrase, neighbour, target_true)
-    show_warnings(check_batch([case.request for case in cases]))
-    edited = load_model(model, patch, dtype, device, allow_base)
+    size = batch_size or len(cases)
+    for start in range(0, len(cases), size):
+        show_warnings(check_batch([case.request for case in cases[start : start + size]]))
+    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
 
     from errata.edits import prepare
     from errata.statistics import Store
@@ -119,12 +125,11 @@ def _run(
     results: Path,
     json: bool,
 ) -> None:
-    from errata.runs import Plan, new_folder, run_edits
+    from errata.runs import Plan, run_edits
 
     plan = Plan(batch_size=batching[0], sequential=batching[1])
     asked = _shown_prompts(cases)
     before = [edited.generate(text, 12) for _, text in asked]
-    folder = new_folder(results, ready.method.label)
     with console.bar("edits") as progress:
         run = run_edits(
             edited,
@@ -132,7 +137,7 @@ def _run(
             ready.method,
             ready.moments,
             plan,
-            folder,
+            results,
             command=command_line(),
             progress=progress,
         )

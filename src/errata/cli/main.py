@@ -10,7 +10,7 @@ import sys
 import typer
 
 from errata import console
-from errata.cli import chat, edit, env, ls, stats
+from errata.cli import chat, edit, env, export, ls, stats
 from errata.errors import ErrataError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command()(edit.edit)
 app.command()(stats.stats)
 app.command()(chat.chat)
+app.command()(export.export)
 app.command("ls")(ls.list_things)
 app.command()(env.env)
 

@@ -39,6 +39,13 @@ Device = Annotated[
 AllowBase = Annotated[
     bool, typer.Option("--allow-base", help="Apply patches to another base all the same.")
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(help="A PEFT LoRA or DoRA folder to merge into the model.", metavar="DIR"),
+]
+AdapterKind = Annotated[
+    str | None, typer.Option(help="What the adapter has to be: lora or dora.", metavar="KIND")
+]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -60,6 +67,8 @@ def load_model(
     dtype: str = "auto",
     device: str | None = None,
     allow_base: bool = False,
+    adapter: str | None = None,
+    adapter_kind: str | None = None,
 ) -> EditedModel:
     """Load a model with patches as the command line names them."""
     import torch
@@ -74,6 +83,8 @@ def load_model(
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load(
         name,
+        adapter=adapter,
+        adapter_kind=adapter_kind,
         dtype=dtypes.get(dtype, "auto"),
         device=chosen,
         patches=patches or (),
