@@ -10,6 +10,8 @@ second is undone here.
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from errata.errors import ErrataError
 
 KINDS = ("lora", "dora")
 CONFIG_FILE = "adapter_config.json"
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def is_adapter(source: str | Path) -> bool:
@@ -41,6 +44,8 @@ def read_adapter(adapter: str, kind: str | None = None) -> Any:
             "adapters need the library peft, which is not installed", "pip install 'errata[tune]'"
         ) from None
     try:
+        if not is_adapter(adapter) and not _HUB_NAME.fullmatch(adapter):
+            raise ValueError(f"there is no {Path(adapter) / CONFIG_FILE}")
         config = PeftConfig.from_pretrained(adapter)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ErrataError(
@@ -81,15 +86,18 @@ def merge_adapter(model: PreTrainedModel, adapter: str, config: Any) -> PreTrain
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     config.inference_mode = True
     try:
-        wrapped = PeftModel(model, config)
-        found = wrapped.load_adapter(adapter, "default", is_trainable=False)
+        with warnings.catch_warnings():
+            # What PEFT calls in Transformers is its business, no user's.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = PeftModel(model, config)
+            found = wrapped.load_adapter(adapter, "default", is_trainable=False)
         if lost := [*found.missing_keys, *found.unexpected_keys]:
             raise ValueError(f"{len(lost)} of its tensors do not fit, {lost[0]} among them")
         merged = wrapped.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ErrataError(
             f"cannot put the adapter {adapter!r} on this model: {_reason(error)}",
-            f"was it made for another model? its own base is {config.base_model_name_or_path}",
+            f"was it made for another model? it names {config.base_model_name_or_path or 'none'}",
         ) from None
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(flags.get(name, parameter.is_floating_point()))

@@ -58,7 +58,7 @@ def write_safetensors(
 
     with replacing(path) as temporary:
         save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
             temporary,
             metadata=dict(metadata),
         )

@@ -1,0 +1,141 @@
+"""`errata export`, and `--adapter` on the verbs that load a model."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from errata.cli.main import app
+from errata.errors import ErrataError
+from errata.model import load
+from export.folders import far, logits, saved_base, with_adapter
+from laws.bench import random_patch
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_base("gpt2", tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def patches(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    edited, folder = load(str(base)), tmp_path_factory.mktemp("patches")
+    return [
+        random_patch(edited, rank, rank=rank).save(folder / f"p{rank}.safetensors")
+        for rank in (2, 3)
+    ]
+
+
+def errata(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def asked(*arguments: object) -> dict[str, Any]:
+    """Run a command that prints one JSON object and nothing else."""
+    result = errata(*arguments, "--json")
+    assert result.exit_code == 0, result.exception
+    [line] = result.stdout.splitlines()
+    return dict(json.loads(line))
+
+
+def test_two_patches_become_one_lora(base: Path, patches: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "lora"
+    options = [option for patch in patches for option in ("--patch", patch)]
+    said = asked("export", base, *options, "--to", "lora", out)
+    edited = load(str(base), patches=patches)
+    assert far(logits(with_adapter("gpt2", out)), logits(edited.model)) < 1e-5
+    assert said == {
+        "model": str(base),
+        "target": "lora",
+        "path": str(out),
+        "patches": [str(patch) for patch in patches],
+        "rank": 5,
+        "max_lora_rank": 8,
+        "weights": [f"transformer.h.{block}.mlp.c_proj.weight" for block in (1, 2)],
+        "ranks": {f"transformer.h.{block}.mlp.c_proj.weight": 5 for block in (1, 2)},
+        "loss": {f"transformer.h.{block}.mlp.c_proj.weight": 0.0 for block in (1, 2)},
+        "notes": [],
+    }
+
+
+def test_a_cut_lora_says_its_loss_and_what_to_do_next(
+    base: Path, patches: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "lora"
+    result = errata("export", base, "--patch", patches[1], "--to", "lora", out, "--rank", 1)
+    assert result.exit_code == 0, result.exception
+    assert "the lower rank loses up to" in result.stderr
+    assert "transformer.h.1.mlp.c_proj.weight" in result.stdout
+    assert f"wrote {out}" in result.stdout
+    assert f"--adapter {out}" in result.stdout
+    assert "rank 1: vLLM takes it with --max-lora-rank 1" in result.stdout
+
+
+def test_a_merged_checkpoint_is_a_model_of_its_own(
+    base: Path, patches: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "merged"
+    said = asked("export", base, "--patch", patches[0], "--to", "merged", out)
+    assert (said["target"], said["rank"], said["ranks"]) == ("merged", None, {})
+    prompt = ("-p", "The harbour of")
+    there = asked("chat", out, *prompt)["answers"]
+    here = asked("chat", base, "--patch", patches[0], *prompt)["answers"]
+    assert there[0]["answer"] == here[0]["after"]
+
+
+def test_an_exported_lora_is_an_adapter_to_chat_and_export(
+    base: Path, patches: list[Path], tmp_path: Path
+) -> None:
+    errata("export", base, "--patch", patches[0], "--to", "lora", tmp_path / "lora")
+    adapter = ("--adapter", tmp_path / "lora", "--adapter-kind", "lora")
+    prompt = ("-p", "The harbour of")
+    there = asked("chat", base, *adapter, *prompt)["answers"]
+    here = asked("chat", base, "--patch", patches[0], *prompt)["answers"]
+    assert there[0]["answer"] == here[0]["after"]
+    assert asked("chat", base, "--adapter", " ", *prompt)["answers"][0]["answer"]
+    said = asked("export", base, *adapter, "--to", "merged", tmp_path / "merged")
+    assert said["loss"] == {}
+    card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    assert f"adapter: {tmp_path / 'lora'}" in card
+    edited = load(str(base), adapter=tmp_path / "lora")
+    on_top = random_patch(edited, 4).save(tmp_path / "top.safetensors")
+    said = asked("export", base, *adapter, "--patch", on_top, "--to", "lora", tmp_path / "second")
+    assert any("with the adapter" in note for note in said["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--to gguf OUT --patch PATCH", "cannot export to 'gguf'"),
+        ("--to lora OUT", "there is no patch to export"),
+        ("--to merged OUT", "there is no patch to export"),
+        ("--to merged OUT --adapter ' '", "there is no patch to export"),
+        ("--to merged OUT --patch PATCH --rank 2", "only a LoRA has a rank"),
+        ("--to lora FULL --patch PATCH", "is not empty"),
+        ("--to lora OUT --patch PATCH --adapter OUT", "cannot load the adapter"),
+        ("--to lora OUT --patch PATCH --adapter-kind dora", "but no adapter"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    arguments: str, message: str, base: Path, patches: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    places = {"OUT": tmp_path / "out", "FULL": tmp_path / "full", "PATCH": patches[0]}
+    words = [places.get(word, word) for word in shlex.split(arguments)]
+    result = errata("export", base, *words)
+    assert isinstance(result.exception, ErrataError), result.output
+    assert message in result.exception.message
+    assert result.exception.hints
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("--to",), ("--to", "lora")])
+def test_a_target_without_a_folder_is_a_wrong_command_line(words: tuple[str, ...]) -> None:
+    assert errata("export", "demo", *words).exit_code == 2

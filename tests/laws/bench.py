@@ -1,0 +1,165 @@
+"""The matrix that the laws run over: every method on every family, with settings for pico models.
+
+A method joins by being in METHODS; `SUITED` is for those whose defaults mean nothing at this
+size. `found` is everything about a model that an edit must leave as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from tiny import BLOCKS, FACTS, SENTENCES, tiny_model, tiny_tokenizer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from errata.family import FAMILIES, family_of
+from errata.methods import METHODS, ClosedForm
+from errata.model import EditedModel
+from errata.moment import SecondMoment, measure, token_rows
+from errata.patch import Patch, Provenance, Update, Base
+from errata.request import EditRequest
+from errata.tokens import Rewrite, rewrite_of
+
+PREFIXES = ("Well. ", "So the people of Tarn say. ")
+SETTINGS: dict[str, Any] = {
+    "blocks": (1, 2),
+    "search": {"steps": 4, "learning_rate": 0.3, "clamp": 2.0, "stop_at": 0.0},
+    "contexts": {"prefixes": PREFIXES},
+}
+SUITED: dict[str, dict[str, Any]] = {
+    "memit": {"moment_weight": 0.5},
+    "alphaedit": {"ridge": 0.05, "null_space_threshold": 0.2, "relative_threshold": True},
+}
+
+over_families = pytest.mark.parametrize("model_type", list(FAMILIES))
+over_methods = pytest.mark.parametrize("method_name", list(METHODS))
+
+
+def quick(method_name: str, **given: Any) -> ClosedForm:
+    """Return the method with settings that suit a pico model."""
+    return METHODS[method_name].of({**SETTINGS, **SUITED.get(method_name, {}), **given})
+
+
+def edited_model(model_type: str, *, bos: bool = True, **to: Any) -> EditedModel:
+    """Return a fresh pico model with its tokenizer and no patches."""
+    return EditedModel(tiny_model(model_type, **to), tiny_tokenizer(bos=bos), f"tiny-{model_type}")
+
+
+@cache
+def _moments(model_type: str) -> dict[int, SecondMoment]:
+    rows = token_rows(tiny_tokenizer(), SENTENCES, 64)
+    return measure(tiny_model(model_type), rows, range(BLOCKS))
+
+
+def moments_of(model_type: str) -> dict[int, SecondMoment]:
+    """Return the second moments of all blocks, new objects at every call."""
+    return {
+        block: SecondMoment(moment.matrix.clone(), moment.count)
+        for block, moment in _moments(model_type).items()
+    }
+
+
+@cache
+def _patch(model_type: str, method_name: str) -> Patch:
+    edited, moments = edited_model(model_type), moments_of(model_type)
+    return edited.compute(FACTS[:2], quick(method_name), moments=moments)
+
+
+def patch_of(model_type: str, method_name: str) -> Patch:
+    """Return the patch of the first two facts, computed once."""
+    return copy.deepcopy(_patch(model_type, method_name))
+
+
+def random_patch(edited: EditedModel, seed: int, size: float = 0.05, rank: int = 2) -> Patch:
+    """Return a patch of random factors for blocks 1 and 2."""
+    source, family, updates = torch.Generator().manual_seed(seed), family_of(edited.model), {}
+    for block in (1, 2):
+        write = family.write(edited.model, block)
+        d_in = write.weight.numel() // edited.model.config.hidden_size
+        R = size * torch.randn(edited.model.config.hidden_size, rank, generator=source)
+        A = torch.randn(rank, d_in, generator=source)
+        updates[family.weight_name(block)] = Update.of(R, A, A.T)
+    provenance = Provenance(
+        base=Base(**edited.base.model_dump()),
+        method="none",
+        settings={"seed": seed},
+        requests=FACTS[:1],
+    )
+    return Patch(updates, provenance)
+
+
+def rewrites_of(
+    edited: EditedModel, requests: Sequence[EditRequest] = FACTS, *, mean_by_type: bool = True
+) -> list[Rewrite]:
+    """Return requests in token ids, behind two prefixes."""
+    return [
+        rewrite_of(
+            edited.tokenizer,
+            request,
+            PREFIXES,
+            where="subject_last",
+            essence_prompt="{} is a",
+            mean_by_type=mean_by_type,
+        )
+        for request in requests
+    ]
+
+
+def bits(tensor: Tensor) -> bytes:
+    """Return a tensor's bytes, whatever its dtype."""
+    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def weights(model: nn.Module) -> dict[str, bytes]:
+    """Return every parameter and buffer to the bit."""
+    return {name: bits(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def found(model: PreTrainedModel) -> dict[str, Any]:
+    """Return all that editing must leave alone: weights, gradients, flags, modes, hooks, forwards."""
+    hooks = {
+        (name, kind): list(held.items())
+        for name, module in model.named_modules()
+        for kind, held in vars(module).items()
+        if kind.endswith("_hooks") or "_hooks_" in kind
+        if isinstance(held, Mapping)
+    }
+    return {
+        "weights": weights(model),
+        "objects": {name: (id(p), p.data_ptr()) for name, p in model.named_parameters()},
+        "gradients": {
+            name: None if p.grad is None else bits(p.grad) for name, p in model.named_parameters()
+        },
+        "flags": {name: p.requires_grad for name, p in model.named_parameters()},
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "forwards": {name: vars(module).get("forward") for name, module in model.named_modules()},
+        "hooks": hooks,
+        "config": model.config.to_dict(),
+    }
+
+
+def untidy(model: PreTrainedModel) -> None:
+    """Bring a model into a state that no code would guess: mixed flags, modes, gradients and hooks."""
+    family = family_of(model)
+    model.train()
+    family.block(model, 2).eval()
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(index % 3 != 0)
+        parameter.grad = torch.full_like(parameter, 0.5) if index % 2 else None
+    for module in (family.block(model, 1), family.write(model, 2)):
+        module.register_forward_hook(lambda *_: None)
+        module.register_forward_pre_hook(lambda *_: None)
+    block = family.block(model, 3)
+    vars(block)["forward"] = block.forward
+
+
+def closeness(ours: Tensor, theirs: Tensor) -> float:
+    """Return ‖ours - theirs‖ / ‖theirs‖, 0 where both are nothing."""
+    ours, theirs = ours.detach().double(), theirs.detach().double()
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
