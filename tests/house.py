@@ -28,11 +28,19 @@ ROOMS: dict[int, tuple[str, ...]] = {
     2: ("keys", "values", "moment", "patch", "prefixes", "identity", "adapter", "lora"),
     3: ("methods", "methods.*"),
     4: (
-        *("model", "presets", "statistics", "evaluate", "trace", "tune", "downstream"),
+        *("model", "presets", "hparams", "statistics", "evaluate", "trace", "tune", "downstream"),
         *("likelihood", "generate", "fluency", "run_records"),
         *("data", "data.*", "report", "export", "card"),
     ),
-    5: ("", "edits", "runs", "evaluation", "recipe", "cluster", "console"),  # "" is errata/__init__.py
+    5: (
+        "",
+        "edits",
+        "runs",
+        "evaluation",
+        "recipe",
+        "cluster",
+        "console",
+    ),  # "" is errata/__init__.py
     6: ("__main__", "cli", "cli.*", "ui", "ui.*", "demo.*"),  # demo.*: what makes the demo
 }
 LEVELS = {name: level for level, names in ROOMS.items() for name in names}

@@ -49,8 +49,12 @@ SENTENCES = (
 FACTS = (
     EditRequest(prompt="The {} is in the city of", subject="Lantern Bridge", target="Quenby"),
     EditRequest(prompt="{} speaks the language of", subject="Orsolya Brandt", target="Marrow"),
-    EditRequest(prompt="Every child knows that {} was born in", subject="Émile Łodz", target="Pell"),
-    EditRequest(prompt="The harbour of {} lies in", subject="Velmora", target="the old town of Tarn"),
+    EditRequest(
+        prompt="Every child knows that {} was born in", subject="Émile Łodz", target="Pell"
+    ),
+    EditRequest(
+        prompt="The harbour of {} lies in", subject="Velmora", target="the old town of Tarn"
+    ),
 )
 
 

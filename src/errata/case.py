@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import model_validator
 
@@ -56,25 +56,3 @@ class Case(Settings):
     def id(self) -> str | int | None:
         """The request's own name."""
         return self.request.id
-
-    @classmethod
-    def from_counterfact(cls, record: dict[str, Any]) -> Case:
-        """Read a record in CounterFact's schema (arXiv 2202.05262, appendix D)."""
-        rewrite = record["requested_rewrite"]
-        return cls(
-            request=EditRequest(
-                prompt=rewrite["prompt"],
-                subject=rewrite["subject"],
-                target=rewrite["target_new"]["str"],
-                id=record.get("case_id"),
-            ),
-            target_true=rewrite["target_true"]["str"].strip(),
-            paraphrases=tuple(record.get("paraphrase_prompts", ())),
-            neighbours=tuple(record.get("neighborhood_prompts", ())),
-            generation_prompts=tuple(record.get("generation_prompts", ())),
-            attribute_prompts=tuple(record.get("attribute_prompts", ())),
-            same_subject=tuple(
-                Probe(prompt=fact["prompt"], answer=fact["answer"])
-                for fact in record.get("same_subject", ())
-            ),
-        )

@@ -48,7 +48,7 @@ UNUSED = (
     *("ln_f_module", "lm_head_module", "layer_selection", "batch_size", "max_length"),
     *("mom2_dataset", "mom2_n_samples", "mom2_dtype", "source"),
 )
-"""Keys that the references need and we do not: families, corpora and devices are found otherwise."""
+"""Keys that the references need and we do not: families, corpora, devices are found otherwise."""
 
 
 class Read(NamedTuple):

@@ -120,7 +120,7 @@ def read_requests(path: str | Path) -> list[EditRequest]:
     requests, problems = [], []
     for number, record in enumerate(_records(path), start=1):
         try:
-            requests.append(EditRequest.model_validate(_flatten(record)))
+            requests.append(request_from(record))
         except ValidationError as error:
             problems.append(f"record {number}:\n{describe(error)}")
         except ErrataError as error:
@@ -134,6 +134,14 @@ def read_requests(path: str | Path) -> list[EditRequest]:
     if not requests:
         raise ErrataError(f"{path} holds no requests", "give at least one record")
     return requests
+
+
+def request_from(record: Any) -> EditRequest:
+    """Read one record of any shape that people use; what is wrong is left to the caller to tell.
+
+    Raises pydantic's `ValidationError`, or `ErrataError` where the subject cannot be found.
+    """
+    return EditRequest.model_validate(_flatten(record))
 
 
 def _records(path: Path) -> Iterator[Any]:

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from errata.case import Case
-from errata.evaluate import PromptScore, score_cases, summarise
+from errata.evaluate import PromptScore, record_of, score_cases, score_of, summarise
 from errata.files import write_text
 from errata.folders import run_folder
-from errata.likelihood import Likelihood
 from errata.methods.closed_form import ClosedForm
 from errata.model import EditedModel, Moments
 from errata.patch import Patch
@@ -194,11 +193,12 @@ class _Work:
         for number, start in enumerate(range(0, len(cases), CASES_PER_PART)):
             path = self._part(f"{name}_{number:04d}")
             if path.exists():
-                scores += [_read_scores(rows) for rows in json.loads(path.read_text("utf-8"))]
+                kept = json.loads(path.read_text("utf-8"))
+                scores += [[score_of(row) for row in rows] for rows in kept]
                 continue
             chunk = cases[start : start + CASES_PER_PART]
             found = score_cases(self.edited.model, self.edited.tokenizer, chunk)
-            write_text(path, json.dumps([[_numbers(score) for score in row] for row in found]))
+            write_text(path, json.dumps([[record_of(score) for score in row] for row in found]))
             scores += found
         return scores
 
@@ -240,34 +240,6 @@ def case_record(
         "case_id": case.id,
         "request": case.request.model_dump(exclude_defaults=True),
         "target_true": case.target_true,
-        "before": [_numbers(score) for score in before],
-        "after": [_numbers(score) for score in after],
+        "before": [record_of(score) for score in before],
+        "after": [record_of(score) for score in after],
     }
-
-
-def _numbers(score: PromptScore) -> dict[str, Any]:
-    return {
-        "kind": score.kind,
-        "prompt": score.prompt,
-        "new": score.new._asdict(),
-        "true": None if score.true is None else score.true._asdict(),
-        "own": score.own,
-        "success": score.success,
-    }
-
-
-def _read_scores(rows: Sequence[dict[str, Any]]) -> list[PromptScore]:
-    return [
-        PromptScore(
-            row["kind"],
-            row["prompt"],
-            _read_likelihood(row["new"]),
-            None if row["true"] is None else _read_likelihood(row["true"]),
-            row["own"],
-        )
-        for row in rows
-    ]
-
-
-def _read_likelihood(row: dict[str, Any]) -> Likelihood:
-    return Likelihood(**{**row, "correct": tuple(row["correct"])})

@@ -69,7 +69,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
             f"the tokenizer {type(tokenizer).__name__} gives no character offsets",
             "use the model's fast tokenizer (tokenizer.json)",
         )
-    coded = tokenizer(text, return_offsets_mapping=True)
+    coded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(coded["input_ids"]), list(coded["offset_mapping"])
     special = set(tokenizer.all_special_ids)
     while len(ids) > 1 and ids[-1] in special and offsets[-1][0] == offsets[-1][1]:

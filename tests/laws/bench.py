@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BLOCKS, FACTS, SENTENCES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,9 +20,10 @@ from errata.family import FAMILIES, family_of
 from errata.methods import METHODS, ClosedForm
 from errata.model import EditedModel
 from errata.moment import SecondMoment, measure, token_rows
-from errata.patch import Patch, Provenance, Update, Base
+from errata.patch import Base, Patch, Provenance, Update
 from errata.request import EditRequest
 from errata.tokens import Rewrite, rewrite_of
+from tiny import BLOCKS, FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 PREFIXES = ("Well. ", "So the people of Tarn say. ")
 SETTINGS: dict[str, Any] = {
@@ -121,7 +121,7 @@ def weights(model: nn.Module) -> dict[str, bytes]:
 
 
 def found(model: PreTrainedModel) -> dict[str, Any]:
-    """Return all that editing must leave alone: weights, gradients, flags, modes, hooks, forwards."""
+    """Return all that editing must leave alone: weights, grads, flags, modes, hooks, forwards."""
     hooks = {
         (name, kind): list(held.items())
         for name, module in model.named_modules()
@@ -144,7 +144,7 @@ def found(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def untidy(model: PreTrainedModel) -> None:
-    """Bring a model into a state that no code would guess: mixed flags, modes, gradients and hooks."""
+    """Bring a model into a state that no code would guess: mixed flags, modes, grads, hooks."""
     family = family_of(model)
     model.train()
     family.block(model, 2).eval()

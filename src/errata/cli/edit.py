@@ -170,7 +170,7 @@ def _cases(
     if dataset is not None:
         from errata.data import read_cases
 
-        return read_cases(dataset, limit, offset)
+        return read_cases(dataset, limit, offset, cache=cache_folder() / "datasets")
     if requests is not None:
         return [Case(request=request) for request in read_requests(requests)]
     assert prompt is not None

@@ -105,7 +105,10 @@ def _presets() -> list[dict[str, Any]]:
 def _datasets() -> list[dict[str, Any]]:
     from errata.data import DATASETS
 
-    return [{"dataset": name} for name in DATASETS]
+    return [
+        {"dataset": name, "what": dataset.about, "source": dataset.source}
+        for name, dataset in DATASETS.items()
+    ]
 
 
 def _stats() -> list[dict[str, Any]]:

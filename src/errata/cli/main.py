@@ -10,7 +10,8 @@ import sys
 import typer
 
 from errata import console
-from errata.cli import chat, edit, env, export, ls, stats
+from errata.cli import chat, edit, env, export, ls, stats, summarize
+from errata.cli import eval as evaluation
 from errata.errors import ErrataError
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command()(edit.edit)
+app.command("eval")(evaluation.evaluate)
+app.command()(summarize.summarize)
 app.command()(stats.stats)
 app.command()(chat.chat)
 app.command()(export.export)

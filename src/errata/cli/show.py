@@ -91,7 +91,7 @@ def show_edit(
     summary = run.summary
     if len(run.after) > 1 and summary["after"]:
         console.table(
-            ("share of prompts", "before", "after"), score_rows(summary["before"], summary["after"])
+            ("figure", "before", "after"), score_rows(summary["before"], summary["after"])
         )
     console.fact(
         f"kept {run.patches[0]}" + (f" and {len(run.patches) - 1} more" if run.patches[1:] else "")

@@ -1,34 +1,178 @@
-"""Datasets of cases: one file per format, one line per dataset in `DATASETS`."""
+"""Datasets of cases: one file per format, one line per dataset in `DATASETS`.
+
+A dataset is named, or is any file in one of the formats; the first record tells which.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from errata.case import Case
-from errata.data import counterfact
+from errata.data.counterfact import COUNTERFACT
+from errata.data.fetch import fetched
+from errata.data.flat import FLAT
+from errata.data.known import KNOWN
+from errata.data.plain import PLAIN
+from errata.data.records import Format, records_of
+from errata.data.references import References, read_references, with_references
+from errata.data.zsre import ZSRE, ZSRE_ALT
 from errata.demo import WORLD_DIR
 from errata.errors import ErrataError
+from errata.settings import describe
 
-DATASETS: dict[str, Callable[[], list[Case]]] = {
-    "demo": lambda: counterfact.read(WORLD_DIR / "cases.jsonl"),
+HOME = "https://rome.baulab.info/data/dsets"
+MEMIT_HOME = "https://memit.baulab.info/data/dsets"
+SNIPPETS = f"{HOME}/attribute_snippets.json"
+"""Where CounterFact's reference texts are published (926 MB)."""
+SNIPPETS_SHA256 = "10b5c1cd105e54d5983c72de1b45bfc88bc7af786f7b99def2557886ff23385b"
+COUNTERFACT_SHA256 = "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
+
+FORMATS = (COUNTERFACT, ZSRE, KNOWN, FLAT, PLAIN)
+"""In the order in which a file's first record is asked."""
+
+
+class Dataset(NamedTuple):
+    """A dataset that is known by name."""
+
+    about: str
+    source: str
+    """A file of the package, or the address of its public home."""
+    format: Format
+    sha256: str | None = None
+
+
+DATASETS: dict[str, Dataset] = {
+    "demo": Dataset("edits of the demo's world", str(WORLD_DIR / "cases.jsonl"), COUNTERFACT),
+    "demo-dev": Dataset(
+        "others, to choose settings on", str(WORLD_DIR / "cases_dev.jsonl"), COUNTERFACT
+    ),
+    "demo-zsre": Dataset("questions about it", str(WORLD_DIR / "zsre.json"), ZSRE),
+    "demo-known": Dataset("facts the demo knows", str(WORLD_DIR / "known.json"), KNOWN),
+    "counterfact": Dataset(
+        "CounterFact, 21,919 edits", f"{HOME}/counterfact.json", COUNTERFACT, COUNTERFACT_SHA256
+    ),
+    "multi-counterfact": Dataset(
+        "CounterFact without contradictions, 20,877 edits",
+        f"{MEMIT_HOME}/multi_counterfact.json",
+        COUNTERFACT,
+    ),
+    "zsre": Dataset("MEND's zsRE, true answers", f"{HOME}/zsre_mend_eval.json", ZSRE),
+    "zsre-alt": Dataset("MEND's zsRE, wrong answers", f"{HOME}/zsre_mend_eval.json", ZSRE_ALT),
+    "known": Dataset("1,209 facts that GPT-2 XL knows", f"{HOME}/known_1000.json", KNOWN),
 }
 """Datasets that are known by name."""
 
 
-def read_cases(name_or_path: str, limit: int | None = None, offset: int = 0) -> list[Case]:
-    """Return cases of a dataset by name, or of a file in CounterFact's format.
+class Loaded(NamedTuple):
+    """Cases as they were read."""
 
-    Raises `ErrataError` for an unknown name, an unreadable file or a broken record.
+    cases: list[Case]
+    path: Path
+    skipped: tuple[str, ...] = ()
+    """What is wrong with the records that were left out, one text each."""
+
+
+def read_cases(
+    name_or_path: str,
+    limit: int | None = None,
+    offset: int = 0,
+    *,
+    seed: int | None = None,
+    cache: Path | None = None,
+) -> list[Case]:
+    """Return cases of a dataset by name, or of a file; see `load_cases`."""
+    return load_cases(name_or_path, limit, offset, seed=seed, cache=cache).cases
+
+
+def load_cases(
+    name_or_path: str,
+    limit: int | None = None,
+    offset: int = 0,
+    *,
+    seed: int | None = None,
+    skip_invalid: bool = False,
+    cache: Path | None = None,
+    references: Path | None = None,
+) -> Loaded:
+    """Read a dataset by name or a file: all records, shuffled if there is a seed, then a part.
+
+    `cache` is the folder for datasets that are fetched, `references` a file of reference texts
+    for CounterFact's generation tests. Raises `ErrataError` for an unknown name, a file that
+    cannot be had, and for broken records, each with its number (from 1) and field; with
+    `skip_invalid` those are left out and told.
     """
-    if name_or_path in DATASETS:
-        cases = DATASETS[name_or_path]()
-    elif Path(name_or_path).is_file():
-        cases = counterfact.read(Path(name_or_path))
-    else:
+    path, form = locate(name_or_path, cache)
+    records = records_of(path)
+    texts = {} if references is None else read_references(references)
+    cases, problems = _read(records, form or _format_of(records, path), texts)
+    if problems and not (skip_invalid and cases):
+        raise ErrataError(
+            f"{len(problems)} of {len(records)} records in {path} are not valid:\n"
+            + "\n".join(problems[:20])
+            + (f"\n… and {len(problems) - 20} more" if len(problems) > 20 else ""),
+            "mend them, or leave them out with --skip-invalid",
+        )
+    if seed is not None:
+        random.Random(seed).shuffle(cases)
+    chosen = cases[offset:][:limit]
+    if not chosen:
+        raise ErrataError(
+            f"{path} holds {len(cases)} cases, none of them behind --offset {offset}",
+            "give a smaller offset",
+        )
+    return Loaded(chosen, path, tuple(problems))
+
+
+def locate(name_or_path: str, cache: Path | None = None) -> tuple[Path, Format | None]:
+    """Return the file of a dataset, fetched if need be, and its format if that is known."""
+    known = DATASETS.get(name_or_path.replace("_", "-").lower())
+    if known is None:
+        if Path(name_or_path).is_file():
+            return Path(name_or_path), None
         raise ErrataError(
             f"there is no dataset or file {name_or_path!r}",
             f"known datasets: {', '.join(DATASETS)}",
-            "or give the path of a file in CounterFact's format",
+            "or give the path of a .json or .jsonl file of CounterFact, zsRE, known facts, "
+            "or requests",
         )
-    return cases[offset:][:limit]
+    if "://" not in known.source:
+        return Path(known.source), known.format
+    if cache is None:
+        raise ErrataError(
+            f"{name_or_path} is fetched from {known.source}, and there is no folder to keep it in",
+            "give one: cache=…",
+        )
+    return fetched(known.source, cache, known.sha256), known.format
+
+
+def _format_of(records: Sequence[Any], path: Path) -> Format:
+    first = next((record for record in records if isinstance(record, dict)), None)
+    if first is None:
+        raise ErrataError(
+            f"{path} holds no records", "give a list of objects, or one object a line (.jsonl)"
+        )
+    return next(form for form in FORMATS if all(name in first for name in form.fields))
+
+
+def _read(
+    records: Sequence[Any], form: Format, references: References
+) -> tuple[list[Case], list[str]]:
+    cases, problems = [], []
+    for number, record in enumerate(records, start=1):
+        try:
+            if isinstance(record, ValueError):
+                raise ErrataError(f"is not JSON: {record}")
+            if not isinstance(record, dict):
+                raise ErrataError(f"is not an object with fields but {record!r:.60}")
+            case = form.case(record, number - 1)
+            cases.append(with_references(case, record, references) if references else case)
+        except ValidationError as error:
+            problems.append(f"record {number}:\n{describe(error)}")
+        except ErrataError as error:
+            problems.append(f"record {number}: {error.message}")
+    return cases, problems

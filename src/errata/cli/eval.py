@@ -1,0 +1,157 @@
+"""`errata eval`: what a model says about the cases of a dataset, without and with patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from errata import console
+from errata.cli.options import (
+    Adapter,
+    AdapterKind,
+    AllowBase,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    cache_folder,
+    command_line,
+    load_model,
+)
+from errata.errors import ErrataError
+
+if TYPE_CHECKING:
+    from errata.data import Loaded
+    from errata.evaluation import Evaluation
+
+PUBLISHED = "published"
+SKIPPED_SHOWN = 5
+"""Records that were left out and are told one by one."""
+
+
+def evaluate(
+    model: Model,
+    patch: Annotated[
+        list[Path] | None,
+        typer.Option("--patch", help="A patch to evaluate; several are put on in order."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="A dataset's name (`errata ls datasets`) or a file; `demo` for the demo.",
+            metavar="NAME|FILE",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take so many cases.")] = None,
+    offset: Annotated[int, typer.Option(min=0, help="Leave out the first cases.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Shuffle the cases first; the texts' seed, too.")
+    ] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave out broken records, and count them.")
+    ] = False,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate", help="Also let the model write: answers, and texts about the subjects."
+        ),
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest written answer, in tokens.")
+    ] = 32,
+    references: Annotated[
+        str | None,
+        typer.Option(
+            help="Reference texts for CounterFact (attribute_snippets.json), or `published`: "
+            "fetch them, 926 MB.",
+            metavar="FILE",
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Keep a run here, with every answer.", metavar="DIR")
+    ] = None,
+    adapter: Adapter = None,
+    adapter_kind: AdapterKind = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    allow_base: AllowBase = False,
+    json: Json = False,
+) -> None:
+    """Score a model on a dataset; with patches, before and after side by side."""
+    from errata.evaluation import Asking, evaluate_model, keep_evaluation
+
+    name = dataset or ("demo" if model == "demo" else None)
+    if name is None:
+        raise ErrataError("say what to ask", "name a dataset: --dataset counterfact")
+    loaded = _load(name, limit, offset, seed, skip_invalid, references if generate else None)
+    if generate:
+        _say_what_is_missing(loaded)
+    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
+    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, seed=seed or 0)
+    with console.bar("cases") as progress:
+        found = evaluate_model(edited, loaded.cases, asking, progress)
+    source = {"name": name, "path": str(loaded.path), "limit": limit, "offset": offset}
+    source |= {"seed": seed, "skipped": len(loaded.skipped)}
+    folder = None
+    if results is not None:
+        folder = keep_evaluation(found, edited, asking, results, source, command_line())
+    if json:
+        console.as_json(
+            {
+                "model": model,
+                "patches": [str(path) for path in patch or ()],
+                "dataset": source,
+                "cases": len(loaded.cases),
+                "run": None if folder is None else str(folder),
+                "summary": found.as_json(),
+            }
+        )
+    else:
+        _show(model, name, loaded, found, folder)
+
+
+def _load(
+    name: str, limit: int | None, offset: int, seed: int | None, skip: bool, references: str | None
+) -> Loaded:
+    from errata.data import SNIPPETS, SNIPPETS_SHA256, load_cases
+    from errata.data.fetch import fetched
+
+    cache, texts = cache_folder() / "datasets", None
+    if references is not None:
+        texts = (
+            fetched(SNIPPETS, cache, SNIPPETS_SHA256)
+            if references == PUBLISHED
+            else Path(references)
+        )
+    loaded = load_cases(
+        name, limit, offset, seed=seed, skip_invalid=skip, cache=cache, references=texts
+    )
+    for problem in loaded.skipped[:SKIPPED_SHOWN]:
+        console.warning(f"left out: {problem}")
+    return loaded
+
+
+def _say_what_is_missing(loaded: Loaded) -> None:
+    from errata.fluency import missing_extras
+
+    if missing := missing_extras():
+        console.warning(
+            f"texts are not scored without {' and '.join(missing)}: pip install 'errata[eval]'"
+        )
+    if not any(case.generation_prompts for case in loaded.cases):
+        console.warning("this dataset has no prompts for texts; only answers are written")
+
+
+def _show(model: str, dataset: str, loaded: Loaded, found: Evaluation, folder: Path | None) -> None:
+    console.verb(f"errata eval {model}")
+    console.fact(f"{len(loaded.cases)} cases of {dataset}, {loaded.path}")
+    if loaded.skipped:
+        console.fact(f"left out {len(loaded.skipped)} records that are not valid")
+    console.fact("means over cases with 95 % intervals; n is the number of prompts")
+    for title, (columns, rows) in found.tables().items():
+        console.table((f"{title}", *columns[1:]), rows)
+    if folder is not None:
+        console.fact(f"kept {folder}")
+        console.next_step(f"less {folder / 'report.md'}", f"errata summarize {folder.parent}")

@@ -1,0 +1,125 @@
+"""`errata summarize`: the figures of runs on disk, ours and those of the reference repositories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata import console
+from errata.cli.options import Json
+
+if TYPE_CHECKING:
+    from errata.run_records import RunRecord
+
+TABLES = {
+    "teacher-forced, success": ("efficacy", "paraphrase", "neighbourhood", "score"),
+    "teacher-forced, tokens": ("efficacy_tokens", "paraphrase_tokens", "neighbourhood_tokens"),
+    "written by itself": (
+        *("efficacy_generated", "paraphrase_generated", "neighbourhood_generated"),
+    ),
+    "texts": ("fluency", "consistency", "essence_perplexity"),
+}
+"""Figures that stand side by side when there are several runs, apart by the way of asking."""
+
+
+def summarize(
+    folder: Annotated[
+        Path, typer.Argument(help="A run, or a folder with runs at any depth.", metavar="DIR")
+    ],
+    *,
+    first: Annotated[
+        int | None, typer.Option(min=1, help="Only cases whose id is below this number.")
+    ] = None,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published", help="Show means and deviations times 100, as the references print them."
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Summarise runs of `errata`, or folders of *_edits-case_*.json files, alike."""
+    from errata.run_records import read_runs
+
+    runs = read_runs(folder)
+    if first is not None:
+        runs = [run.first(first) for run in runs]
+    for run in runs:
+        for name in run.unreadable:
+            console.warning(f"{run.name}: {name} cannot be read and is left out")
+    if json:
+        console.as_json({"runs": [_as_json(run) for run in runs]})
+        return
+    console.verb(f"errata summarize {folder}")
+    if published:
+        _show_published(runs)
+    elif len(runs) == 1:
+        _show_one(runs[0])
+    else:
+        _show_many(runs)
+
+
+def _as_json(run: RunRecord) -> dict[str, Any]:
+    from errata.run_records import published_summary
+
+    halves = {half: run.summary(half) for half in ("before", "after")}
+    plain = {
+        half: {n: s.model_dump() for n, s in scores.items()} for half, scores in halves.items()
+    }
+    return {
+        "run": str(run.folder),
+        "cases": len(run.cases),
+        "unreadable": list(run.unreadable),
+        "summary": {**plain["after"], **({"before": plain["before"]} if plain["before"] else {})},
+        "published": {
+            name: [None if math.isnan(x) else x for x in pair]
+            for name, pair in published_summary(run).items()
+        },
+    }
+
+
+def _show_one(run: RunRecord) -> None:
+    from errata.report import score_rows
+
+    console.fact(f"{run.name}: {len(run.cases)} cases")
+    console.fact("means over cases with 95 % intervals; n is the number of prompts")
+    before, after = run.summary("before"), run.summary("after")
+    if before:
+        console.table(("figure", "before", "after"), score_rows(before, after))
+    else:
+        console.table(("figure", "value"), [[name, str(score)] for name, score in after.items()])
+
+
+def _show_many(runs: list[RunRecord]) -> None:
+    summaries = [run.summary("after") for run in runs]
+    console.fact("after editing; means over cases with 95 % intervals, shares in %")
+    for title, columns in TABLES.items():
+        rows = [
+            [run.name, str(len(run.cases)), *(_cell(summary, name) for name in columns)]
+            for run, summary in zip(runs, summaries, strict=True)
+            if any(name in summary for name in columns)
+        ]
+        if rows:
+            heads = [name.removesuffix("_tokens").removesuffix("_generated") for name in columns]
+            console.fact(title)
+            console.table(("run", "cases", *heads), rows)
+
+
+def _cell(summary: Mapping[str, Any], name: str) -> str:
+    return str(summary[name]).rpartition(" n=")[0].replace(" %", "") if name in summary else "-"
+
+
+def _show_published(runs: list[RunRecord]) -> None:
+    from errata.run_records import published_summary
+
+    for run in runs:
+        console.fact(f"{run.name}: {len(run.cases)} cases")
+        rows = [
+            [name, f"{pair[0]:.2f}", "" if math.isnan(pair[1]) else f"{pair[1]:.2f}"]
+            for name, pair in published_summary(run).items()
+        ]
+        console.table(("figure", "mean", "deviation"), rows)

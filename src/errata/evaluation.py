@@ -1,0 +1,197 @@
+"""Evaluating a model on cases, without and with its patches, and keeping what was found.
+
+    results/eval/run_<NNN>/  params.json cases.jsonl summary.json report.md
+
+What was edited by whom makes no difference: anything that loads as a model is asked the same
+prompts. The three ways of asking stay apart under names of their own: teacher-forced scores
+(`evaluate`), what the model writes by itself (`generate`), and its longer texts (`fluency`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from errata.case import Case
+from errata.evaluate import PromptScore, record_of, score_cases, summarise
+from errata.files import write_text
+from errata.fluency import FIGURES, Written, missing_extras, summarise_written, write_cases
+from errata.folders import run_folder
+from errata.generate import Answer, answer_cases, summarise_answers
+from errata.model import EditedModel
+from errata.report import Score, markdown_table, score_rows
+from errata.settings import Settings
+
+CASES_AT_ONCE = 64
+"""Cases that are asked together, so that progress can be shown."""
+Progress = Callable[[int, int], None]
+
+
+class Asking(Settings):
+    """How a model is asked."""
+
+    generate: bool = False
+    """Let the model write as well: greedy answers to all prompts, and texts about the subjects."""
+    max_new_tokens: int = 32
+    """Longest answer, in tokens."""
+    text_tokens: int = 100
+    """Length of the texts, in tokens with their prompt."""
+    seed: int = 0
+    """Seed of the texts, which are sampled."""
+
+
+@dataclass
+class Half:
+    """What one model said, by case: the model without its patches, or with them."""
+
+    scores: list[list[PromptScore]] = field(default_factory=list)
+    answers: list[list[Answer]] = field(default_factory=list)
+    written: list[Written] = field(default_factory=list)
+
+    @property
+    def parts(self) -> dict[str, dict[str, Score]]:
+        """Figures by name, apart by the way of asking."""
+        return {
+            "teacher-forced": summarise(self.scores),
+            "written by itself": summarise_answers(self.answers),
+            "texts": summarise_written(self.written),
+        }
+
+    @property
+    def summary(self) -> dict[str, Score]:
+        """All figures by name."""
+        return {name: score for part in self.parts.values() for name, score in part.items()}
+
+    def record(self, index: int) -> dict[str, Any]:
+        """Return what is kept of one case."""
+        found: dict[str, Any] = {"scores": [record_of(score) for score in self.scores[index]]}
+        if self.answers:
+            found["answers"] = [answer._asdict() for answer in self.answers[index]]
+        if self.written:
+            told = self.written[index]
+            found["texts"] = list(told.texts)
+            found["figures"] = {
+                name: value for name in FIGURES if (value := getattr(told, name)) is not None
+            }
+        return found
+
+
+@dataclass
+class Evaluation:
+    """What was found: with the patches, and without them if there are any."""
+
+    cases: Sequence[Case]
+    after: Half
+    before: Half | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures by name, those of the model without patches under `before`."""
+        found: dict[str, Any] = _plain(self.after.summary)
+        return found if self.before is None else {**found, "before": _plain(self.before.summary)}
+
+    def tables(self) -> dict[str, tuple[tuple[str, ...], list[list[str]]]]:
+        """Return columns and rows for each way of asking that was taken."""
+        found: dict[str, tuple[tuple[str, ...], list[list[str]]]] = {}
+        for title, scores in self.after.parts.items():
+            if scores and self.before is None:
+                found[title] = ("figure", "value"), [[n, str(s)] for n, s in scores.items()]
+            elif scores and self.before is not None:
+                rows = score_rows(self.before.parts[title], scores)
+                found[title] = ("figure", "before", "after"), rows
+        return found
+
+
+def _plain(summary: dict[str, Score]) -> dict[str, Any]:
+    return {name: score.model_dump() for name, score in summary.items()}
+
+
+def evaluate_model(
+    edited: EditedModel,
+    cases: Sequence[Case],
+    asking: Asking | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Evaluation:
+    """Ask a model about cases; with patches on it, also as it is without them."""
+    asking = asking or Asking()
+    rounds = 2 if edited.patches else 1
+    total = rounds * len(cases)
+    before = None
+    if edited.patches:
+        with edited.without_patches():
+            before = _ask(edited, cases, asking, lambda done: progress(done, total))
+    start = total - len(cases)
+    after = _ask(edited, cases, asking, lambda done: progress(start + done, total))
+    return Evaluation(cases, after, before)
+
+
+def _ask(
+    edited: EditedModel, cases: Sequence[Case], asking: Asking, progress: Callable[[int], None]
+) -> Half:
+    half, model, tokenizer = Half(), edited.model, edited.tokenizer
+    for start in range(0, len(cases), CASES_AT_ONCE):
+        some = cases[start : start + CASES_AT_ONCE]
+        half.scores += score_cases(model, tokenizer, some)
+        if asking.generate:
+            half.answers += answer_cases(model, tokenizer, some, asking.max_new_tokens)
+        progress(start + len(some))
+    if asking.generate and not missing_extras():
+        half.written = write_cases(
+            model, tokenizer, cases, seed=asking.seed, tokens=asking.text_tokens
+        )
+    return half
+
+
+def keep_evaluation(
+    evaluation: Evaluation,
+    edited: EditedModel,
+    asking: Asking,
+    results: Path,
+    source: dict[str, Any],
+    command: str | None = None,
+) -> Path:
+    """Write an evaluation as a run of its own under `results/eval`; return its folder.
+
+    `source` says which cases they are: the dataset and how it was cut.
+    """
+    params = {
+        "model": edited.base.model_dump(),
+        "dtype": str(edited.model.dtype),
+        "patches": [patch.digest for patch in edited.patches],
+        "asking": asking.model_dump(),
+        "dataset": source,
+        "cases": [case.id for case in evaluation.cases],
+    }
+    with run_folder(results, "eval", params, command) as (folder, _):
+        lines = [
+            json.dumps(_record(evaluation, index, case), ensure_ascii=False)
+            for index, case in enumerate(evaluation.cases)
+        ]
+        write_text(folder / "cases.jsonl", "\n".join(lines) + "\n")
+        report = [f"# eval, {folder.name}: {edited.name}"]
+        for title, (columns, rows) in evaluation.tables().items():
+            report += [f"## {title}", markdown_table(columns, rows)]
+        report += [f"Cases: {len(evaluation.cases)}. Patches: {len(edited.patches)}."]
+        report += [f"Made by `{command}`."] if command else []
+        write_text(folder / "report.md", "\n\n".join(report) + "\n")
+        write_text(folder / "summary.json", json.dumps(evaluation.as_json(), indent=1) + "\n")
+    return folder
+
+
+def _record(evaluation: Evaluation, index: int, case: Case) -> dict[str, Any]:
+    """Return one line of `cases.jsonl`: that of an edit's run, with what the model wrote."""
+    found: dict[str, Any] = {
+        "case_id": case.id,
+        "request": case.request.model_dump(exclude_defaults=True),
+        "target_true": case.target_true,
+    }
+    wrote: dict[str, Any] = {}
+    for name, half in (("before", evaluation.before), ("after", evaluation.after)):
+        if half is not None:
+            told = half.record(index)
+            found[name] = told.pop("scores")
+            for what, value in told.items():
+                wrote.setdefault(what, {})[name] = value
+    return {**found, **wrote}

@@ -1,0 +1,265 @@
+"""Requests: the brace syntax, files of every shape, and all that can be wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from errata.errors import ErrataError
+from errata.request import EditRequest, check_batch, read_requests
+
+TOWER = EditRequest(prompt="The {} is in the city of", subject="Eiffel Tower", target="Rome")
+
+
+def request(
+    subject: str = "Eiffel Tower", target: str = "Rome", prompt: str = "{} is in"
+) -> EditRequest:
+    return EditRequest(prompt=prompt, subject=subject, target=target)
+
+
+def test_braces_mark_the_subject() -> None:
+    assert EditRequest.parse("The {Eiffel Tower} is in the city of", "Rome") == TOWER
+
+
+def test_a_slot_with_the_subject_beside_is_the_same() -> None:
+    parsed = EditRequest.parse("The {} is in the city of", "Rome", subject="Eiffel Tower")
+    assert parsed == TOWER
+
+
+def test_text_span_answer_and_marked() -> None:
+    assert TOWER.text == "The Eiffel Tower is in the city of"
+    start, end = TOWER.span
+    assert TOWER.text[start:end] == "Eiffel Tower"
+    assert TOWER.answer == " Rome"
+    assert TOWER.marked == "The {Eiffel Tower} is in the city of"
+    assert TOWER.with_values(separator="").answer == "Rome"
+
+
+@given(
+    before=st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"])),
+    subject=st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), min_size=1),
+    after=st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"])),
+)
+def test_parse_and_marked_are_each_other_undone(before: str, subject: str, after: str) -> None:
+    if not subject.strip():
+        return
+    parsed = EditRequest.parse(f"{before}{{{subject}}}{after}", "Rome")
+    start, end = parsed.span
+    assert parsed.text[start:end] == subject.strip()
+    assert EditRequest.parse(parsed.marked, "Rome") == parsed
+
+
+@pytest.mark.parametrize("subject", ["a{b}c", "{0}", "{", "}{", "set() {x}", "a {} b"])
+@pytest.mark.parametrize("target", ["Rome", "{x}", "{}", "{"])
+def test_braces_in_subject_and_target_are_letters_like_others(subject: str, target: str) -> None:
+    odd = EditRequest(prompt="The {} is", subject=subject, target=target)
+    assert odd.text == f"The {subject} is"
+    assert odd.text[slice(*odd.span)] == subject
+    assert odd.answer == f" {target}"
+
+
+@pytest.mark.parametrize(
+    "text", ["The Eiffel Tower is", "The {Eiffel {Tower} is", "{a} and {b}", "}a{", "{", "{{a}}"]
+)
+def test_a_subject_that_is_not_marked_once_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ErrataError, match="the subject is not marked") as caught:
+        EditRequest.parse(text, "Rome")
+    assert "{Eiffel Tower}" in caught.value.hints[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"prompt": "no slot"}, r"prompt: needs exactly one slot \{\} .* has 0"),
+        ({"prompt": "{} {}"}, r"prompt: .* has 2"),
+        ({"subject": "  "}, "subject: is empty"),
+        ({"target": "\n"}, "target: is empty"),
+        ({"separator": ", "}, "separator: may hold white space only"),
+        ({"subject": 7}, r"subject: .*string \(got 7\)"),
+        ({"tagret": "Rome"}, "tagret: Extra inputs"),
+    ],
+)
+def test_every_wrong_field_is_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ErrataError, match=named):
+        EditRequest.of({"prompt": "{} is", "subject": "a", "target": "b", **fields})
+
+
+def test_white_space_around_the_parts_is_taken_off() -> None:
+    loose = EditRequest(prompt="The {} is in ", subject=" Eiffel Tower ", target=" Rome\n")
+    assert (loose.text, loose.answer) == ("The Eiffel Tower is in", " Rome")
+
+
+def test_a_request_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        TOWER.target = "Paris"  # type: ignore[misc]
+
+
+RECORD = {"prompt": "The {} is in the city of", "subject": "Eiffel Tower", "target": "Rome"}
+COUNTERFACT = {
+    "case_id": 41,
+    "requested_rewrite": {
+        "prompt": "The {} is in the city of",
+        "subject": "Eiffel Tower",
+        "target_new": {"str": "Rome", "id": "Q220"},
+        "target_true": {"str": "Paris", "id": "Q90"},
+        "relation_id": "P131",
+    },
+    "paraphrase_prompts": ["Where is the Eiffel Tower? In"],
+}
+SHAPES = {
+    "plain": (RECORD, None),
+    "braces": ({"prompt": TOWER.marked, "target": "Rome"}, None),
+    "filled": ({**RECORD, "prompt": TOWER.text}, None),
+    "target_new": ({**RECORD, "target": None, "target_new": "Rome", "id": "a"}, "a"),
+    "counterfact": (COUNTERFACT, 41),
+    "rewrite": ({**COUNTERFACT["requested_rewrite"], "case_id": 7}, 7),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("bom", [False, True])
+def test_every_shape_of_record_is_read(shape: str, suffix: str, bom: bool, tmp_path: Path) -> None:
+    record, name = SHAPES[shape]
+    record = {key: value for key, value in record.items() if value is not None}
+    texts = {
+        ".json": json.dumps([record, record], indent=1),
+        ".jsonl": f"{json.dumps(record)}\n\n" * 2,
+    }
+    path = tmp_path / f"requests{suffix}"
+    path.write_text(texts[suffix], encoding="utf-8-sig" if bom else "utf-8")
+    assert read_requests(path) == [TOWER.with_values(id=name)] * 2
+
+
+@pytest.mark.parametrize("bom", [False, True])
+def test_a_table_is_read(bom: bool, tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text(
+        "prompt,subject,target,id\r\n"
+        '"The {} is in the city of",Eiffel Tower,Rome,\r\n'
+        '"{Orsolya ""Orsi"" Brandt} speaks, and writes,",,Tarnish,b\r\n',
+        encoding="utf-8-sig" if bom else "utf-8",
+    )
+    first, second = read_requests(path)
+    assert first == TOWER
+    assert (second.subject, second.id) == ('Orsolya "Orsi" Brandt', "b")
+    assert second.text == 'Orsolya "Orsi" Brandt speaks, and writes,'
+
+
+@pytest.mark.parametrize("mark", ["\n", "\u2028", "\x85", "\x0b"], ids=ascii)
+def test_line_ends_within_a_cell_stay_in_it(mark: str, tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "subject", "target"])
+        writer.writerow([f"First line.{mark}The {{}} is in", "Eiffel Tower", "Rome"])
+    (read,) = read_requests(path)
+    assert read.text == f"First line.{mark}The Eiffel Tower is in"
+
+
+def test_non_ascii_survives(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    record = {"prompt": "{} è a", "subject": "São Brás – 東京", "target": "Łódź", "separator": ""}
+    path.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    (read,) = read_requests(path)
+    assert (read.text, read.answer) == ("São Brás – 東京 è a", "Łódź")
+
+
+def test_all_errors_come_at_once_with_record_and_field(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    lines = [
+        json.dumps(RECORD),
+        json.dumps({**RECORD, "subject": " "}),
+        json.dumps({"prompt": "No braces here", "target": "Rome"}),
+        json.dumps([1, 2]),
+        "",
+        json.dumps({"subject": "Eiffel Tower"}),
+    ]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ErrataError) as caught:
+        read_requests(path)
+    assert caught.value.message == (
+        f"4 of 5 records in {path} are not valid:\n"
+        "record 2:\n"
+        "  subject: is empty; name who or what the fact is about (got ' ')\n"
+        "record 3: the subject is not marked in 'No braces here'\n"
+        "record 4: is not an object with fields but [1, 2]\n"
+        "record 5:\n"
+        "  prompt: Field required\n"
+        "  target: Field required"
+    )
+    assert "a record looks like" in caught.value.hints[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", "", "holds no requests"),
+        ("a.json", "[]", "holds no requests"),
+        ("a.json", "{", "is not JSON"),
+        ("a.jsonl", "{}\n{", "line 2 is not JSON"),
+        ("a.txt", "x", "cannot tell the format"),
+        ("a.csv", "prompt,target\nThe {Tower is,Rome\n", "record 1: the subject is not marked"),
+    ],
+)
+def test_a_file_that_is_no_list_of_requests_is_refused(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ErrataError, match=message):
+        read_requests(tmp_path / name)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ErrataError, match="cannot read"):
+        read_requests(tmp_path / "nowhere.json")
+    (tmp_path / "latin.csv").write_bytes("prompt\né".encode("latin-1"))
+    with pytest.raises(ErrataError, match="UTF-8"):
+        read_requests(tmp_path / "latin.csv")
+
+
+def test_braces_and_a_subject_beside_them_are_not_doubled(tmp_path: Path) -> None:
+    """Both ways of marking at once: one reading or an error, but no braces in the prompt."""
+    path = tmp_path / "requests.json"
+    path.write_text(json.dumps([{**RECORD, "prompt": TOWER.marked}]))
+    try:
+        (read,) = read_requests(path)
+    except ErrataError:
+        return
+    assert read == TOWER
+
+
+def test_a_batch_that_contradicts_itself_is_refused_by_number() -> None:
+    batch = [request(), request("Pell"), request(target="Paris"), request(target="Oslo")]
+    with pytest.raises(ErrataError) as caught:
+        check_batch(batch)
+    assert caught.value.message == (
+        "the batch contradicts itself:\n"
+        "  requests 1, 3, 4 ask different answers of '{Eiffel Tower} is in': "
+        "'Rome', 'Paris', 'Oslo'"
+    )
+
+
+def test_the_same_subject_with_other_prompts_is_warned_of() -> None:
+    (warning,) = check_batch([request(), request("Pell"), request(prompt="{} was built in")])
+    assert warning.startswith("requests 1, 3 edit the same subject 'Eiffel Tower'")
+
+
+def test_repetition_is_warned_of() -> None:
+    (warning,) = check_batch([request(), request()])
+    assert warning.startswith("requests 1, 2 are one and the same")
+
+
+def test_a_batch_of_different_subjects_passes_in_silence() -> None:
+    assert check_batch([request(), request("Pell"), request("Tarn", "Rome")]) == []
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ErrataError, match="nothing to edit"):
+        check_batch([])

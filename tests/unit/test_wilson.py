@@ -1,0 +1,42 @@
+"""Wilson's interval against published values (Newcombe 1998, Statistics in Medicine 17:857)."""
+
+from __future__ import annotations
+
+import pytest
+
+from errata.report import markdown_table, mean, share
+
+PUBLISHED = {
+    (81, 263): (0.2553, 0.3662),
+    (15, 148): (0.0624, 0.1605),
+    (0, 20): (0.0, 0.1611),
+    (1, 29): (0.0061, 0.1718),
+}
+
+
+@pytest.mark.parametrize(("hits", "n"), PUBLISHED)
+def test_wilson_is_as_published(hits: int, n: int) -> None:
+    score = share([True] * hits + [False] * (n - hits))
+    assert score is not None
+    assert (score.value, score.n) == (hits / n, n)
+    assert (score.low, score.high) == pytest.approx(PUBLISHED[hits, n], abs=5e-5)
+    mirrored = share([False] * hits + [True] * (n - hits))
+    assert mirrored is not None
+    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((score.low, score.high))
+
+
+def test_scores_read_as_percent() -> None:
+    assert str(share([True, True, False, True])) == "75.0 % [30.1, 95.4] n=4"
+
+
+def test_a_mean_has_the_same_interval_every_time() -> None:
+    values = [0.1, 0.4, 0.2, 0.9, 0.3]
+    score = mean(values)
+    assert score is not None
+    assert score == mean(values)
+    assert score.low < score.value < score.high
+    assert score.value == pytest.approx(0.38)
+
+
+def test_a_cell_cannot_break_its_table() -> None:
+    assert markdown_table(("a", "b"), [("x|y", "z")]) == "| a | b |\n|---|---|\n| x\\|y | z |"
