@@ -124,7 +124,11 @@ class SecondMoment:
         if self.factor is not None:
             half = torch.linalg.solve_triangular(self.factor, columns, upper=False)
             return torch.linalg.solve_triangular(self.factor.T, half, upper=True)
-        solved, failed = torch.linalg.solve_ex(self.matrix.double(), columns)
+        return self.solve_system(self.matrix.double(), columns)
+
+    def solve_system(self, system: Tensor, columns: Tensor) -> Tensor:
+        """Solve a system built on C by LU, where Cholesky failed; singular is an `ErrataError`."""
+        solved, failed = torch.linalg.solve_ex(system, columns)
         if failed or not solved.isfinite().all():
             raise ErrataError(
                 f"the second moment of {self.count} tokens is singular: "
@@ -173,6 +177,9 @@ class SecondMoment:
                 )
             found = header["identity"] and MomentIdentity.model_validate(header["identity"])
             count = int(header["count"])
+            square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+            if not square or matrix.dtype != torch.float32 or not matrix.isfinite().all():
+                raise ValueError("its matrix is not square, float32 and finite")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ErrataError(
                 f"{path} is not a second moment: {error}", "delete it and run `errata stats`"

@@ -198,7 +198,7 @@ def _updates(tensors: Mapping[str, Tensor], path: str) -> dict[str, Update]:
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         weight, _, letter = name.rpartition(".")
-        if letter not in "RAK" or tensor.dtype != torch.float32 or tensor.ndim != 2:
+        if letter not in ("R", "A", "K") or tensor.dtype != torch.float32 or tensor.ndim != 2:
             raise ErrataError(
                 f"{path} holds {name}, which is no part of a patch", "the file is damaged"
             )

@@ -57,7 +57,7 @@ def settle(
                 f"no preset for {name}: blocks {_list(values['blocks'])} are a guess by depth; "
                 "name others with --blocks",
             )
-    settled = method.of(_merged(values, given))
+    settled = method.of(_merged(_merged(method().model_dump(), values), given))
     beyond = [block for block in settled.edited_blocks if not 0 <= block < block_count]
     if beyond:
         raise ErrataError(

@@ -9,6 +9,7 @@ braces inside a subject or target are harmless.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -180,7 +181,7 @@ def _jsonl_records(text: str, path: Path) -> Iterator[Any]:
 
 
 def _csv_records(text: str, path: Path) -> Iterator[Any]:
-    for row in csv.DictReader(text.splitlines()):
+    for row in csv.DictReader(io.StringIO(text, newline="")):
         yield {
             key: value for key, value in row.items() if key is not None and value not in (None, "")
         }
@@ -207,7 +208,8 @@ def _flatten(record: Any) -> dict[str, Any]:
     if isinstance(prompt, str) and subject is None and SLOT not in prompt:
         fields |= _prompt_and_subject(prompt, None)
     elif isinstance(prompt, str) and isinstance(subject, str) and SLOT not in prompt:
-        fields["prompt"] = prompt.replace(subject, SLOT, 1)
+        marked = "{" + subject + "}"
+        fields["prompt"] = prompt.replace(marked if marked in prompt else subject, SLOT, 1)
     return {key: value for key, value in fields.items() if value is not None}
 
 

@@ -85,7 +85,10 @@ def run_edits(
         "plan": plan.model_dump(),
         "parents": [patch.digest for patch in edited.patches],
         "moments": {str(block): found[block].digest for block in blocks if block in found},
-        "cases": [case.model_dump(mode="json", exclude_defaults=True) for case in cases],
+        "cases": [
+            case.model_dump(mode="json", exclude_defaults=True, exclude={"references", "essence"})
+            for case in cases
+        ],
     }
     with run_folder(results, method.label, params, command) as (folder, resumed):
         run = Run(folder, resumed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from errata.errors import ErrataError
 
@@ -53,6 +53,13 @@ class Search(Settings):
     """Read the answer after this block instead of the last one."""
     essence_prompt: str = "{} is a"
     """The text whose next-token distribution should stay; {} is the subject."""
+
+    @field_validator("essence_prompt")
+    @classmethod
+    def _one_slot(cls, prompt: str) -> str:
+        if prompt.count("{}") != 1:
+            raise ValueError("needs exactly one {} for the subject")
+        return prompt
 
 
 class Contexts(Settings):

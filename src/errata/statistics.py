@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from errata.demo import WORLD_DIR
 from errata.errors import ErrataError
@@ -68,7 +69,7 @@ def _file_texts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
         if path.suffix == ".jsonl":
-            return [json.loads(line)["text"] for line in lines if line.strip()]
+            return [_text_of(json.loads(line)) for line in lines if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ErrataError(
             f"cannot read the corpus {path}: {error}",
@@ -76,6 +77,12 @@ def _file_texts(path: Path) -> list[str]:
             "or hf:DATASET:CONFIG",
         ) from None
     return lines
+
+
+def _text_of(record: Any) -> str:
+    if not isinstance(record["text"], str):
+        raise TypeError(f"`text` is not text but {record['text']!r:.40}")
+    return record["text"]
 
 
 def _hub_texts(dataset: str, config: str | None = None) -> list[str]:

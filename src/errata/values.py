@@ -115,8 +115,7 @@ def _search_group(
             kl = _accumulate([settings.kl_weight * essence.divergence(delta, active)])
             decay = _accumulate([settings.weight_decay * delta.norm(dim=1) / scale**2])
         row = torch.stack([nll + kl + decay, nll, kl, decay], dim=1).cpu().double()
-        if step == 0:
-            _check_finite(row, rewrites)
+        _check_finite(row[active], delta[active], step)
         for i in active:
             traces[i].append(row[i])
         found[active] = delta.detach()[active]
@@ -132,13 +131,19 @@ def _search_group(
     return found, [torch.stack(trace) for trace in traces]
 
 
-def _check_finite(row: Tensor, rewrites: Sequence[Rewrite]) -> None:
-    if not row.isfinite().all():
+def _check_finite(row: Tensor, delta: Tensor, step: int) -> None:
+    """Raise `ErrataError` when the loss or δ of a request is NaN or infinite."""
+    if row.isfinite().all() and delta.isfinite().all():
+        return
+    if step == 0:
         raise ErrataError(
-            f"the loss is not finite for {int((~row.isfinite().all(1)).sum())} of "
-            f"{len(rewrites)} requests before anything was changed",
+            "the loss is not finite before anything was changed",
             "the model's weights or activations hold NaN or infinity; try --dtype float32",
         )
+    raise ErrataError(
+        f"the search ran away: its loss is not finite after {step} steps",
+        "lower the learning rate or the clamp (--learning-rate, --clamp)",
+    )
 
 
 def _accumulate(losses: Iterable[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(
 
 
 def test_a_first_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError), replacing(tmp_path / "deep" / "file.txt") as temporary:  # noqa: PT011
+    with pytest.raises(ValueError), replacing(tmp_path / "deep" / "file.txt") as temporary:
         temporary.write_text("half")
         raise ValueError
     assert list((tmp_path / "deep").iterdir()) == []

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from laws.bench import closeness
 from safetensors.torch import save_file
-from tiny import SENTENCES, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from errata.errors import ErrataError
 from errata.methods.alphaedit import AlphaEdit
 from errata.moment import MomentIdentity, NullSpace, SecondMoment, measure, token_rows
 from errata.tokens import encode
+from laws.bench import closeness
+from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 IDENTITY = MomentIdentity(
     weights="w" * 64,
@@ -75,8 +75,13 @@ def test_it_is_saved_and_loaded_exactly(tmp_path: Path) -> None:
 
 
 CHANGES: dict[str, Any] = {
-    **{"weights": "x", "tokenizer": "x", "corpus": "x", "tokens": 7},
-    **{"length": 7, "weight": "x", "dtype": "bfloat16"},
+    "weights": "x",
+    "tokenizer": "x",
+    "corpus": "x",
+    "tokens": 7,
+    "length": 7,
+    "weight": "x",
+    "dtype": "bfloat16",
 }
 
 

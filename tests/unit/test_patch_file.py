@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from laws.bench import edited_model, random_patch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.errors import ErrataError
 from errata.patch import Patch
+from laws.bench import edited_model, random_patch
 
 Tensors = dict[str, Tensor]
 Header = dict[str, Any]

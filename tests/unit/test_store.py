@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from laws.bench import closeness, edited_model, quick, random_patch
-from tiny import SENTENCES, tiny_tokenizer
 
 import errata.statistics
 from errata.errors import ErrataError
 from errata.family import family_of
 from errata.model import EditedModel
 from errata.statistics import Corpus, Store, moments_for, quick_tokens, read_corpus
+from laws.bench import closeness, edited_model, quick, random_patch
+from tiny import SENTENCES, tiny_tokenizer
 
 CORPUS = Corpus("ours", SENTENCES)
 OTHER = Corpus("other", SENTENCES[:4])
@@ -154,7 +154,9 @@ def test_moments_are_found_or_asked_for(store: Store, tmp_path: Path) -> None:
     edited, method = edited_model("gpt2"), quick("memit")
     with pytest.raises(ErrataError, match="MEMIT needs second moments of blocks 1,2") as caught:
         moments_for(edited, method, store)
-    assert caught.value.hints[0].startswith("measure them once: errata stats tiny-gpt2 --blocks 1,2")
+    assert caught.value.hints[0].startswith(
+        "measure them once: errata stats tiny-gpt2 --blocks 1,2"
+    )
     with pytest.raises(ErrataError) as caught:
         moments_for(edited, quick("rome"), store)
     assert caught.value.hints[-1] == "or do without: --no-second-moment"
@@ -169,7 +171,12 @@ def test_moments_are_found_or_asked_for(store: Store, tmp_path: Path) -> None:
     moments, (line,) = moments_for(edited, method, store)
     assert line == "second moment: stored, 280 tokens"
     unkept, _ = moments_for(edited, method, None, str(corpus), tokens=99)
-    assert closeness(unkept[1].matrix, store.get(edited, read_corpus(str(corpus)), (1,), tokens=99)[1].matrix) == 0
+    assert (
+        closeness(
+            unkept[1].matrix, store.get(edited, read_corpus(str(corpus)), (1,), tokens=99)[1].matrix
+        )
+        == 0
+    )
 
 
 def test_a_corpus_is_read_from_lines_or_records(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from errata.cli import chat, edit, env, export, ls, stats, summarize
 from errata.cli import eval as evaluation
 from errata.errors import ErrataError
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 app = typer.Typer(
     name="errata",
     help="Edit the facts that a language model holds, and see what changed.",
@@ -40,6 +43,8 @@ def main() -> None:
     except ErrataError as error:
         console.error(error)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
+            raise
         console.warning("stopped; what was saved before is whole")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -49,7 +49,7 @@ class Memit(ClosedForm):
         factor = moment.factor
         if factor is None:
             system = self.moment_weight * moment.matrix.to(held) + held @ held.T
-            return torch.linalg.solve(system, keys.double()).T
+            return moment.solve_system(system, keys.double()).T
         white = torch.linalg.solve_triangular(factor, held, upper=False)
         fetched = fetch(white, self.moment_weight, keys.shape[1])
         return torch.linalg.solve_triangular(factor.T, fetched, upper=True).T

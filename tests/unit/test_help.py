@@ -1,0 +1,53 @@
+"""`--help` of every verb: without torch, in little time, with every setting on it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from errata.cli.main import app
+from errata.cli.options import fields_of
+from errata.methods import METHODS
+
+VERBS = [command.name or command.callback.__name__ for command in app.registered_commands]
+HEAVY = ("torch", "transformers", "safetensors", "numpy.linalg", "datasets")
+CODE = f"""
+import sys
+from errata.cli.main import main
+sys.argv = ["errata", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert end.code in (0, None), end.code
+print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
+"""
+SECONDS = 2.5
+
+
+def helped(*arguments: str) -> tuple[str, float]:
+    """Return what `--help` prints, and the processor time that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", CODE, *arguments, "--help"]
+    wide = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, env=wide, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return done.stdout, used
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_loads_no_torch_and_is_quick(verb: str | None) -> None:
+    shown, used = helped(*([verb] if verb else []))
+    assert "loaded: []" in shown
+    assert "Usage: errata" in shown.replace("-c", "errata")
+    assert used < SECONDS
+    if verb is None:
+        assert all(f" {name} " in shown for name in VERBS)
+    if verb == "edit":
+        flags = {path[-1] for method in METHODS.values() for path, _ in fields_of(method)}
+        assert {f"--{flag.replace('_', '-')}" for flag in flags} <= set(shown.split())
