@@ -57,7 +57,7 @@ def settle(
                 f"no preset for {name}: blocks {_list(values['blocks'])} are a guess by depth; "
                 "name others with --blocks",
             )
-    settled = method.of(_merged(_merged(method().model_dump(), values), given))
+    settled = method.of(merged(merged(method().model_dump(), values), given))
     beyond = [block for block in settled.edited_blocks if not 0 <= block < block_count]
     if beyond:
         raise ErrataError(
@@ -76,10 +76,9 @@ def _list(blocks: Any) -> str:
     return ",".join(str(block) for block in blocks)
 
 
-def _merged(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
+def merged(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings with `given` ones on top."""
+    result = dict(values)
     for key, value in given.items():
-        if isinstance(value, dict):
-            value = _merged(merged.get(key, {}), value)
-        merged[key] = value
-    return merged
+        result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
+    return result

@@ -29,7 +29,9 @@ from errata.cli.options import (
 )
 from errata.cli.show import answer_rows, edit_json, show_edit
 from errata.errors import ErrataError
+from errata.hparams import read_hparams
 from errata.methods import METHODS, method_named
+from errata.presets import merged
 from errata.request import EditRequest, check_batch, read_requests
 
 if TYPE_CHECKING:
@@ -85,6 +87,10 @@ def edit(
         str | None, typer.Option(help="Text for the second moment (see `errata stats`).")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens of it to use.")] = None,
+    hparams: Annotated[
+        Path | None,
+        typer.Option(help="A published hyperparameter file, with the references' JSON keys."),
+    ] = None,
     patch: Patches = None,
     results: Results = Path("results"),
     adapter: Adapter = None,
@@ -98,6 +104,11 @@ def edit(
     """Edit facts in a model; the patch is kept, and what changed is shown."""
     chosen = method_named(method)
     settings = given_settings(chosen, given)
+    if hparams is not None:
+        read = read_hparams(hparams, chosen)
+        settings = merged(read.settings, settings)
+        if read.unused:
+            console.warning(f"{hparams}: not used here: {', '.join(read.unused)}")
     cases = _cases(model, prompt, target, subject, requests, dataset, limit, offset)
     cases = _with_probes(cases, paraphrase, neighbour, target_true)
     size = batch_size or len(cases)
