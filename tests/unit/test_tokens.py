@@ -101,16 +101,16 @@ def test_the_prompt_keeps_its_tokens_and_the_answer_reads_back(
 
 
 @over_bos
-def test_a_target_that_merges_with_the_prompt_is_taken_alone(bos: bool) -> None:
-    tokenizer = TOKENIZERS[bos]
-    text, answer = "Every boat goes to th", "e"
+@pytest.mark.parametrize("answer", ["e", "e old house of the sea"])
+def test_a_target_that_merges_with_the_prompt_is_taken_alone(bos: bool, answer: str) -> None:
+    tokenizer, text = TOKENIZERS[bos], "Every boat goes to th"
     alone, joint = encode(tokenizer, text).ids, encode(tokenizer, text + answer).ids
     assert joint[: len(alone)] != alone, "these two merge"
     prompt, target = split_target(tokenizer, text, answer)
     assert prompt == alone
     assert tokenizer.decode(target) == answer
-    row = rewrite(request("Every {} goes to th", "boat", "e", ""), bos=bos).rows[0]
-    assert row.ids == alone
+    row = rewrite(request("Every {} goes to th", "boat", answer, ""), bos=bos).rows[0]
+    assert row.ids == alone + target[:-1]
     assert row.targets == target
 
 
