@@ -5,20 +5,32 @@
 What was edited by whom makes no difference: anything that loads as a model is asked the same
 prompts. The three ways of asking stay apart under names of their own: teacher-forced scores
 (`evaluate`), what the model writes by itself (`generate`), and its longer texts (`fluency`).
+Cases are asked a few at a time; what is done waits in the run's `parts/`, and a run that was
+stopped goes on from there and ends like an uninterrupted one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from errata.case import Case
-from errata.evaluate import PromptScore, record_of, score_cases, summarise
+from errata.evaluate import PromptScore, record_of, score_cases, score_of, summarise
 from errata.files import write_text
-from errata.fluency import FIGURES, Written, missing_extras, summarise_written, write_cases
+from errata.fluency import (
+    FIGURES,
+    TfIdf,
+    Written,
+    missing_extras,
+    summarise_written,
+    word_weights,
+    write_cases,
+)
 from errata.folders import run_folder
 from errata.generate import Answer, answer_cases, summarise_answers
 from errata.model import EditedModel
@@ -26,7 +38,7 @@ from errata.report import Score, markdown_table, score_rows
 from errata.settings import Settings
 
 CASES_AT_ONCE = 64
-"""Cases that are asked together, so that progress can be shown."""
+"""Cases that are asked together; what they said is the unit of resume."""
 Progress = Callable[[int, int], None]
 
 
@@ -78,6 +90,15 @@ class Half:
             }
         return found
 
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Add a case from what `record` kept of it."""
+        self.scores.append([score_of(score) for score in record["scores"]])
+        if "answers" in record:
+            self.answers.append([Answer(**answer) for answer in record["answers"]])
+        if "texts" in record:
+            told = {name: record["figures"].get(name) for name in FIGURES}
+            self.written.append(Written(tuple(record["texts"]), **told))
+
 
 @dataclass
 class Evaluation:
@@ -113,48 +134,83 @@ def evaluate_model(
     cases: Sequence[Case],
     asking: Asking | None = None,
     progress: Progress = lambda done, total: None,
+    parts: Path | None = None,
 ) -> Evaluation:
-    """Ask a model about cases; with patches on it, also as it is without them."""
-    asking = asking or Asking()
-    rounds = 2 if edited.patches else 1
-    total = rounds * len(cases)
+    """Ask a model about cases; with patches on it, also as it is without them.
+
+    With a folder `parts` what is done is kept there, and taken from there when it is found.
+    """
+    asker = _Asker(edited, cases, asking or Asking(), progress, parts)
     before = None
     if edited.patches:
         with edited.without_patches():
-            before = _ask(edited, cases, asking, lambda done: progress(done, total))
-    start = total - len(cases)
-    after = _ask(edited, cases, asking, lambda done: progress(start + done, total))
-    return Evaluation(cases, after, before)
+            before = asker.ask("before")
+    return Evaluation(cases, asker.ask("after"), before)
 
 
-def _ask(
-    edited: EditedModel, cases: Sequence[Case], asking: Asking, progress: Callable[[int], None]
-) -> Half:
-    half, model, tokenizer = Half(), edited.model, edited.tokenizer
-    for start in range(0, len(cases), CASES_AT_ONCE):
-        some = cases[start : start + CASES_AT_ONCE]
-        half.scores += score_cases(model, tokenizer, some)
+@dataclass
+class _Asker:
+    """One evaluation at work."""
+
+    edited: EditedModel
+    cases: Sequence[Case]
+    asking: Asking
+    progress: Progress
+    parts: Path | None
+    done: int = 0
+
+    def ask(self, name: str) -> Half:
+        """Ask the model, as it stands, about all cases."""
+        half = Half()
+        texts = self.asking.generate and not missing_extras()
+        words = word_weights(self.cases) if texts else None
+        total = len(self.cases) * (2 if self.edited.patches else 1)
+        for start in range(0, len(self.cases), CASES_AT_ONCE):
+            path = self.parts and self.parts / f"{name}_{start:06d}.json"
+            some = self.cases[start : start + CASES_AT_ONCE]
+            if path is not None and path.exists():
+                for record in json.loads(path.read_text("utf-8")):
+                    half.take(record)
+            else:
+                self._ask_some(half, some, start, texts, words)
+                if path is not None:
+                    kept = [half.record(start + i) for i in range(len(some))]
+                    write_text(path, json.dumps(kept, ensure_ascii=False))
+            self.done += len(some)
+            self.progress(self.done, total)
+        return half
+
+    def _ask_some(
+        self, half: Half, cases: Sequence[Case], start: int, texts: bool, words: TfIdf | None
+    ) -> None:
+        model, tokenizer, asking = self.edited.model, self.edited.tokenizer, self.asking
+        half.scores += score_cases(model, tokenizer, cases)
         if asking.generate:
-            half.answers += answer_cases(model, tokenizer, some, asking.max_new_tokens)
-        progress(start + len(some))
-    if asking.generate and not missing_extras():
-        half.written = write_cases(
-            model, tokenizer, cases, seed=asking.seed, tokens=asking.text_tokens
-        )
-    return half
+            half.answers += answer_cases(model, tokenizer, cases, asking.max_new_tokens)
+        if texts:
+            half.written += write_cases(
+                model,
+                tokenizer,
+                cases,
+                words=words,
+                seed=asking.seed + start,
+                tokens=asking.text_tokens,
+            )
 
 
-def keep_evaluation(
-    evaluation: Evaluation,
+def run_evaluation(
     edited: EditedModel,
+    cases: Sequence[Case],
     asking: Asking,
     results: Path,
     source: dict[str, Any],
     command: str | None = None,
-) -> Path:
-    """Write an evaluation as a run of its own under `results/eval`; return its folder.
+    progress: Progress = lambda done, total: None,
+) -> tuple[Evaluation, Path]:
+    """Evaluate as a run of its own under `results/eval`; return what was found, and its folder.
 
-    `source` says which cases they are: the dataset and how it was cut.
+    `source` says which cases they are: the dataset and how it was cut. A run that was stopped
+    is found again by its params and goes on.
     """
     params = {
         "model": edited.base.model_dump(),
@@ -162,22 +218,39 @@ def keep_evaluation(
         "patches": [patch.digest for patch in edited.patches],
         "asking": asking.model_dump(),
         "dataset": source,
-        "cases": [case.id for case in evaluation.cases],
+        "without": missing_extras() if asking.generate else [],
+        "cases": [case.id for case in cases],
+        "cases_digest": _digest(cases),
     }
     with run_folder(results, "eval", params, command) as (folder, _):
-        lines = [
-            json.dumps(_record(evaluation, index, case), ensure_ascii=False)
-            for index, case in enumerate(evaluation.cases)
-        ]
-        write_text(folder / "cases.jsonl", "\n".join(lines) + "\n")
-        report = [f"# eval, {folder.name}: {edited.name}"]
-        for title, (columns, rows) in evaluation.tables().items():
-            report += [f"## {title}", markdown_table(columns, rows)]
-        report += [f"Cases: {len(evaluation.cases)}. Patches: {len(edited.patches)}."]
-        report += [f"Made by `{command}`."] if command else []
-        write_text(folder / "report.md", "\n\n".join(report) + "\n")
-        write_text(folder / "summary.json", json.dumps(evaluation.as_json(), indent=1) + "\n")
-    return folder
+        evaluation = evaluate_model(edited, cases, asking, progress, folder / "parts")
+        _write_results(folder, evaluation, edited, command)
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+    return evaluation, folder
+
+
+def _digest(cases: Sequence[Case]) -> str:
+    digest = hashlib.sha256()
+    for case in cases:
+        digest.update(case.model_dump_json().encode())
+    return digest.hexdigest()
+
+
+def _write_results(
+    folder: Path, evaluation: Evaluation, edited: EditedModel, command: str | None
+) -> None:
+    lines = [
+        json.dumps(_record(evaluation, index, case), ensure_ascii=False)
+        for index, case in enumerate(evaluation.cases)
+    ]
+    write_text(folder / "cases.jsonl", "\n".join(lines) + "\n")
+    report = [f"# eval, {folder.name}: {edited.name}"]
+    for title, (columns, rows) in evaluation.tables().items():
+        report += [f"## {title}", markdown_table(columns, rows)]
+    report += [f"Cases: {len(evaluation.cases)}. Patches: {len(edited.patches)}."]
+    report += [f"Made by `{command}`."] if command else []
+    write_text(folder / "report.md", "\n\n".join(report) + "\n")
+    write_text(folder / "summary.json", json.dumps(evaluation.as_json(), indent=1) + "\n")
 
 
 def _record(evaluation: Evaluation, index: int, case: Case) -> dict[str, Any]:

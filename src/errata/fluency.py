@@ -123,30 +123,35 @@ def _vectorizer(**values: Any) -> Any:
     return TfidfVectorizer(**values)
 
 
+def word_weights(cases: Sequence[Case]) -> TfIdf | None:
+    """Weigh the words of all reference texts of cases; None where there are none."""
+    collection = sorted({text for case in cases for text in case.references})
+    return TfIdf(collection) if collection else None
+
+
 def write_cases(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[Case],
     *,
+    words: TfIdf | None = None,
     seed: int = 0,
     tokens: int = 100,
 ) -> list[Written]:
     """Let the model write about every case, and score the texts.
 
-    Consistency is told where cases have reference texts; all of them together make the
-    collection whose words are counted.
+    Consistency is told where cases have reference texts and `words` their weights (see
+    `word_weights`).
     """
     prompts = [prompt for case in cases for prompt in case.generation_prompts]
     texts = iter(free_texts(model, tokenizer, prompts, tokens=tokens, seed=seed))
-    collection = sorted({text for case in cases for text in case.references})
-    vectors = TfIdf(collection) if collection else None
     found = []
     for case in cases:
         mine = tuple(next(texts) for _ in case.generation_prompts)
         fluent = sum(map(n_gram_entropy, mine)) / len(mine) if mine else None
         consistent = None
-        if vectors is not None and case.references and mine:
-            consistent = vectors.similarity(" ".join(mine), " ".join(case.references))
+        if words is not None and case.references and mine:
+            consistent = words.similarity(" ".join(mine), " ".join(case.references))
         essence = None
         if case.essence:
             essence = perplexity(model, tokenizer, " ".join(case.essence), ESSENCE_TOKENS)

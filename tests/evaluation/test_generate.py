@@ -7,7 +7,14 @@ import torch
 
 from errata.case import Case, Probe
 from errata.family import FAMILIES
-from errata.fluency import TfIdf, n_gram_entropy, summarise_written, words, write_cases
+from errata.fluency import (
+    TfIdf,
+    n_gram_entropy,
+    summarise_written,
+    word_weights,
+    words,
+    write_cases,
+)
 from errata.generate import (
     answer_cases,
     continuations,
@@ -169,7 +176,9 @@ def test_texts_are_scored_case_by_case() -> None:
         essence=(SENTENCES[2],),
     )
     silent = Case(request=FACTS[1])
-    first, second = write_cases(model, tokenizer, [told, silent], tokens=24)
+    first, second = write_cases(
+        model, tokenizer, [told, silent], words=word_weights([told, silent]), tokens=24
+    )
     assert len(first.texts) == 2
     assert first.fluency == pytest.approx(sum(map(n_gram_entropy, first.texts)) / 2)
     assert first.consistency is not None

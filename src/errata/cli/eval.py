@@ -80,7 +80,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score a model on a dataset; with patches, before and after side by side."""
-    from errata.evaluation import Asking, evaluate_model, keep_evaluation
+    from errata.evaluation import Asking, evaluate_model, run_evaluation
 
     name = dataset or ("demo" if model == "demo" else None)
     if name is None:
@@ -90,13 +90,16 @@ def evaluate(
         _say_what_is_missing(loaded)
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
     asking = Asking(generate=generate, max_new_tokens=max_new_tokens, seed=seed or 0)
-    with console.bar("cases") as progress:
-        found = evaluate_model(edited, loaded.cases, asking, progress)
     source = {"name": name, "path": str(loaded.path), "limit": limit, "offset": offset}
     source |= {"seed": seed, "skipped": len(loaded.skipped)}
     folder = None
-    if results is not None:
-        folder = keep_evaluation(found, edited, asking, results, source, command_line())
+    with console.bar("cases") as progress:
+        if results is None:
+            found = evaluate_model(edited, loaded.cases, asking, progress)
+        else:
+            found, folder = run_evaluation(
+                edited, loaded.cases, asking, results, source, command_line(), progress
+            )
     if json:
         console.as_json(
             {

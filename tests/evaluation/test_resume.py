@@ -1,0 +1,97 @@
+"""An evaluation that was stopped and begun again ends like one that was not, to the byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errata import evaluation
+from errata.case import Case
+from errata.evaluation import Asking, Evaluation, run_evaluation
+from errata.model import EditedModel
+from laws.bench import edited_model, patch_of
+from tiny import FACTS
+
+CASES = [
+    Case(
+        request=fact,
+        target_true="Hesk",
+        paraphrases=("So,",),
+        neighbours=("Marrow lies in",),
+        generation_prompts=(f"{fact.subject} is", f"{fact.subject} has"),
+        references=("A harbour of the south.", f"{fact.subject} lies there."),
+        essence=(f"{fact.subject} lies there.",) if fact is FACTS[0] else (),
+    )
+    for fact in FACTS
+]
+ASKING = Asking(generate=True, max_new_tokens=4, text_tokens=16)
+
+
+@pytest.fixture(autouse=True)
+def two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "CASES_AT_ONCE", 2)
+
+
+def patched() -> EditedModel:
+    edited = edited_model("llama")
+    edited.apply(patch_of("llama", "rome"))
+    return edited
+
+
+def evaluated(results: Path, cases: list[Case] = CASES) -> tuple[Evaluation, Path]:
+    return run_evaluation(patched(), cases, ASKING, results, {"name": "ours"})
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def stop_after(patch: pytest.MonkeyPatch, groups: int) -> list[int]:
+    """Let the process die when so many groups of cases were asked; return what counts them."""
+    asked: list[int] = []
+    real = evaluation.score_cases
+
+    def score(*arguments: Any) -> Any:
+        if len(asked) == groups:
+            raise KeyboardInterrupt
+        asked.append(len(arguments[2]))
+        return real(*arguments)
+
+    patch.setattr(evaluation, "score_cases", score)
+    return asked
+
+
+@pytest.mark.parametrize("groups", [0, 1, 2, 3])
+def test_a_stopped_evaluation_resumed_is_the_uninterrupted_one(groups: int, tmp_path: Path) -> None:
+    straight, expected = evaluated(tmp_path / "straight")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, groups)
+        evaluated(tmp_path / "stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        asked = stop_after(patch, 100)
+        found, folder = evaluated(tmp_path / "stopped")
+    assert len(asked) == 4 - groups, "what was done was done again"
+    assert folder.name == "run_000"
+    assert outcome(folder) == outcome(expected)
+    assert not (folder / "parts").exists()
+    assert found.as_json() == straight.as_json()
+
+
+def test_other_cases_are_another_evaluation(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 1)
+        evaluated(tmp_path)
+    changed = [CASES[0].with_values(target_true="Pell"), *CASES[1:]]
+    _, folder = evaluated(tmp_path, changed)
+    assert folder.name == "run_001"
+
+
+def test_texts_of_later_groups_have_seeds_of_their_own(tmp_path: Path) -> None:
+    same = [CASES[0].with_values(request=CASES[0].request.with_values(id=i)) for i in range(4)]
+    _, folder = evaluated(tmp_path, same)
+    lines = (folder / "cases.jsonl").read_text("utf-8").splitlines()
+    texts = [json.loads(line)["texts"]["after"] for line in lines]
+    assert texts[0] != texts[2]
