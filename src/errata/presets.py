@@ -23,6 +23,8 @@ class Preset(NamedTuple):
     settings: dict[str, Any]
     source: str
     notes: tuple[str, ...]
+    defect: str | None
+    """A fault of the published code that was in place when the settings were tuned."""
 
 
 @cache
@@ -31,7 +33,9 @@ def presets() -> dict[str, dict[str, Preset]]:
     data = json.loads(files("errata").joinpath("presets.json").read_text(encoding="utf-8"))
     return {
         model: {
-            name: Preset(entry["settings"], entry["source"], tuple(entry["notes"]))
+            name: Preset(
+                entry["settings"], entry["source"], tuple(entry["notes"]), entry["defect"]
+            )
             for name, entry in methods.items()
         }
         for model, methods in data.items()
@@ -50,6 +54,8 @@ def settle(
     preset = presets().get(name, {}).get(method.name)
     if preset is not None:
         values, source, notes = preset.settings, preset.source, preset.notes
+        if preset.defect is not None:
+            notes += (f"tuned with a defect in place that is not here: {preset.defect}",)
     else:
         values, source, notes = {"blocks": _guess(method, block_count)}, "defaults", ()
         if "blocks" not in given:

@@ -95,6 +95,7 @@ def _presets() -> list[dict[str, Any]]:
             "method": method,
             "blocks": ",".join(str(b) for b in preset.settings.get("blocks", ())),
             "source": preset.source,
+            "tuned with a defect": preset.defect or "none known",
             "notes": "; ".join(preset.notes),
         }
         for model, methods in presets().items()
