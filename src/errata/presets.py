@@ -33,9 +33,7 @@ def presets() -> dict[str, dict[str, Preset]]:
     data = json.loads(files("errata").joinpath("presets.json").read_text(encoding="utf-8"))
     return {
         model: {
-            name: Preset(
-                entry["settings"], entry["source"], tuple(entry["notes"]), entry["defect"]
-            )
+            name: Preset(entry["settings"], entry["source"], tuple(entry["notes"]), entry["defect"])
             for name, entry in methods.items()
         }
         for model, methods in data.items()

@@ -106,7 +106,7 @@ def _with_prefixes(method: ClosedForm, edited: EditedModel) -> ClosedForm:
     if contexts.prefixes is not None:
         return method
     prefixes = sample_prefixes(
-        edited.model, edited.tokenizer, contexts.prefix_lengths, contexts.seed
+        edited.model, edited.tokenizer, contexts.prefix_lengths, contexts.prefix_seed
     )
     return method.with_values(contexts={**contexts.model_dump(), "prefixes": prefixes})
 

@@ -69,17 +69,22 @@ class Contexts(Settings):
     """A fixed list of prefixes; when not given they are sampled from the model."""
     prefix_lengths: tuple[int, ...] = (10, 10, 10, 10, 10)
     """Sample one prefix per number, that many tokens long."""
-    seed: int = 0
-    """Seed of the sampling."""
+    prefix_seed: int = 0
+    """Seed of their sampling."""
 
 
-def describe(error: ValidationError) -> str:
-    """Return one line per problem of a pydantic error: the field, what is wrong, what was given."""
+def describe(error: ValidationError, within: str = "") -> str:
+    """Return one line per problem of a pydantic error: the field, what is wrong, what was given.
+
+    `within` is the path of the thing that was read, where that is a part of something larger.
+    """
     lines = []
     for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"]) or "record"
+        field = within + ".".join(str(part) for part in problem["loc"]) or "record"
         given = problem.get("input")
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "is not known here"
         shown = (
             ""
             if isinstance(given, dict) or problem["type"] == "missing"

@@ -180,3 +180,20 @@ def test_help_needs_no_torch(verb: str) -> None:
     done = subprocess.run([sys.executable, "-c", code, verb], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--json" in done.stdout
+
+
+def test_an_edit_chooses_its_cases_like_an_evaluation(folder: Path, tmp_path: Path) -> None:
+    broken = {**CASES[0], "requested_rewrite": {**CASES[0]["requested_rewrite"], "subject": ""}}
+    path = tmp_path / "cases.jsonl"
+    path.write_text("\n".join(map(json.dumps, [broken, *CASES])), encoding="utf-8")
+    settings = tmp_path / "hparams.json"
+    settings.write_text('{"layers": [1], "v_num_grad_steps": 2}', encoding="utf-8")
+    common = ["--dataset", path, "--skip-invalid", "--limit", "2", "--seed", "3"]
+    edit = ["--method", "rome", "--no-second-moment", "--hparams", settings]
+    edited = told("edit", folder / "model", *common, *edit, "--results", tmp_path)
+    asked = told("eval", folder / "model", *common, "--results", tmp_path)
+    ids = [
+        [json.loads(line)["case_id"] for line in (Path(run) / "cases.jsonl").open("rb")]
+        for run in (edited["run"], asked["run"])
+    ]
+    assert ids[0] == ids[1] != [0, 1]

@@ -30,7 +30,7 @@ from laws.bench import (
 from tiny import FACTS
 
 HERE = Path(__file__).resolve().parent
-SAMPLED = {"prefix_lengths": (2, 3), "seed": 3}
+SAMPLED = {"prefix_lengths": (2, 3), "prefix_seed": 3}
 
 
 def file_hash(model_type: str, method_name: str, path: Path) -> str:

@@ -82,7 +82,7 @@ def test_a_subject_that_is_not_marked_once_is_refused_with_an_example(text: str)
         ({"target": "\n"}, "target: is empty"),
         ({"separator": ", "}, "separator: may hold white space only"),
         ({"subject": 7}, r"subject: .*string \(got 7\)"),
-        ({"tagret": "Rome"}, "tagret: Extra inputs"),
+        ({"tagret": "Rome"}, "tagret: is not known here"),
     ],
 )
 def test_every_wrong_field_is_named(fields: dict[str, Any], named: str) -> None:

@@ -73,13 +73,13 @@ def test_settings_survive_a_trip_through_json(method_name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"stepps": 3}, "stepps: Extra inputs"),
+        ({"stepps": 3}, "stepps: is not known here"),
         ({"search": {"steps": 0}}, r"search.steps: .*greater than or equal to 1 \(got 0\)"),
         ({"search": {"clamp": "wide"}}, r"search.clamp: .*\(got 'wide'\)"),
         ({"blocks": ()}, "blocks: name at least one block"),
         ({"blocks": (1, 1)}, "blocks: name at least one block, and none twice"),
         ({"position": "middle"}, "position: Input should be 'subject_first'"),
-        ({"contexts": {"seeds": 1}}, "contexts.seeds: Extra"),
+        ({"contexts": {"seeds": 1}}, "contexts.seeds: is not known here"),
     ],
 )
 @pytest.mark.parametrize("method_name", METHODS)

@@ -23,6 +23,7 @@ from errata.cli.options import (
     cache_folder,
     command_line,
     given_settings,
+    load_dataset,
     load_model,
     settings_flags,
     show_warnings,
@@ -64,6 +65,10 @@ def edit(
     offset: Annotated[
         int, typer.Option(min=0, help="Leave out the first cases of the dataset.")
     ] = 0,
+    seed: Annotated[int | None, typer.Option(help="Shuffle the dataset's cases first.")] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave out broken records, and count them.")
+    ] = False,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "memit",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Requests per batch; all at once.")
@@ -109,7 +114,8 @@ def edit(
         settings = merged(read.settings, settings)
         if read.unused:
             console.warning(f"{hparams}: not used here: {', '.join(read.unused)}")
-    cases = _cases(model, prompt, target, subject, requests, dataset, limit, offset)
+    chosen_cases = (limit, offset, seed, skip_invalid)
+    cases = _cases(model, prompt, target, subject, requests, dataset, chosen_cases)
     cases = _with_probes(cases, paraphrase, neighbour, target_true)
     size = batch_size or len(cases)
     for start in range(0, len(cases), size):
@@ -168,10 +174,9 @@ def _cases(
     subject: str | None,
     requests: Path | None,
     dataset: str | None,
-    limit: int | None,
-    offset: int,
+    chosen: tuple[int | None, int, int | None, bool],
 ) -> list[Case]:
-    """Read the one source of cases that was given."""
+    """Read the one source of cases that was given; `chosen` cuts a dataset."""
     if (prompt is not None) + (requests is not None) + (dataset is not None) != 1:
         raise ErrataError(
             "say what to edit, in one way",
@@ -179,9 +184,7 @@ def _cases(
             "many: --requests FILE, or --dataset NAME",
         )
     if dataset is not None:
-        from errata.data import read_cases
-
-        return read_cases(dataset, limit, offset, cache=cache_folder() / "datasets")
+        return load_dataset(dataset, *chosen).cases
     if requests is not None:
         return [Case(request=request) for request in read_requests(requests)]
     assert prompt is not None

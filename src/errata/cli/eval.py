@@ -16,8 +16,8 @@ from errata.cli.options import (
     Dtype,
     Json,
     Model,
-    cache_folder,
     command_line,
+    load_dataset,
     load_model,
 )
 from errata.errors import ErrataError
@@ -25,10 +25,6 @@ from errata.errors import ErrataError
 if TYPE_CHECKING:
     from errata.data import Loaded
     from errata.evaluation import Evaluation
-
-PUBLISHED = "published"
-SKIPPED_SHOWN = 5
-"""Records that were left out and are told one by one."""
 
 
 def evaluate(
@@ -85,7 +81,7 @@ def evaluate(
     name = dataset or ("demo" if model == "demo" else None)
     if name is None:
         raise ErrataError("say what to ask", "name a dataset: --dataset counterfact")
-    loaded = _load(name, limit, offset, seed, skip_invalid, references if generate else None)
+    loaded = load_dataset(name, limit, offset, seed, skip_invalid, references if generate else None)
     if generate:
         _say_what_is_missing(loaded)
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
@@ -113,27 +109,6 @@ def evaluate(
         )
     else:
         _show(model, name, loaded, found, folder)
-
-
-def _load(
-    name: str, limit: int | None, offset: int, seed: int | None, skip: bool, references: str | None
-) -> Loaded:
-    from errata.data import SNIPPETS, SNIPPETS_SHA256, load_cases
-    from errata.data.fetch import fetched
-
-    cache, texts = cache_folder() / "datasets", None
-    if references is not None:
-        texts = (
-            fetched(SNIPPETS, cache, SNIPPETS_SHA256)
-            if references == PUBLISHED
-            else Path(references)
-        )
-    loaded = load_cases(
-        name, limit, offset, seed=seed, skip_invalid=skip, cache=cache, references=texts
-    )
-    for problem in loaded.skipped[:SKIPPED_SHOWN]:
-        console.warning(f"left out: {problem}")
-    return loaded
 
 
 def _say_what_is_missing(loaded: Loaded) -> None:

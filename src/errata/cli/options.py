@@ -23,6 +23,7 @@ from errata.errors import ErrataError
 from errata.settings import Settings
 
 if TYPE_CHECKING:
+    from errata.data import Loaded
     from errata.model import EditedModel
 
 Model = Annotated[str, typer.Argument(help="A Hub name, a folder, or `demo`.", metavar="MODEL")]
@@ -46,6 +47,8 @@ Adapter = Annotated[
 AdapterKind = Annotated[
     str | None, typer.Option(help="What the adapter has to be: lora or dora.", metavar="KIND")
 ]
+SKIPPED_SHOWN = 5
+"""Records that were left out and are told one by one."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -73,23 +76,45 @@ def load_model(
     """Load a model with patches as the command line names them."""
     import torch
 
-    from errata.model import load
+    from errata.model import first_device, load
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in (*dtypes, "auto"):
         raise ErrataError(
             f"there is no dtype {dtype!r}", f"choose one of auto, {', '.join(dtypes)}"
         )
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load(
         name,
         adapter=adapter,
         adapter_kind=adapter_kind,
         dtype=dtypes.get(dtype, "auto"),
-        device=chosen,
+        device=device or first_device(),
         patches=patches or (),
         allow_base=allow_base,
     )
+
+
+def load_dataset(
+    name: str,
+    limit: int | None,
+    offset: int,
+    seed: int | None,
+    skip_invalid: bool,
+    references: str | None = None,
+) -> Loaded:
+    """Load cases as the command line names them; the first records that are left out are told."""
+    from errata.data import load_cases, reference_file
+
+    cache = cache_folder() / "datasets"
+    texts = None if references is None else reference_file(references, cache)
+    loaded = load_cases(
+        name, limit, offset, seed=seed, skip_invalid=skip_invalid, cache=cache, references=texts
+    )
+    for problem in loaded.skipped[:SKIPPED_SHOWN]:
+        console.warning(f"left out: {problem}")
+    if len(loaded.skipped) > SKIPPED_SHOWN:
+        console.warning(f"left out {len(loaded.skipped)} records that are not valid, in all")
+    return loaded
 
 
 def fields_of(settings: type[Settings]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:

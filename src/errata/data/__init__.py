@@ -30,6 +30,8 @@ MEMIT_HOME = "https://memit.baulab.info/data/dsets"
 SNIPPETS = f"{HOME}/attribute_snippets.json"
 """Where CounterFact's reference texts are published (926 MB)."""
 SNIPPETS_SHA256 = "10b5c1cd105e54d5983c72de1b45bfc88bc7af786f7b99def2557886ff23385b"
+PUBLISHED = "published"
+"""What stands for them where a file of reference texts is asked for."""
 COUNTERFACT_SHA256 = "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
 
 FORMATS = (COUNTERFACT, ZSRE, KNOWN, FLAT, PLAIN)
@@ -128,9 +130,25 @@ def load_cases(
     return Loaded(chosen, path, tuple(problems))
 
 
+def is_known(name_or_path: str) -> bool:
+    """Whether `locate` would find a dataset of that name, or a file."""
+    return _key(name_or_path) in DATASETS or Path(name_or_path).is_file()
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-").lower()
+
+
+def reference_file(name_or_path: str, cache: Path) -> Path:
+    """Return a file of reference texts; `published` is CounterFact's own, fetched if need be."""
+    if name_or_path == PUBLISHED:
+        return fetched(SNIPPETS, cache, SNIPPETS_SHA256)
+    return Path(name_or_path)
+
+
 def locate(name_or_path: str, cache: Path | None = None) -> tuple[Path, Format | None]:
     """Return the file of a dataset, fetched if need be, and its format if that is known."""
-    known = DATASETS.get(name_or_path.replace("_", "-").lower())
+    known = DATASETS.get(_key(name_or_path))
     if known is None:
         if Path(name_or_path).is_file():
             return Path(name_or_path), None

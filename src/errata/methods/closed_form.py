@@ -142,7 +142,9 @@ class ClosedForm(Settings):
         contexts = self.contexts
         prefixes = contexts.prefixes
         if prefixes is None:
-            prefixes = sample_prefixes(model, tokenizer, contexts.prefix_lengths, contexts.seed)
+            prefixes = sample_prefixes(
+                model, tokenizer, contexts.prefix_lengths, contexts.prefix_seed
+            )
         rewrites = [
             rewrite_of(
                 tokenizer,
