@@ -38,6 +38,7 @@ ROOMS: dict[int, tuple[str, ...]] = {
         "runs",
         "evaluation",
         "recipe",
+        "stages",
         "cluster",
         "console",
     ),  # "" is errata/__init__.py

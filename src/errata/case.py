@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Self
 
 from pydantic import model_validator
@@ -56,3 +58,11 @@ class Case(Settings):
     def id(self) -> str | int | None:
         """The request's own name."""
         return self.request.id
+
+
+def cases_digest(cases: Iterable[Case]) -> str:
+    """Return a hash of everything that cases hold."""
+    digest = hashlib.sha256()
+    for case in cases:
+        digest.update(case.model_dump_json().encode() + b"\n")
+    return digest.hexdigest()

@@ -11,7 +11,6 @@ stopped goes on from there and ends like an uninterrupted one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errata.case import Case
+from errata.case import Case, cases_digest
 from errata.evaluate import PromptScore, record_of, score_cases, score_of, summarise
 from errata.files import write_text
 from errata.fluency import (
@@ -220,20 +219,13 @@ def run_evaluation(
         "dataset": source,
         "without": missing_extras() if asking.generate else [],
         "cases": [case.id for case in cases],
-        "cases_digest": _digest(cases),
+        "cases_digest": cases_digest(cases),
     }
     with run_folder(results, "eval", params, command) as (folder, _):
         evaluation = evaluate_model(edited, cases, asking, progress, folder / "parts")
         _write_results(folder, evaluation, edited, command)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     return evaluation, folder
-
-
-def _digest(cases: Sequence[Case]) -> str:
-    digest = hashlib.sha256()
-    for case in cases:
-        digest.update(case.model_dump_json().encode())
-    return digest.hexdigest()
 
 
 def _write_results(

@@ -26,7 +26,7 @@ from errata.case import Case
 from errata.errors import ErrataError
 from errata.generate import free_texts
 from errata.likelihood import perplexity
-from errata.report import Amount, Score, mean
+from errata.report import Score, mean, named
 
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """How much the entropy of n-grams counts, by n."""
@@ -165,5 +165,5 @@ def summarise_written(written: Sequence[Written]) -> dict[str, Score]:
     for name in FIGURES:
         values = [value for case in written if (value := getattr(case, name)) is not None]
         if (score := mean(values)) is not None:
-            summary[name] = score if name == "consistency" else Amount(**score.model_dump())
+            summary[name] = named(name, score)
     return summary

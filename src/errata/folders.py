@@ -43,20 +43,32 @@ def run_folder(
         lock.close()
 
 
+def finished_run(results: Path, label: str, params: dict[str, Any]) -> Path | None:
+    """Return the last finished run with these params, None where there is none."""
+    found = list(_with_params(results / label, params, finished=True))
+    return found[-1] if found else None
+
+
 def _unfinished(parent: Path, params: dict[str, Any]) -> tuple[Path, IO[str], bool] | None:
+    for folder in _with_params(parent, params, finished=False):
+        lock = _lock(folder)
+        if lock is not None:
+            return folder, lock, True
+    return None
+
+
+def _with_params(parent: Path, params: dict[str, Any], finished: bool) -> Iterator[Path]:
     wanted = json.loads(json.dumps(params))
     for folder in sorted(parent.glob("run_*")):
-        if (folder / "summary.json").exists():
+        if (folder / "summary.json").exists() is not finished:
             continue
         try:
             found = json.loads((folder / "params.json").read_text("utf-8"))
         except (OSError, ValueError):
             continue
         found.pop("command", None)
-        lock = _lock(folder) if found == wanted else None
-        if lock is not None:
-            return folder, lock, True
-    return None
+        if found == wanted:
+            yield folder
 
 
 def _new(parent: Path) -> tuple[Path, IO[str], bool]:

@@ -226,6 +226,11 @@ def load(
     return edited
 
 
+def first_device() -> str:
+    """Return the first GPU when there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _given(value: str | Path | None) -> str | None:
     """Return what was given, or None where that is nothing or blank."""
     return str(value).strip() or None if value is not None else None

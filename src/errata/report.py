@@ -40,6 +40,21 @@ class Amount(Score):
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] n={self.n}"
 
 
+AMOUNTS = ("fluency", "essence_perplexity")
+"""Figures that are no shares."""
+
+
+def named(name: str, score: Score) -> Score:
+    """Return a score in the form that the figure of this name has."""
+    return Amount(**score.model_dump()) if name in AMOUNTS else score
+
+
+def read_scores(summary: Mapping[str, Mapping[str, float]]) -> dict[str, Score]:
+    """Return scores by name from what `summary.json` holds, those under `before` left out."""
+    found = {n: Score.model_validate(s) for n, s in summary.items() if n != "before"}
+    return {name: named(name, score) for name, score in found.items()}
+
+
 def share(outcomes: Sequence[bool]) -> Score | None:
     """Return the share of true outcomes with its Wilson interval; None when there are none."""
     n = len(outcomes)

@@ -25,7 +25,7 @@ from errata.errors import ErrataError
 from errata.evaluate import PromptScore, score_of, summarise
 from errata.generate import Answer, summarise_answers
 from errata.likelihood import Likelihood
-from errata.report import Amount, Score, harmonic_mean, mean
+from errata.report import Score, harmonic_mean, mean, named
 
 CASE_FILE = re.compile(r".*case_(\d+)\.json")
 KINDS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
@@ -83,7 +83,7 @@ class RunRecord:
             told = [case.figures.get(half, {}) for case in self.cases]
             score = mean([figures[name] for figures in told if name in figures])
             if score is not None:
-                summary[name] = score if name == "consistency" else Amount(**score.model_dump())
+                summary[name] = named(name, score)
         return summary
 
 

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from errata import console
-from errata.cli import chat, edit, env, export, ls, stats, summarize
+from errata.cli import chat, edit, env, export, ls, run, stats, summarize
 from errata.cli import eval as evaluation
 from errata.errors import ErrataError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(edit.edit)
 app.command("eval")(evaluation.evaluate)
+app.command()(run.run)
 app.command()(summarize.summarize)
 app.command()(stats.stats)
 app.command()(chat.chat)

@@ -1,0 +1,178 @@
+"""Reading recipes: what is wrong is told at once, changes go on top, YAML stays plain."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from errata.errors import ErrataError
+from errata.methods import METHODS
+from errata.recipe import EvalStage, Recipe, read_recipe, recipe_of
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+PLAIN = """
+model: demo
+edit: {dataset: demo, limit: 4}
+eval: {generate: true}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_examples_are_recipes(path: Path) -> None:
+    assert read_recipe(path).edit is not None
+
+
+def test_short_forms_are_the_long_ones(tmp_path: Path) -> None:
+    short = read_recipe(written(tmp_path, PLAIN))
+    assert short == recipe_of(
+        {
+            "eval": [{"generate": True}],
+            "edit": {"dataset": "demo", "limit": 4, "method": "MEMIT"},
+            "model": {"name": "demo"},
+        }
+    )
+    assert [name for name, _ in short.stages()] == ["edit", "eval_0"]
+    assert short.eval == (EvalStage(generate=True),)
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "hparams.json").write_text('{"layers": [1], "colour": 3}', encoding="utf-8")
+    path = written(
+        tmp_path,
+        f"""
+model: {{nam: demo, dtype: int8}}
+edit:
+  dataset: nowhere
+  limit: 0
+  method: rome
+  hparams: {tmp_path / "hparams.json"}
+  settings: {{blcks: [1], search: {{steps: many}}}}
+eval: {{generat: true}}
+tune: {{}}
+""",
+    )
+    with pytest.raises(ErrataError) as caught:
+        read_recipe(path)
+    for told in (
+        "model.name: Field required",
+        "model.nam: is not known here (got 'demo')",
+        "model.dtype: Input should be 'auto', 'float32', 'bfloat16' or 'float16' (got 'int8')",
+        "edit.dataset: is no known dataset and no file; see `errata ls datasets` (got 'nowhere')",
+        "edit.limit: Input should be greater than or equal to 1 (got 0)",
+        "eval.0.generat: is not known here (got True)",
+        "edit.settings.search.steps: Input should be a valid integer",
+        "edit.settings.blcks: is not known here (got [1])",
+        "edit.hparams: ",
+        "colour",
+    ):
+        assert told in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model: demo", "there is nothing to do"),
+        ("{model: demo, eval: {}}", "nothing is edited here"),
+        ("{model: demo, edit: {method: rome}}", "says not what to edit"),
+        (
+            "{model: demo, edit: {dataset: demo, batch_size: 2}, eval: {}}",
+            "leave no one edited model",
+        ),
+        ("{model: demo, edit: {dataset: demo, method: mend}}", "is no known method"),
+        ("just words", "is no recipe: it holds 'just words'"),
+        ("[1, 2]", "is no recipe"),
+        ("", "is no recipe"),
+        ("model: demo\nmodel: other", "line 2 is not YAML that a recipe may hold: 'model' occurs"),
+        ("model: &a demo\nedit: *a", "anchors and aliases are not used here"),
+        ("model: !!python/name:os.system x", "could not determine a constructor"),
+        ("model: [unclosed", "line 1 is not YAML"),
+        ("{[1]: 2}", "is not YAML that a recipe may hold"),
+        ("[" * 3000, "is not YAML that a recipe may hold"),
+        ("model: \x00", "is not YAML that a recipe may hold"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ErrataError) as caught:
+        read_recipe(written(tmp_path, text))
+    assert told in caught.value.message
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ErrataError, match="cannot read the recipe"):
+            read_recipe(path)
+    (tmp_path / "latin.yaml").write_bytes(b"model: d\xe9mo")
+    with pytest.raises(ErrataError, match="UTF-8"):
+        read_recipe(tmp_path / "latin.yaml")
+
+
+def test_changes_go_on_top(tmp_path: Path) -> None:
+    path = written(tmp_path, PLAIN)
+    changes = (
+        "edit.method=rome",
+        "edit.settings.search.steps=7",
+        "model.dtype=float32",
+        "eval.limit=3",
+        "edit.settings.blocks=[2]",
+    )
+    found = read_recipe(path, changes)
+    assert found.edit is not None
+    assert (found.edit.method, found.edit.limit) == ("rome", 4)
+    assert found.edit.settings == {"search": {"steps": 7}, "blocks": [2]}
+    assert (found.model.name, found.model.dtype) == ("demo", "float32")
+    assert found.eval[0].limit == 3
+    listed = written(tmp_path, PLAIN.replace("{generate: true}", "[{}, {generate: true}]"))
+    assert read_recipe(listed, ["eval.1.limit=2"]).eval[1].limit == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("edit.limit", "cannot read the change"),
+        ("=4", "cannot read the change"),
+        ("edit..limit=4", "cannot read the change"),
+        ("edit.limit.x=4", "which has no parts"),
+        ("eval.2.limit=4", "is a list of 1, and '2' is none of its places"),
+        ("eval.limit=4", "count from 0"),
+        ("edit.limit=[", "is not YAML"),
+        ("edit.limt=4", "edit.limt: is not known here"),
+    ],
+)
+def test_changes_that_cannot_be_made(change: str, told: str, tmp_path: Path) -> None:
+    path = written(tmp_path, PLAIN.replace("{generate: true}", "[{generate: true}]"))
+    with pytest.raises(ErrataError) as caught:
+        read_recipe(path, [change])
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_of_every_method_may_stand_in_a_recipe(name: str) -> None:
+    settings = METHODS[name]().model_dump(mode="json")
+    found = recipe_of({"model": "x", "edit": {"dataset": "demo", "method": name,
+                                              "settings": settings}})  # fmt: skip
+    assert METHODS[name].of(found.edit.settings) == METHODS[name]() if found.edit else False
+
+
+def test_help_names_everything_that_a_recipe_may_hold() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['errata', 'run', '--help']\n"
+        "from errata.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = set(Recipe.model_fields) - {"model"}
+    for field in Recipe.model_fields.values():
+        kind = field.annotation
+        for part in (kind, *getattr(kind, "__args__", ())):
+            names |= set(getattr(part, "model_fields", {}))
+    missing = [name for name in sorted(names) if name not in done.stdout]
+    assert not missing
