@@ -1,5 +1,6 @@
 # make demo     edit the embedded model, see before and after
 # make test     the default test suite
+# make slow     the tests that take longer
 # make check    lint, format, types
 # make parity   GOLDEN=DIR: compare with recorded reference results
 # make clean    remove caches and builds; .venv and results stay
@@ -18,7 +19,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help venv demo test check lint types parity clean
+.PHONY: help venv demo test slow check lint types parity clean
 
 help:
 	@sed -n '/^# /s/^# //p; /^$$/q' Makefile
@@ -38,6 +39,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "slow and not gpu and not slurm" -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: lint types
 

@@ -1,7 +1,8 @@
 """The README's commands and Python run as they stand there, on the embedded model.
 
 Console blocks hold commands behind `$ `; what they print is shown shortened, so only success
-and the first words of each shown line are compared. `make` targets are run by the gate itself.
+and the first words of each shown line are compared. A YAML block is the file that its first line
+names. `make` targets are run by the gate itself.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 README = Path(__file__).parents[1] / "README.md"
-BLOCK = re.compile(r"```(console|python)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```(console|python|yaml)\n(.*?)```", re.DOTALL)
 
 
 def blocks(kind: str) -> list[str]:
@@ -35,7 +37,11 @@ def commands() -> list[tuple[str, list[str]]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("readme")
+    folder = tmp_path_factory.mktemp("readme")
+    for text in blocks("yaml"):
+        name = text.splitlines()[0].removeprefix("# ")
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
 
 
 def run(arguments: list[str] | str, folder: Path) -> subprocess.CompletedProcess[str]:
