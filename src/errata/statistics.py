@@ -1,20 +1,17 @@
 """Second moments on disk: found by what they were measured on, measured when asked for.
 
 A store is a folder. A moment is looked up under the base's weights, the tokenizer, the corpus
-and the number of tokens, and never taken for another. Text comes from the demo's world, from
-files, or from a Hugging Face dataset.
+and the number of tokens, and never taken for another.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from errata.demo import WORLD_DIR
+from errata.corpus import Corpus, read_corpus
 from errata.errors import ErrataError
 from errata.family import family_of, width_of
 from errata.identity import tokenizer_hash
@@ -30,74 +27,6 @@ from errata.moment import (
 
 QUICK_TOKENS_PER_DIMENSION = 5
 """A quick estimate takes this many tokens per dimension of the key (arXiv 2506.04226: 2 to 10)."""
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Text to measure statistics on."""
-
-    name: str
-    texts: Sequence[str]
-
-    @property
-    def digest(self) -> str:
-        """Hash of the text."""
-        digest = hashlib.sha256()
-        for text in self.texts:
-            digest.update(text.encode() + b"\0")
-        return digest.hexdigest()[:16]
-
-
-def read_corpus(name: str) -> Corpus:
-    """Read a corpus: `demo`, a .txt file (a text a line), a .jsonl file (`text`), hf:NAME:CONFIG.
-
-    Raises `ErrataError` for one that cannot be read or holds no text.
-    """
-    if name == "demo":
-        texts = _file_texts(WORLD_DIR / "text.jsonl")
-    elif name.startswith("hf:"):
-        texts = _hub_texts(*name.removeprefix("hf:").split(":")[:2])
-    else:
-        texts = _file_texts(Path(name))
-    texts = [text for text in texts if text.strip()]
-    if not texts:
-        raise ErrataError(f"the corpus {name} holds no text")
-    return Corpus(name, texts)
-
-
-def _file_texts(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        if path.suffix == ".jsonl":
-            return [_text_of(json.loads(line)) for line in lines if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ErrataError(
-            f"cannot read the corpus {path}: {error}",
-            "give a .txt file with a text per line, a .jsonl file with `text` in every record, "
-            "or hf:DATASET:CONFIG",
-        ) from None
-    return lines
-
-
-def _text_of(record: Any) -> str:
-    if not isinstance(record["text"], str):
-        raise TypeError(f"`text` is not text but {record['text']!r:.40}")
-    return record["text"]
-
-
-def _hub_texts(dataset: str, config: str | None = None) -> list[str]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise ErrataError(
-            "reading Hub datasets needs an extra", "pip install 'errata[tune]'"
-        ) from None
-    try:
-        return list(load_dataset(dataset, config, split="train")["text"])
-    except Exception as error:
-        raise ErrataError(
-            f"cannot load the dataset {dataset}: {error}", "offline, give a text file instead"
-        ) from None
 
 
 def readable(edited: EditedModel, length: int) -> int:
@@ -145,7 +74,7 @@ class Store:
             block: self._identity(edited, corpus, block, tokens, length) for block in blocks
         }
         paths = {block: self._path(identity) for block, identity in identities.items()}
-        missing = [block for block in blocks if not paths[block].exists()]
+        missing = self.missing(edited, corpus, blocks, tokens=tokens, length=length)
         if missing:
             found = measured(
                 edited, corpus, missing, tokens=tokens, length=length, progress=progress
@@ -156,6 +85,23 @@ class Store:
         return {
             block: SecondMoment.load(paths[block], identities[block]).to(device) for block in blocks
         }
+
+    def missing(
+        self,
+        edited: EditedModel,
+        corpus: Corpus,
+        blocks: Sequence[int],
+        *,
+        tokens: int | None = None,
+        length: int = 512,
+    ) -> list[int]:
+        """Return those of the blocks whose moment `get` would have to measure."""
+        length = readable(edited, length)
+        return [
+            block
+            for block in blocks
+            if not self._path(self._identity(edited, corpus, block, tokens, length)).exists()
+        ]
 
     def stored(self) -> list[tuple[Path, SecondMoment]]:
         """Return all readable moments with their paths."""
@@ -204,6 +150,53 @@ class Store:
         )
 
 
+class Wanted(NamedTuple):
+    """The moments that a method needs, and what they are to be measured on."""
+
+    blocks: tuple[int, ...]
+    corpus: str | None
+    """None: those that are stored are good enough."""
+    tokens: int | None
+    quick: bool
+    """Whether only an estimate is made."""
+
+
+def moments_wanted(
+    edited: EditedModel,
+    method: ClosedForm,
+    store: Store | None,
+    corpus: str | None = None,
+    tokens: int | None = None,
+) -> Wanted:
+    """Decide which moments a method is given, without measuring any.
+
+    Never hours of it unasked: without a corpus only what is stored is used (the demo brings
+    its own text); with one, a quick estimate is made unless `tokens` says otherwise. Raises
+    `ErrataError` where moments are needed but neither stored nor to be measured.
+    """
+    blocks = method.edited_blocks if method.needs_moment else ()
+    if not blocks:
+        return Wanted((), None, None, False)
+    if corpus is not None or edited.name == "demo":
+        quick = edited.name != "demo" and tokens is None
+        limit = quick_tokens(edited, blocks) if quick else tokens
+        return Wanted(blocks, corpus or "demo", limit, quick)
+    if store is not None and store.best(edited, blocks) is not None:
+        return Wanted(blocks, None, None, False)
+    listed = ",".join(str(block) for block in blocks)
+    hints = [
+        f"measure them once: errata stats {edited.name} --blocks {listed} --corpus FILE.txt",
+        "or make a quick estimate now: add --corpus FILE.txt to this command",
+    ]
+    if "second_moment" in type(method).model_fields:
+        hints.append("or do without: --no-second-moment")
+    raise ErrataError(
+        f"{method.label} needs second moments of blocks {listed}; "
+        f"none are stored for {edited.name}",
+        *hints,
+    )
+
+
 def moments_for(
     edited: EditedModel,
     method: ClosedForm,
@@ -214,37 +207,22 @@ def moments_for(
 ) -> tuple[Mapping[int, SecondMoment], list[str]]:
     """Find or measure the moments that a method needs; also return a line that says which.
 
-    Never hours of it unasked: without a corpus only what is stored is used (the demo brings
-    its own text); with one, a quick estimate is made unless `tokens` says otherwise.
+    See `moments_wanted` for what is measured.
     """
-    blocks = method.edited_blocks if method.needs_moment else ()
-    if not blocks:
+    wanted = moments_wanted(edited, method, store, corpus, tokens)
+    if not wanted.blocks:
         return {}, []
-    if corpus is None and edited.name != "demo":
-        stored = None if store is None else store.best(edited, blocks)
-        if stored is not None:
-            fewest = min(moment.count for moment in stored.values())
-            return stored, [f"second moment: stored, {fewest} tokens"]
-        listed = ",".join(str(block) for block in blocks)
-        hints = [
-            f"measure them once: errata stats {edited.name} --blocks {listed} --corpus FILE.txt",
-            "or make a quick estimate now: add --corpus FILE.txt to this command",
-        ]
-        if "second_moment" in type(method).model_fields:
-            hints.append("or do without: --no-second-moment")
-        raise ErrataError(
-            f"{method.label} needs second moments of blocks {listed}; "
-            f"none are stored for {edited.name}",
-            *hints,
-        )
-    quick = edited.name != "demo" and tokens is None
-    name = corpus or "demo"
-    limit = quick_tokens(edited, blocks) if quick else tokens
+    if wanted.corpus is None:
+        stored = None if store is None else store.best(edited, wanted.blocks)
+        assert stored is not None, wanted
+        fewest = min(moment.count for moment in stored.values())
+        return stored, [f"second moment: stored, {fewest} tokens"]
     get = measured if store is None else store.get
-    moments = get(edited, read_corpus(name), blocks, tokens=limit, progress=progress)
+    text = read_corpus(wanted.corpus)
+    moments = get(edited, text, wanted.blocks, tokens=wanted.tokens, progress=progress)
     fewest = min(moment.count for moment in moments.values())
-    label = "quick estimate, " if quick else ""
-    return moments, [f"second moment: {label}{fewest} tokens of {name}"]
+    label = "quick estimate, " if wanted.quick else ""
+    return moments, [f"second moment: {label}{fewest} tokens of {wanted.corpus}"]
 
 
 def quick_tokens(edited: EditedModel, blocks: Sequence[int]) -> int:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import errata.statistics
+from errata.corpus import Corpus, read_corpus
 from errata.errors import ErrataError
 from errata.family import family_of
 from errata.model import EditedModel
-from errata.statistics import Corpus, Store, moments_for, quick_tokens, read_corpus
+from errata.statistics import Store, moments_for, quick_tokens
 from laws.bench import closeness, edited_model, quick, random_patch
 from tiny import SENTENCES, tiny_tokenizer
 

@@ -31,7 +31,8 @@ def stats(
     json: Json = False,
 ) -> None:
     """Measure the second moment of each block's keys over a corpus, in one pass, and keep it."""
-    from errata.statistics import Store, read_corpus
+    from errata.corpus import read_corpus
+    from errata.statistics import Store
 
     name = corpus or ("demo" if model == "demo" else None)
     if name is None:
