@@ -29,7 +29,7 @@ ROOMS: dict[int, tuple[str, ...]] = {
     3: ("methods", "methods.*"),
     4: (
         *("model", "presets", "hparams", "statistics", "evaluate", "trace", "tune", "downstream"),
-        *("corpus", "likelihood", "generate", "fluency", "run_records"),
+        *("corpus", "cost", "likelihood", "generate", "fluency", "run_records"),
         *("data", "data.*", "report", "export", "card"),
     ),
     5: (
@@ -39,7 +39,7 @@ ROOMS: dict[int, tuple[str, ...]] = {
         "evaluation",
         "recipe",
         "stages",
-        "cost",
+        "estimate",
         "cluster",
         "console",
     ),  # "" is errata/__init__.py

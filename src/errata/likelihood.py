@@ -55,14 +55,23 @@ def score_rows(
     """Score the targets of each row at its last `len(targets)` places."""
     found: dict[int, Likelihood] = {}
     shared = _shared(rows)
-    longest = list(shared)
     with frozen(model):
-        for batch in batches_by_length([len(rows[i].ids) for i in longest], budget):
-            held = [longest[i] for i in batch]
+        for held in _batches(rows, list(shared), budget):
             members = [(line, i) for line, holder in enumerate(held) for i in shared[holder]]
             ids = pad_right([rows[i].ids for i in held], model.device)
             found.update(_read(model, ids, [(line, i, rows[i]) for line, i in members]))
     return [found[i] for i in range(len(rows))]
+
+
+def tokens_run(rows: Sequence[Row], budget: int = TOKENS_AT_ONCE) -> int:
+    """Return how many tokens, padding included, `score_rows` runs through the model."""
+    batches = _batches(rows, list(_shared(rows)), budget)
+    return sum(len(held) * max(len(rows[i].ids) for i in held) for held in batches)
+
+
+def _batches(rows: Sequence[Row], held: Sequence[int], budget: int) -> list[list[int]]:
+    batches = batches_by_length([len(rows[i].ids) for i in held], budget)
+    return [[held[i] for i in batch] for batch in batches]
 
 
 def _shared(rows: Sequence[Row]) -> dict[int, list[int]]:

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from errata.case import Case, cases_digest
+from errata.cost import Cost
 from errata.data import Loaded, load_cases, reference_file
 from errata.edits import Prepared, prepare
+from errata.estimate import evaluation_cost, plan_edits
 from errata.evaluation import Asking, run_evaluation
 from errata.files import write_text
 from errata.folders import finished_run, run_folder
@@ -111,18 +113,11 @@ def _load(stage: CaseChoice, around: Surroundings) -> Loaded:
 
 def prepare_stage(edited: EditedModel, stage: EditStage, around: Surroundings) -> Prepared:
     """Settle the method's settings for the model, and find or measure the moments it needs."""
-    method = method_named(stage.method)
-    settings = dict(stage.settings)
-    if stage.hparams is not None:
-        read = read_hparams(Path(stage.hparams), method)
-        settings = merged(read.settings, settings)
-        if read.unused:
-            around.tell(f"{stage.hparams}: not used here: {', '.join(read.unused)}")
     with around.bar("second moment") as progress:
         ready = prepare(
             edited,
-            method,
-            settings,
+            method_named(stage.method),
+            _settings(stage, around),
             store=Store(around.cache / "moments"),
             corpus=stage.corpus,
             tokens=stage.tokens,
@@ -131,6 +126,16 @@ def prepare_stage(edited: EditedModel, stage: EditStage, around: Surroundings) -
     for note in ready.warnings:
         around.tell(note)
     return ready
+
+
+def _settings(stage: EditStage, around: Surroundings) -> dict[str, Any]:
+    """Return the settings that a recipe gives, those of its hyperparameter file below them."""
+    if stage.hparams is None:
+        return dict(stage.settings)
+    read = read_hparams(Path(stage.hparams), method_named(stage.method))
+    if read.unused:
+        around.tell(f"{stage.hparams}: not used here: {', '.join(read.unused)}")
+    return merged(read.settings, stage.settings)
 
 
 def run_recipe(recipe: Recipe, around: Surroundings, *, again: bool = False) -> Outcome:
@@ -162,6 +167,34 @@ def run_recipe(recipe: Recipe, around: Surroundings, *, again: bool = False) -> 
         write_text(folder / "report.md", _report(folder, recipe, told, around))
         write_text(folder / "summary.json", json.dumps(told, indent=1) + "\n")
     return Outcome(folder, told)
+
+
+def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, list[Cost]]:
+    """Return what a recipe will cost, stage by stage; nothing is edited or kept."""
+    cases = load_all(recipe, around)
+    edited = load_choice(recipe.model)
+    costs: list[Cost] = []
+    for name, stage in recipe.stages():
+        if isinstance(stage, EditStage):
+            _, warnings, found = plan_edits(
+                edited,
+                method_named(stage.method),
+                _settings(stage, around),
+                cases[name].cases,
+                Plan(batch_size=stage.batch_size, sequential=stage.sequential),
+                store=Store(around.cache / "moments"),
+                corpus=stage.corpus,
+                tokens=stage.tokens,
+            )
+            for note in warnings:
+                around.tell(note)
+        else:
+            assert isinstance(stage, EvalStage), stage
+            patched = recipe.edit is not None or recipe.model.patches
+            halves = 2 if patched else 1
+            found = [evaluation_cost(edited, cases[name].cases, _asking(stage), halves)]
+        costs += [cost._replace(what=f"{name}: {cost.what}") for cost in found]
+    return edited, costs
 
 
 def _kept(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | None:
@@ -210,17 +243,26 @@ def _edit(
 def _evaluate(
     edited: EditedModel, stage: EvalStage, loaded: Loaded, around: Surroundings
 ) -> dict[str, Any]:
-    asking = Asking(
-        generate=stage.generate, max_new_tokens=stage.max_new_tokens, seed=stage.seed or 0
-    )
     source = {"name": stage.dataset or EDITED, "path": str(loaded.path), "limit": stage.limit}
     source |= {"offset": stage.offset, "seed": stage.seed, "skipped": len(loaded.skipped)}
     with around.bar("cases") as progress:
         found, folder = run_evaluation(
-            edited, loaded.cases, asking, around.results, source, around.command, progress
+            edited,
+            loaded.cases,
+            _asking(stage),
+            around.results,
+            source,
+            around.command,
+            progress,
         )
     run = str(folder.relative_to(around.results))
     return {"run": run, "patches": [], "summary": found.as_json()}
+
+
+def _asking(stage: EvalStage) -> Asking:
+    return Asking(
+        generate=stage.generate, max_new_tokens=stage.max_new_tokens, seed=stage.seed or 0
+    )
 
 
 def stage_rows(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:

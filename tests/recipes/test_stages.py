@@ -202,3 +202,33 @@ def test_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
     assert "finished before" in shown
     assert "eval_1: " in shown
+
+
+def test_a_dry_run_tells_the_plan_and_its_cost_and_does_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe(folder).model_dump(mode="json")), encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["run", str(path), "--results", str(tmp_path), "--dry-run"]
+    done = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert [cost["what"] for cost in told["costs"]] == [
+        "edit: second moment",
+        "edit: search",
+        "edit: keys",
+        "edit: solve",
+        "edit: scores",
+        "eval_0: evaluation",
+        "eval_1: evaluation",
+        "in all",
+    ]
+    for cost in told["costs"]:
+        assert cost["flops"] > 0
+        assert cost["seconds"] > 0
+    assert len(told["plan"]) == 3
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    assert "nothing is edited, nothing kept" in shown
+    assert sorted(tmp_path.rglob("*")) == before

@@ -28,7 +28,7 @@ from errata.cli.options import (
     settings_flags,
     show_warnings,
 )
-from errata.cli.show import answer_rows, edit_json, show_edit
+from errata.cli.show import answer_rows, edit_json, show_edit, show_plan
 from errata.errors import ErrataError
 from errata.hparams import read_hparams
 from errata.methods import METHODS, method_named
@@ -37,7 +37,10 @@ from errata.request import EditRequest, check_batch, read_requests
 
 if TYPE_CHECKING:
     from errata.edits import Prepared
+    from errata.methods import ClosedForm
     from errata.model import EditedModel
+    from errata.runs import Plan
+    from errata.statistics import Store
 
 SHOWN = 12
 """Prompts for which answers before and after are shown."""
@@ -96,6 +99,9 @@ def edit(
         Path | None,
         typer.Option(help="A published hyperparameter file, with the references' JSON keys."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would cost.")
+    ] = False,
     patch: Patches = None,
     results: Results = Path("results"),
     adapter: Adapter = None,
@@ -123,28 +129,62 @@ def edit(
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
 
     from errata.edits import prepare
+    from errata.runs import Plan
     from errata.statistics import Store
 
-    store = Store(cache_folder() / "moments")
+    store, plan = (
+        Store(cache_folder() / "moments"),
+        Plan(batch_size=batch_size, sequential=sequential),
+    )
+    if dry_run:
+        _show_costs(edited, chosen, settings, cases, plan, (store, corpus, tokens), json)
+        return
     with console.bar("second moment") as progress:
         ready = prepare(
             edited, chosen, settings, store=store, corpus=corpus, tokens=tokens, progress=progress
         )
     show_warnings(ready.warnings)
-    _run(edited, cases, ready, (batch_size, sequential), results, json)
+    _run(edited, cases, ready, plan, results, json)
+
+
+def _show_costs(
+    edited: EditedModel,
+    method: type[ClosedForm],
+    settings: dict[str, Any],
+    cases: Sequence[Case],
+    plan: Plan,
+    moments: tuple[Store, str | None, int | None],
+    json: bool,
+) -> None:
+    from errata.estimate import plan_edits
+
+    store, corpus, tokens = moments
+    settled, warnings, costs = plan_edits(
+        edited, method, settings, cases, plan, store=store, corpus=corpus, tokens=tokens
+    )
+    show_warnings(warnings)
+    size = min(plan.batch_size or len(cases), len(cases))
+    how = "on top of each other" if plan.sequential else "each on the unedited model"
+    batches = -(-len(cases) // size)
+    blocks = ",".join(str(block) for block in settled.edited_blocks)
+    lines = [
+        f"{settled.label} at blocks {blocks}, {settled.search.steps} steps",
+        f"{len(cases)} requests in {batches} batch{'es' * (batches > 1)} of {size}"
+        + (f", {how}" if batches > 1 else ""),
+    ]
+    show_plan(lines, edited, costs, json)
 
 
 def _run(
     edited: EditedModel,
     cases: Sequence[Case],
     ready: Prepared,
-    batching: tuple[int | None, bool],
+    plan: Plan,
     results: Path,
     json: bool,
 ) -> None:
-    from errata.runs import Plan, run_edits
+    from errata.runs import run_edits
 
-    plan = Plan(batch_size=batching[0], sequential=batching[1])
     asked = _shown_prompts(cases)
     before = [edited.generate(text, 12) for _, text in asked]
     with console.bar("edits") as progress:

@@ -9,8 +9,10 @@ import typer
 
 from errata import console
 from errata.cli.options import Json, Results, cache_folder, command_line
+from errata.cli.show import show_plan
 
 if TYPE_CHECKING:
+    from errata.recipe import Recipe
     from errata.stages import Outcome
 
 
@@ -28,6 +30,9 @@ def run(
     again: Annotated[
         bool, typer.Option("--again", help="Do a recipe that is finished once more.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would cost.")
+    ] = False,
     results: Results = Path("results"),
     json: Json = False,
 ) -> None:
@@ -42,9 +47,13 @@ def run(
 
     read = read_recipe(recipe, changes or ())
 
-    from errata.stages import Surroundings, run_recipe
+    from errata.stages import Surroundings, recipe_costs, run_recipe
 
     around = Surroundings(results, cache_folder(), console.bar, console.warning, command_line())
+    if dry_run:
+        edited, costs = recipe_costs(read, around)
+        show_plan(_plan_lines(read), edited, costs, json)
+        return
     outcome = run_recipe(read, around, again=again)
     if json:
         console.as_json(
@@ -58,6 +67,15 @@ def run(
         )
     else:
         _show(recipe, results, outcome)
+
+
+def _plan_lines(recipe: Recipe) -> list[str]:
+    """What a recipe holds, a line for each stage."""
+    lines = []
+    for name, stage in recipe.stages():
+        given = stage.model_dump(exclude_defaults=True)
+        lines.append(f"{name}: " + (", ".join(f"{k} {v}" for k, v in given.items()) or "as it is"))
+    return lines
 
 
 def _show(recipe: Path, results: Path, outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from errata import console
 
 if TYPE_CHECKING:
+    from errata.cost import Cost
     from errata.methods import ClosedForm
     from errata.model import EditedModel
     from errata.runs import Run
@@ -101,3 +102,48 @@ def show_edit(
         "errata ls patches",
         f"less {run.folder / 'report.md'}",
     )
+
+
+def show_plan(lines: Sequence[str], edited: EditedModel, costs: Sequence[Cost], json: bool) -> None:
+    """Show what would be done and what it would cost; the sum of all stands last."""
+    from errata.cost import total, weight_bytes
+
+    weights, rows = weight_bytes(edited.model), (*costs, total(costs))
+    if json:
+        told = {"model": edited.name, "plan": list(lines), "weights": weights}
+        console.as_json({**told, "costs": [cost._asdict() for cost in rows]})
+        return
+    console.verb(f"a dry run on {edited.name}: nothing is edited, nothing kept")
+    for line in lines:
+        console.fact(line)
+    shown = [
+        [c.what, _large(c.flops), _duration(c.seconds), _size(c.memory), _size(c.disk)]
+        for c in rows
+    ]
+    console.table(("", "work", "time", "memory", "disk"), shown)
+    console.fact(
+        f"the model takes {_size(weights)} besides; times are scaled from a part that was measured "
+        "here, and requests that reach their goal early take less"
+    )
+
+
+def _large(number: float) -> str:
+    for power, unit in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+        if number >= power:
+            return f"{number / power:.3g} {unit}"
+    return f"{number / 1e6:.3g} MFLOP" if number else "-"
+
+
+def _size(number: float) -> str:
+    for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= power:
+            return f"{number / power:.3g} {unit}"
+    return f"{number:.0f} B" if number else "-"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,105 @@
+"""Costs known beforehand, against what PyTorch counts and what lands on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from errata.case import Case
+from errata.cost import Cost, Shape, patch_bytes, search_flops, total
+from errata.estimate import edit_costs, evaluation_cost
+from errata.evaluate import score_cases
+from errata.evaluation import Asking
+from errata.model import EditedModel
+from errata.runs import Plan, run_edits
+from laws.bench import edited_model, found, moments_of, over_methods, quick
+from tiny import FACTS
+
+CASES = [
+    Case(request=fact, target_true="Hesk", paraphrases=("So,",), neighbours=("Marrow lies in",))
+    for fact in FACTS
+]
+FAMILIES = pytest.mark.parametrize("model_type", ["gpt2", "gptj", "llama"])
+
+
+def counted(work: object) -> int:
+    """What PyTorch counts, attention's own products left out as ours are."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work()  # type: ignore[operator]
+    return counter.get_total_flops()
+
+
+@FAMILIES
+def test_a_forward_pass_is_what_pytorch_counts(model_type: str) -> None:
+    model, ids = edited_model(model_type).model, torch.ones(3, 5, dtype=torch.long)
+    ours = Shape.of(model).forward(tokens=15, heads=15)
+    theirs = counted(lambda: model(input_ids=ids, use_cache=False))
+    assert ours == pytest.approx(theirs, rel=0.1)
+    assert ours <= theirs
+
+
+@FAMILIES
+def test_a_search_is_what_pytorch_counts(model_type: str) -> None:
+    edited, ours, theirs = edited_model(model_type), [], []
+    for steps in (2, 9):
+        method = quick("memit", search={"steps": steps, "stop_at": 0.0})
+        rewrites, _ = method.rewrites(edited.model, edited.tokenizer, FACTS)
+        shape, block = Shape.of(edited.model), method.edited_blocks[-1]
+        ours.append(search_flops(shape, rewrites, block, steps))
+        theirs.append(counted(lambda m=method, r=rewrites: m.find_targets(edited.model, r)))
+    attention = 0.35 if model_type == "gptj" else 1e-6  # its own products are counted there
+    assert ours[1] - ours[0] == pytest.approx(theirs[1] - theirs[0], rel=attention)
+    assert ours[1] == pytest.approx(theirs[1], rel=0.35)
+
+
+def test_scoring_is_what_pytorch_counts() -> None:
+    edited = edited_model("llama")
+    ours = evaluation_cost(edited, CASES, Asking(), halves=2).flops
+    theirs = counted(lambda: score_cases(edited.model, edited.tokenizer, CASES))
+    assert ours == pytest.approx(2 * theirs, rel=0.02)
+
+
+@over_methods
+def test_a_patch_takes_the_room_that_was_said(method_name: str, tmp_path: Path) -> None:
+    edited, method = edited_model("llama"), quick(method_name)
+    patch = edited.compute(FACTS, method, moments=moments_of("llama"))
+    size = patch.save(tmp_path / "patch.safetensors").stat().st_size
+    assert patch_bytes(edited.model, method, len(FACTS)) == pytest.approx(size, rel=0.5)
+
+
+def costs_of(edited: EditedModel, plan: Plan, count: int = 4) -> dict[str, Cost]:
+    return {cost.what: cost for cost in edit_costs(edited, quick("memit"), CASES[:count], plan)}
+
+
+def test_costs_grow_with_the_work_and_leave_the_model_alone() -> None:
+    edited = edited_model("llama")
+    before = found(edited.model)
+    few, many = costs_of(edited, Plan(), 2), costs_of(edited, Plan())
+    assert found(edited.model) == before
+    assert list(many) == ["search", "keys", "solve", "scores"]
+    for name in many:
+        assert few[name].flops < many[name].flops
+    assert all(cost.seconds > 0 for cost in many.values())
+    apart = costs_of(edited, Plan(batch_size=1))
+    assert apart["solve"].disk > many["solve"].disk
+    added = total(list(many.values()))
+    assert added.flops == sum(cost.flops for cost in many.values())
+    assert added.memory == max(cost.memory for cost in many.values())
+
+
+def test_the_disk_of_a_run_is_about_what_was_said(tmp_path: Path) -> None:
+    edited = edited_model("llama")
+    said = total(edit_costs(edited, quick("memit"), CASES, Plan(batch_size=2))).disk
+    run = run_edits(
+        edited, CASES, quick("memit"), moments_of("llama"), Plan(batch_size=2), tmp_path
+    )
+    used = sum(
+        path.stat().st_size
+        for path in run.folder.iterdir()
+        if path.suffix in (".safetensors", ".jsonl")
+    )
+    assert said == pytest.approx(used, rel=0.5)
