@@ -25,7 +25,7 @@ ROOMS: dict[int, tuple[str, ...]] = {
         *("demo.world", "demo.text", "demo.paths"),
     ),
     1: ("family", "tokens", "hooks", "tail"),
-    2: ("keys", "values", "moment", "patch", "prefixes", "identity", "adapter", "lora"),
+    2: ("keys", "values", "moment", "patch", "prefixes", "identity", "adapter", "lora", "residual"),
     3: ("methods", "methods.*"),
     4: (
         *("model", "presets", "hparams", "statistics", "evaluate", "trace", "tune", "downstream"),

@@ -64,7 +64,7 @@ def search(
     width = max(len(row.ids) for row in lines)
     ids = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in lines])
     line, positions = torch.arange(len(lines)), torch.tensor([row.position for row in lines])
-    delta = torch.zeros(model.config.hidden_size, requires_grad=True)
+    delta = torch.zeros(model.config.get_text_config().hidden_size, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
     seen: list[Tensor] = []
 
@@ -186,6 +186,40 @@ def add(model: PreTrainedModel, block: int, delta: Tensor) -> None:
     write.weight.data.add_(oriented(write, delta))
 
 
+@torch.no_grad()
+def put_out(model: PreTrainedModel, rewrite: Rewrite, value: Tensor, block: int) -> Tensor:
+    """Return what a block puts out on the bare prompt when its matrix says `value` there."""
+    row = rewrite.keys[0][0]
+
+    def say(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output.index_put((torch.tensor([0]), torch.tensor([row.position])), value)
+
+    handle = family_of(model).write(model, block).register_forward_hook(say)
+    try:
+        return read(model, family_of(model).block(model, block), "output", row)
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def before_norm(model: PreTrainedModel, rewrite: Rewrite, change: Tensor, block: int) -> Tensor:
+    """Return what a block's matrix must say in addition for its norm to change by `change`.
+
+    Among all y as long as what it says now, the one whose norm is nearest to what is wanted.
+    """
+    family, row = family_of(model), rewrite.keys[0][0]
+    y = read(model, family.write(model, block), "output", row).double()
+    norm = family.block(model, block).get_submodule(str(family.block_post_norm))
+    gain = (norm(y.float()).double() / y).diag()  # n(y) = gain @ y for all y of this length
+    goal, unit = gain @ y + change.double(), torch.eye(len(y), dtype=torch.float64)
+    weight, step = -float(torch.linalg.eigvalsh(gain.T @ gain)[0]), 1e6
+    while step > 1e-14:  # the least weight at which the ridge regression is short enough
+        found = torch.linalg.solve(gain.T @ gain + (weight + step) * unit, gain.T @ goal)
+        weight += step if found.norm() > y.norm() else 0.0
+        step /= 2
+    return found * (y.norm() / found.norm()) - y
+
+
 def edit_blocks(
     model: PreTrainedModel,
     rewrites: Sequence[Rewrite],
@@ -193,14 +227,25 @@ def edit_blocks(
     blocks: Sequence[int],
     solve: Solve,
 ) -> dict[int, Tensor]:
-    """Spread target values (n, d) over blocks from below; `solve(K, R, block)` gives each Δ."""
+    """Spread target values (n, d) over blocks from below; `solve(K, R, block)` gives each Δ.
+
+    In a post-norm family they are what the last block's matrix shall say.
+    """
     family, deltas = family_of(model), {}
+    if family.block_post_norm is not None:
+        saying = [
+            put_out(model, r, value, blocks[-1]) for r, value in zip(rewrites, wanted, strict=True)
+        ]
+        wanted = torch.stack(saying)
     with borrowed(model, [family.weight_name(block) for block in blocks]):
         for done, block in enumerate(blocks):
             last = family.block(model, blocks[-1])
             K = torch.stack([key(model, rewrite, block) for rewrite in rewrites], dim=1)
             says = [read(model, last, "output", rewrite.keys[0][0]) for rewrite in rewrites]
             R = (wanted - torch.stack(says)).T / (len(blocks) - done)
+            if family.block_post_norm is not None:
+                shares = zip(rewrites, R.T, strict=True)
+                R = torch.stack([before_norm(model, r, share, block) for r, share in shares], dim=1)
             deltas[block] = solve(K, R, block)
             add(model, block, deltas[block])
     return deltas

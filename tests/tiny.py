@@ -11,27 +11,39 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
 )
 
-from errata.family import FAMILIES, family_of
+from errata.family import family_of
 from errata.request import EditRequest
 
 VOCABULARY = 320
 BLOCKS = 4
 POSITIONS = 128
+WINDOW = 5  # of sliding attention: shorter than any text of the tests, so that it matters
 BOS = "<s>"
 SHARED = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
@@ -58,59 +70,113 @@ FACTS = (
 )
 
 
+def _config(of: type[PreTrainedConfig], **given: Any) -> PreTrainedConfig:
+    """Return a pico configuration in the names that most families use: d = 24, three heads."""
+    usual = {
+        "hidden_size": 24,
+        "intermediate_size": 56,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": 3,
+        "max_position_embeddings": POSITIONS,
+        "attention_dropout": 0.1,
+        "tie_word_embeddings": False,
+    }
+    return of(**{**SHARED, **usual, **given})
+
+
 def _gpt2() -> PreTrainedConfig:
-    return GPT2Config(
-        n_embd=24, n_head=3, n_inner=56, n_layer=BLOCKS, n_positions=POSITIONS, **SHARED
-    )
+    sizes = {"n_embd": 24, "n_head": 3, "n_inner": 56, "n_layer": BLOCKS}
+    return GPT2Config(n_positions=POSITIONS, **sizes, **SHARED)
 
 
 def _gptj() -> PreTrainedConfig:
+    sizes = {"n_embd": 24, "n_head": 2, "n_inner": 40, "n_layer": BLOCKS, "rotary_dim": 4}
     return GPTJConfig(
-        n_embd=24,
-        n_head=2,
-        rotary_dim=4,
-        n_inner=40,
-        n_layer=BLOCKS,
-        n_positions=POSITIONS,
-        resid_pdrop=0.1,
-        tie_word_embeddings=False,
-        **SHARED,
+        n_positions=POSITIONS, resid_pdrop=0.1, tie_word_embeddings=False, **sizes, **SHARED
     )
 
 
-def _llama() -> PreTrainedConfig:
-    return LlamaConfig(
-        hidden_size=24,
-        intermediate_size=56,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=POSITIONS,
-        attention_dropout=0.1,
-        tie_word_embeddings=False,
-        **SHARED,
+def _gpt_neox(parallel: bool) -> PreTrainedConfig:
+    rotary = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    return _config(
+        GPTNeoXConfig,
+        use_parallel_residual=parallel,
+        hidden_dropout=0.1,
+        rope_parameters=rotary,
+    )
+
+
+def _phi() -> PreTrainedConfig:
+    rotary = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    return _config(PhiConfig, resid_pdrop=0.1, qk_layernorm=True, rope_parameters=rotary)
+
+
+_GEMMA: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 6,
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"] * (BLOCKS // 2),
+    "tie_word_embeddings": True,
+}
+
+
+def _gemma3() -> PreTrainedConfig:
+    sight = {"hidden_size": 8, "intermediate_size": 12, "image_size": 8, "patch_size": 4}
+    return Gemma3Config(
+        text_config=_config(Gemma3TextConfig, **_GEMMA).to_dict(),
+        vision_config={**sight, "num_hidden_layers": 1, "num_attention_heads": 2},
+        mm_tokens_per_image=4,
+        boi_token_index=VOCABULARY + 1,
+        eoi_token_index=VOCABULARY + 2,
+        image_token_index=VOCABULARY + 3,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
     )
 
 
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2": _gpt2,
     "gptj": _gptj,
-    "llama": _llama,
+    "gpt_neox": lambda: _gpt_neox(parallel=True),
+    "gpt_neox, sequential": lambda: _gpt_neox(parallel=False),
+    "llama": lambda: _config(LlamaConfig, num_attention_heads=4, num_key_value_heads=2),
+    "mistral": lambda: _config(
+        MistralConfig, num_attention_heads=4, num_key_value_heads=1, sliding_window=12
+    ),
+    "qwen2": lambda: _config(Qwen2Config, num_key_value_heads=1, tie_word_embeddings=True),
+    "qwen3": lambda: _config(Qwen3Config, num_key_value_heads=1, head_dim=6, attention_bias=True),
+    "phi": _phi,
+    "phi3": lambda: _config(Phi3Config, num_key_value_heads=1, resid_pdrop=0.1),
+    "olmo2": lambda: _config(Olmo2Config, num_key_value_heads=1),
+    "gemma2": lambda: _config(
+        Gemma2Config, **_GEMMA, final_logit_softcapping=5.0, attn_logit_softcapping=4.0
+    ),
+    "gemma3_text": lambda: _config(Gemma3TextConfig, **_GEMMA),
+    "gemma3": _gemma3,
 }
-"""The pico configuration of every family in `errata.family.FAMILIES`."""
+"""Pico configurations: one at least for every family in `errata.family.FAMILIES`.
+
+A second one of the same family has its own name, `<model_type>, <what is different>`."""
 
 
-def tiny_model(model_type: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return a fresh copy of the family's pico model, in eval mode."""
-    return copy.deepcopy(_built(model_type)).to(dtype)
+def width(model: PreTrainedModel) -> int:
+    """Return how wide the residual stream is."""
+    return int(model.config.get_text_config().hidden_size)
+
+
+def tiny_model(pico: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return a fresh copy of a pico model of `CONFIGS`, in eval mode."""
+    return copy.deepcopy(_built(pico)).to(dtype)
 
 
 @cache
-def _built(model_type: str) -> PreTrainedModel:
-    assert model_type in FAMILIES, f"{model_type} is no family"
-    assert model_type in CONFIGS, f"tests/tiny.py has no row for the family {model_type}; add one"
+def _built(pico: str) -> PreTrainedModel:
+    assert pico in CONFIGS, f"tests/tiny.py has no row {pico!r}; add one for a new family"
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(CONFIGS[model_type]()).eval()
+        model = AutoModelForCausalLM.from_config(CONFIGS[pico]()).eval()
     source = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -125,6 +191,8 @@ def _drawn(name: str, parameter: Tensor, source: torch.Generator) -> Tensor:
     noise = torch.randn(parameter.shape, generator=source)
     if parameter.ndim > 1:
         return 0.3 * noise
+    if name.endswith("post_feedforward_layernorm.weight"):
+        return 0.5 * noise + 0.5  # gains near 0 and below it, as trained models have them
     return 0.1 * noise + (0.0 if name.endswith("bias") else 1.0)
 
 

@@ -7,7 +7,7 @@ W k + b; `Conv1D` (GPT-2) stores the transpose, and only `oriented` knows it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class Family:
     """The attention of a block."""
     embedding: str
     """The token embedding."""
+    block_post_norm: str | None = None
+    """The RMS norm between the MLP and the residual stream; None in most families."""
 
     def block_count(self, model: PreTrainedModel) -> int:
         """Return how many blocks the model has."""
@@ -54,6 +56,12 @@ class Family:
         """Return the module that holds the MLP output matrix of block `index`."""
         return self.block(model, index).get_submodule(self.block_write)
 
+    def post_norm(self, model: PreTrainedModel, index: int) -> nn.Module | None:
+        """Return the norm behind the MLP of block `index`; None where there is none."""
+        if self.block_post_norm is None:
+            return None
+        return self.block(model, index).get_submodule(self.block_post_norm)
+
     def weight_name(self, index: int) -> str:
         """Return the full parameter name of the MLP output matrix of block `index`."""
         return f"{self.blocks}.{index}.{self.block_write}.weight"
@@ -71,11 +79,28 @@ _LLAMA = Family(
     block_attention="self_attn",
     embedding="model.embed_tokens",
 )
+_POST_NORM = replace(_LLAMA, block_post_norm="post_feedforward_layernorm")
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family("transformer.h", "mlp", "mlp.c_proj", "attn", "transformer.wte"),
     "gptj": Family("transformer.h", "mlp", "mlp.fc_out", "attn", "transformer.wte"),
+    "gpt_neox": Family(
+        "gpt_neox.layers", "mlp", "mlp.dense_4h_to_h", "attention", "gpt_neox.embed_in"
+    ),
     "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "phi": replace(_LLAMA, block_write="mlp.fc2"),
+    "phi3": _LLAMA,
+    "olmo2": _POST_NORM,
+    "gemma2": _POST_NORM,
+    "gemma3_text": _POST_NORM,
+    "gemma3": replace(
+        _POST_NORM,
+        blocks="model.language_model.layers",
+        embedding="model.language_model.embed_tokens",
+    ),
 }
 """Every supported `config.model_type`. A new family is one row."""
 

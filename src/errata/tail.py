@@ -36,6 +36,7 @@ class Tail:
         tuple[Tensor, Tensor], ...
     ]  # per block: keys, values (rows, heads, prefix, d_head)
     lengths: Tensor  # (rows,): real tokens in the prefix
+    said: Tensor | None  # (rows, d): what the MLP says at the position, where a norm follows it
     tuple_size: int  # how many things a block returns; 0 for a bare tensor
 
     @classmethod
@@ -46,15 +47,17 @@ class Tail:
         assert all(len(row.ids) - row.position == suffix for row in rows), "unequal suffixes"
         family, device = family_of(model), model.device
         cache = DynamicCache()
-        read = sorted({block, family.block_count(model) - 1})
-        sites = [Site(family.block(model, index), "output") for index in read]
-        output = record(
+        read = [block, family.block_count(model) - 1]
+        modules = [*dict.fromkeys(family.block(model, index) for index in read)]
+        normed = family.post_norm(model, block) is not None
+        modules += [family.write(model, block)] if normed else []
+        output, *others = record(
             model,
             pad_right([row.ids for row in rows], device),
-            sites,
+            [Site(module, "output") for module in modules],
             past_key_values=cache,
             use_cache=True,
-        )[0]
+        )
         lengths = torch.tensor([row.position for row in rows], device=device)
         place = lengths[:, None] + torch.arange(suffix, device=device)  # (rows, suffix)
         state = first_tensor(output)
@@ -67,6 +70,7 @@ class Tail:
                 _shift(layer, lengths, index > block) for index, layer in enumerate(cache.layers)
             ),
             lengths=lengths,
+            said=others[-1][torch.arange(len(rows)), lengths] if normed else None,
             tuple_size=len(output) if isinstance(output, tuple) else 0,
         )
 
@@ -81,8 +85,22 @@ class Tail:
             ids=self.ids[rows],
             states=self.states[rows],
             lengths=self.lengths[rows],
+            said=None if self.said is None else self.said[rows],
             prefix=prefix,
         )
+
+    def moved(self, delta: Tensor) -> Tensor:
+        """Return `states` with δ (rows, d) added at the position.
+
+        It is added to the block's output or, where a norm follows the MLP, to what goes into
+        that norm: a change behind it is not one that the MLP can make.
+        """
+        norm, change = family_of(self.model).post_norm(self.model, self.block), delta
+        if norm is not None and self.said is not None:
+            said = self.said.to(torch.promote_types(self.said.dtype, delta.dtype))
+            change = norm(said + delta) - norm(said)
+        first = self.states[:, :1] + change[:, None].to(self.states.dtype)
+        return torch.cat([first, self.states[:, 1:]], dim=1)
 
     def run(self, states: Tensor, keep: Tensor, last_block: int | None = None) -> Tensor:
         """Run the blocks above `block` on `states` (rows, suffix, d): logits (kept, vocabulary).

@@ -203,9 +203,8 @@ class _Answers:
             self._drop(kept)
         if not len(self.owner):
             return delta.new_zeros(len(delta))
-        logits = self.tail.run(
-            _moved(self.tail.states, delta[self.owner]), self.keep, self.loss_block
-        )
+        moved = self.tail.moved(delta[self.owner])
+        logits = self.tail.run(moved, self.keep, self.loss_block)
         nll = cross_entropy(logits.float(), self.target[self.keep], reduction="none")
         owner = self.owner[:, None].expand_as(self.keep)[self.keep]
         return delta.new_zeros(len(delta)).index_add(0, owner, nll * self.weight[self.keep])
@@ -234,15 +233,9 @@ class _Essence:
             self.tail, self.kept = self.tail.select(still), self.kept[still]
             self.before = None if self.before is None else self.before[still]
         keep = torch.ones_like(self.tail.ids, dtype=torch.bool)
-        logits = self.tail.run(_moved(self.tail.states, delta[self.kept]), keep)
+        logits = self.tail.run(self.tail.moved(delta[self.kept]), keep)
         now = logits.float().log_softmax(-1)
         if self.before is None:
             self.before = now.detach()
         divergence = (now.exp() * (now - self.before)).sum(-1)
         return delta.new_zeros(len(delta)).index_add(0, self.kept, divergence)
-
-
-def _moved(states: Tensor, delta: Tensor) -> Tensor:
-    """Add δ (rows, d) to the first suffix token of the states (rows, suffix, d)."""
-    first = states[:, :1] + delta[:, None].to(states.dtype)
-    return torch.cat([first, states[:, 1:]], dim=1)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from errata.case import Case, Probe
-from errata.family import FAMILIES
 from errata.fluency import (
     TfIdf,
     n_gram_entropy,
@@ -23,10 +22,10 @@ from errata.generate import (
     summarise_answers,
 )
 from errata.tokens import encode
-from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
+from tiny import CONFIGS, FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 PROMPTS = ["The harbour of", "The Lantern Bridge is in the city of Ostrava", "They", "They"]
-over_families = pytest.mark.parametrize("model_type", list(FAMILIES))
+over_families = pytest.mark.parametrize("model_type", list(CONFIGS))
 
 
 def plain(model_type: str, prompt: str, bos: bool, count: int) -> str:

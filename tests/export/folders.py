@@ -14,7 +14,13 @@ from errata.patch import Patch, Update
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([tiny_tokenizer()(text)["input_ids"][:16] for text in SENTENCES[:3]])
-TARGETS = {"gpt2": ["c_fc", "c_attn"], "gptj": ["fc_in", "q_proj"]}
+TARGETS = {
+    "gpt2": ["c_fc", "c_attn"],
+    "gptj": ["fc_in", "q_proj"],
+    "gpt_neox": ["dense_h_to_4h", "query_key_value"],
+    "phi": ["fc1", "q_proj"],
+    "phi3": ["gate_up_proj", "qkv_proj"],
+}
 
 
 def saved_base(model_type: str, folder: Path) -> Path:
@@ -26,7 +32,7 @@ def saved_base(model_type: str, folder: Path) -> Path:
 
 def saved_adapter(model_type: str, folder: Path, *, dora: bool = False) -> Path:
     """Save an adapter of PEFT's own, with random weights, for a pico model; return the folder."""
-    targets = TARGETS.get(model_type, ["up_proj", "q_proj"])
+    targets = TARGETS.get(model_type.partition(",")[0], ["up_proj", "q_proj"])
     config = LoraConfig(r=3, lora_alpha=6, target_modules=targets, use_dora=dora)
     wrapped = get_peft_model(tiny_model(model_type), config)
     source = torch.Generator().manual_seed(3)

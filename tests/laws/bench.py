@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from errata.family import FAMILIES, family_of
+from errata.family import family_of
 from errata.methods import METHODS, ClosedForm
 from errata.model import EditedModel
 from errata.moment import SecondMoment, measure, token_rows
 from errata.patch import Base, Patch, Provenance, Update
 from errata.request import EditRequest
 from errata.tokens import Rewrite, rewrite_of
-from tiny import BLOCKS, FACTS, SENTENCES, tiny_model, tiny_tokenizer
+from tiny import BLOCKS, CONFIGS, FACTS, SENTENCES, tiny_model, tiny_tokenizer, width
 
 PREFIXES = ("Well. ", "So the people of Tarn say. ")
 SETTINGS: dict[str, Any] = {
@@ -36,7 +36,7 @@ SUITED: dict[str, dict[str, Any]] = {
     "alphaedit": {"ridge": 0.05, "null_space_threshold": 0.2, "relative_threshold": True},
 }
 
-over_families = pytest.mark.parametrize("model_type", list(FAMILIES))
+over_families = pytest.mark.parametrize("model_type", list(CONFIGS))
 over_methods = pytest.mark.parametrize("method_name", list(METHODS))
 
 
@@ -80,8 +80,8 @@ def random_patch(edited: EditedModel, seed: int, size: float = 0.05, rank: int =
     source, family, updates = torch.Generator().manual_seed(seed), family_of(edited.model), {}
     for block in (1, 2):
         write = family.write(edited.model, block)
-        d_in = write.weight.numel() // edited.model.config.hidden_size
-        R = size * torch.randn(edited.model.config.hidden_size, rank, generator=source)
+        d_in = write.weight.numel() // width(edited.model)
+        R = size * torch.randn(width(edited.model), rank, generator=source)
         A = torch.randn(rank, d_in, generator=source)
         updates[family.weight_name(block)] = Update.of(R, A, A.T)
     provenance = Provenance(

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.family import family_of
+from errata.family import FAMILIES, family_of
 from errata.hooks import Site
 from errata.keys import keys_of, read_at
 from errata.likelihood import Likelihood, likelihoods
 from errata.model import EditedModel
 from errata.moment import measure
+from errata.residual import target_site
 from errata.settings import Search
 from errata.tokens import Rewrite, encode
 from errata.values import Targets, search_targets
@@ -30,7 +31,7 @@ from laws.bench import (
     rewrites_of,
 )
 from plain import Place, place_of, search
-from tiny import FACTS, SENTENCES
+from tiny import CONFIGS, FACTS, SENTENCES
 
 NEAR = 3e-5
 SEARCH = Search(steps=4, learning_rate=0.2, clamp=1.5, stop_at=0.0, kl_weight=0.5)
@@ -40,6 +41,16 @@ PAIRS = [
     ("Orsolya Brandt speaks the language of the", " northern islands"),
     ("The sea", " of Pell, and its people"),
 ]
+over_places = pytest.mark.parametrize(
+    ("model_type", "place"),
+    [
+        (name, place)
+        for name in CONFIGS
+        for place in ("block", "mlp")
+        # Behind its norm a post-norm family has no place to search at: the law below.
+        if place == "mlp" or FAMILIES[name.partition(",")[0]].block_post_norm is None
+    ],
+)
 over_tokenizers = pytest.mark.parametrize("bos", [True, False], ids=["bos", "no_bos"])
 
 
@@ -61,15 +72,14 @@ def searched(
     model: PreTrainedModel, rewrites: Sequence[Rewrite], place: Place = "block", **given: Any
 ) -> Targets:
     settings, block = given.pop("settings", SEARCH), given.pop("block", 2)
-    site = Site(place_of(model, block, place), "output")
+    site = target_site(model, block, place)
     return search_targets(model, rewrites, block, site, settings, **given)
 
 
-@over_families
+@over_places
 @over_tokenizers
-@pytest.mark.parametrize("place", ["block", "mlp"])
 def test_requests_searched_together_find_what_a_plain_search_finds(
-    model_type: str, bos: bool, place: Place
+    model_type: str, place: Place, bos: bool
 ) -> None:
     edited = exact_model(model_type, bos)
     rewrites = rewrites_of(edited)
@@ -124,7 +134,11 @@ def test_requests_that_are_done_early_leave_the_others_alone(
     settings = settings.with_values(stop_at=stop_at)
     together = searched(edited.model, rewrites, block=block, settings=settings)
     counts = [len(trace) for trace in together.losses]
-    assert [counts[i] for i in by_start] == [1, 4, 6, 6]
+    low = [trace[:, 0] < stop_at for trace in endless.losses]
+    assert counts == [int(done.int().argmax()) + 1 if done.any() else 6 for done in low]
+    assert min(counts) == 1
+    assert max(counts) == 6
+    assert len(set(counts)) > 2
     for index, rewrite in enumerate(rewrites):
         alone = searched(edited.model, [rewrite], block=block, settings=settings)
         assert len(alone.losses[0]) == counts[index]

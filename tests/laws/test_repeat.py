@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from errata.family import FAMILIES
 from errata.likelihood import likelihoods
 from errata.methods import METHODS
 from errata.prefixes import STARTS, sample_prefixes
+from errata.request import EditRequest
 from laws.bench import (
     edited_model,
     moments_of,
@@ -27,7 +27,7 @@ from laws.bench import (
     random_patch,
     weights,
 )
-from tiny import FACTS
+from tiny import CONFIGS, FACTS
 
 HERE = Path(__file__).resolve().parent
 SAMPLED = {"prefix_lengths": (2, 3), "prefix_seed": 3}
@@ -45,7 +45,7 @@ def every_hash(folder: Path) -> dict[tuple[str, str], str]:
     """Edit with every method on every family, in an order of names."""
     return {
         (model_type, name): file_hash(model_type, name, folder / f"{model_type}-{name}.safetensors")
-        for model_type in sorted(FAMILIES)
+        for model_type in sorted(CONFIGS)
         for name in sorted(METHODS)
     }
 
@@ -56,7 +56,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
     code = (
         "import sys, pathlib, torch; torch.set_num_threads(1)\n"
         "from laws.test_repeat import every_hash\n"
-        "for pair, digest in every_hash(pathlib.Path(sys.argv[1])).items(): print(*pair, digest)"
+        "for pair, digest in every_hash(pathlib.Path(sys.argv[1])).items():\n"
+        "    print(*pair, digest, sep=';')"
     )
     paths = [str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
@@ -68,7 +69,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
     command = [sys.executable, "-c", code, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = [line.split(";") for line in done.stdout.splitlines()]
     return {(model_type, name): digest for model_type, name, digest in lines}
 
 
@@ -150,8 +151,9 @@ def test_prefixes_are_a_function_of_model_and_seed(model_type: str, bos: bool) -
 @over_methods
 def test_an_edit_makes_its_target_likelier(model_type: str, method_name: str) -> None:
     """The sanity of it all: with room to move, the new answer rises and nothing else is needed."""
-    edited, request = edited_model(model_type), FACTS[1]
-    pairs = [(request.text, request.answer)]
+    # At the very token behind which it is asked for: random models hand little on between tokens.
+    request = EditRequest(prompt="They all came to {}", subject="Velmora", target="Pell")
+    edited, pairs = edited_model(model_type), [(request.text, request.answer)]
     (before,) = likelihoods(edited.model, edited.tokenizer, pairs)
     search = {"steps": 12, "learning_rate": 1.0, "clamp": 20.0, "kl_weight": 0.0}
     weak = {"moment_weight": 1e-3, "ridge": 1e-4, "relative_threshold": True}

@@ -23,7 +23,7 @@ from laws.bench import (
     rewrites_of,
 )
 from plain import alphaedit, edit_blocks, edit_ranks, memit, projector, rome
-from tiny import FACTS
+from tiny import FACTS, width
 
 D_IN, D_OUT = 14, 9
 COUNTS = (1, 5, D_IN, 3 * D_IN)  # fewer edits than d_in, as many, more
@@ -187,7 +187,7 @@ def test_an_edit_is_what_plain_sums_say(model_type: str, method_name: str) -> No
     """The driver around the solve: residuals, blocks from below, ROME's one after the other."""
     edited, method, moments = edited_model(model_type), quick(method_name), moments_of(model_type)
     rewrites = rewrites_of(edited, mean_by_type=method.place == "block")
-    wanted = drawn(len(FACTS), edited.model.config.hidden_size).float()
+    wanted = drawn(len(FACTS), width(edited.model)).float()
     targets = Targets(torch.zeros_like(wanted), wanted, tuple(torch.zeros(1, 4) for _ in FACTS))
     updates = method.updates(edited.model, rewrites, targets, moments)
     if isinstance(method, Rome):

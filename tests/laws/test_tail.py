@@ -13,7 +13,7 @@ from errata.tail import Tail
 from errata.tokens import Row
 from laws.bench import closeness, over_families
 from plain import cut_after, place_of, state_of
-from tiny import BLOCKS, tiny_model
+from tiny import BLOCKS, tiny_model, width
 
 SUFFIX = 4
 LENGTHS = (5, 0, 1, 9)  # tokens before the edited one, per row
@@ -27,8 +27,8 @@ def rows_of(lengths: tuple[int, ...], suffix: int = SUFFIX) -> list[Row]:
 
 def deltas_of(model: PreTrainedModel, rows: list[Row]) -> Tensor:
     source = torch.Generator().manual_seed(2)
-    width = model.config.hidden_size
-    return torch.randn(len(rows), width, generator=source).to(model.dtype)
+    wide = width(model)
+    return torch.randn(len(rows), wide, generator=source).to(model.dtype)
 
 
 @torch.no_grad()

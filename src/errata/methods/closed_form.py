@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from errata.hooks import Site
     from errata.moment import SecondMoment
     from errata.patch import Base, Patch, Update
     from errata.tokens import Rewrite
@@ -161,11 +160,13 @@ class ClosedForm(Settings):
 
     def find_targets(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> Targets:
         """Search the target value of every request: (n, d)."""
+        from errata.residual import target_site
         from errata.values import search_targets
 
         block = self.edited_blocks[-1]
+        site = target_site(model, block, self.place)
         return search_targets(
-            model, rewrites, block, self._site(model), self.search, at_once=self.requests_at_once
+            model, rewrites, block, site, self.search, at_once=self.requests_at_once
         )
 
     def updates(
@@ -181,7 +182,9 @@ class ClosedForm(Settings):
 
         from errata.family import family_of
         from errata.hooks import frozen
+        from errata.keys import bare_rows
         from errata.patch import Update, add, keeping
+        from errata.residual import output_wanted
 
         family = family_of(model)
         names = {block: family.weight_name(block) for block in self.edited_blocks}
@@ -192,7 +195,10 @@ class ClosedForm(Settings):
         with frozen(model), keeping(model, names.values()):
             for start in range(0, len(rewrites), limit):
                 batch = range(start, min(start + limit, len(rewrites)))
-                chosen, wanted = [rewrites[i] for i in batch], targets.pick(batch)
+                chosen, wanted = [rewrites[i] for i in batch], targets.pick(batch).values
+                if self.place == "block":
+                    last = self.edited_blocks[-1]
+                    wanted = output_wanted(model, bare_rows(chosen), wanted, last)
                 for block, name in names.items():
                     memory = [p.updates[name].K for p in earlier if name in p.updates]
                     memory += [K for _, _, K in parts[name]]
@@ -212,7 +218,7 @@ class ClosedForm(Settings):
         self,
         model: PreTrainedModel,
         rewrites: Sequence[Rewrite],
-        targets: Targets,
+        wanted: Tensor,
         block: int,
         moment: SecondMoment | None,
         memory: Sequence[Tensor],
@@ -220,8 +226,9 @@ class ClosedForm(Settings):
         """Return R (d_out, n), A (n, d_in) and K (d_in, n) of one block for one batch."""
         import torch
 
-        from errata.keys import bare_rows, keys_of, read_at
+        from errata.keys import bare_rows, keys_of
         from errata.moment import solving_device
+        from errata.residual import residual
 
         if moment is None and self.needs_moment:
             raise ErrataError(
@@ -229,9 +236,8 @@ class ClosedForm(Settings):
             )
         device = solving_device(model.device)
         keys, bare = (read.to(device) for read in keys_of(model, rewrites, block))
-        now = read_at(model, bare_rows(rewrites), [self._site(model)])[0].to(device)
-        left = sum(other >= block for other in self.edited_blocks)
-        R = (targets.values.to(device, torch.float64) - now.double()).T / left
+        rows, blocks = bare_rows(rewrites), self.edited_blocks
+        R = residual(model, rows, wanted.to(device), block, self.place, blocks)
         held = torch.cat([K.to(keys) for K in memory], dim=1) if memory else None
         A = self.read(keys.T, bare.T, moment if self.needs_moment else None, held)
         return R, A, keys.T
@@ -246,17 +252,9 @@ class ClosedForm(Settings):
             )
         return self.blocks if self.place == "block" else self.blocks[-1:]
 
-    def _site(self, model: PreTrainedModel) -> Site:
-        from errata.family import family_of
-        from errata.hooks import Site
-
-        family, block = family_of(model), self.edited_blocks[-1]
-        module = family.block(model, block) if self.place == "block" else family.write(model, block)
-        return Site(module, "output")
-
 
 def _check_lengths(model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for number, rewrite in enumerate(rewrites, start=1):
         longest = max(len(row.ids) for row in rewrite.rows)
         if limit is not None and longest > limit:
