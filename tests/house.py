@@ -20,16 +20,19 @@ PACKAGE = "errata"
 # Level → modules, as named inside the package; "x.*" is every module in x that no row names.
 ROOMS: dict[int, tuple[str, ...]] = {
     0: (
-        *("errors", "request", "settings", "files", "case", "folders"),
+        *("errors", "request", "settings", "files", "case", "folders", "locks"),
         *("demo", "demo.names", "demo.forms_people", "demo.forms_things", "demo.relations"),
         *("demo.world", "demo.text", "demo.paths"),
     ),
-    1: ("family", "tokens", "hooks", "tail"),
-    2: ("keys", "values", "moment", "patch", "prefixes", "identity", "adapter", "lora", "residual"),
+    1: ("family", "tokens", "hooks", "tail", "gram", "ranks"),
+    2: (
+        *("keys", "values", "moment", "patch", "prefixes", "identity", "adapter", "lora", "residual"),
+        *("collection", "convergence", "moment_cost"),
+    ),
     3: ("methods", "methods.*"),
     4: (
         *("model", "presets", "hparams", "statistics", "evaluate", "trace", "tune", "downstream"),
-        *("corpus", "cost", "likelihood", "generate", "fluency", "run_records"),
+        *("corpus", "cost", "store", "likelihood", "generate", "fluency", "run_records"),
         *("data", "data.*", "report", "export", "card"),
     ),
     5: (

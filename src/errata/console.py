@@ -14,7 +14,14 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -88,13 +95,27 @@ def error(problem: ErrataError) -> None:
         console.print(Text("hint: ", style="cyan").append(hint))
 
 
+class _Rate(ProgressColumn):
+    """How many units a second."""
+
+    def render(self, task: Task) -> Text:
+        """Show it, once it is known."""
+        if task.speed is None:
+            return Text("")
+        number = f"{task.speed:,.0f}" if task.speed >= 10 else f"{task.speed:.2g}"
+        return Text(f"{number} {task.fields['unit']}".rstrip() + "/s")
+
+
 @contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr (nothing without a terminal); call it with (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+def bar(title: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr, with rate and time left; call it with (done, total).
+
+    Without a terminal nothing is shown.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), _Rate(), TimeRemainingColumn())
     console = _console(stderr=True)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as shown:
-        task = shown.add_task(title, total=None)
+        task = shown.add_task(title, total=None, unit=unit)
         yield lambda done, total: shown.update(task, completed=done, total=total)

@@ -15,7 +15,8 @@ from errata.moment import SecondMoment
 from errata.patch import Patch
 from errata.presets import settle
 from errata.request import EditRequest
-from errata.statistics import Store, moments_for
+from errata.statistics import moments_for
+from errata.store import Store
 
 
 class Prepared(NamedTuple):
@@ -38,6 +39,7 @@ def prepare(
     corpus: str | None = None,
     tokens: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
     """Settle a method's settings for this model and find or measure the moments it needs.
 
@@ -46,7 +48,7 @@ def prepare(
     """
     count = family_of(edited.model).block_count(edited.model)
     settled, source, warnings = settle(method, edited.name, count, dict(settings))
-    moments, measured = moments_for(edited, settled, store, corpus, tokens, progress)
+    moments, measured = moments_for(edited, settled, store, corpus, tokens, progress, say)
     blocks = ",".join(str(block) for block in settled.edited_blocks)
     return Prepared(settled, moments, (f"settings: {source}; blocks {blocks}", *measured), warnings)
 

@@ -37,7 +37,8 @@ from errata.model import EditedModel
 from errata.moment import measure, solving_device, token_rows
 from errata.presets import settle
 from errata.runs import Plan
-from errata.statistics import Store, moments_wanted, readable
+from errata.statistics import moments_wanted
+from errata.store import Store, readable
 from errata.tokens import Rewrite, batches_by_length, encode
 
 SAMPLE_REQUESTS = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,19 @@ def _umask() -> int:
     return mask
 
 
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise `ErrataError` when a disk has less than `needed` bytes free for `what`."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise ErrataError(
+            f"{what} need {needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB are free",
+            "make room, or name another folder",
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8, whole or not at all."""
     with replacing(path) as temporary:
@@ -54,11 +68,13 @@ def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
     """Write a safetensors file, whole or not at all."""
+    held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_tensors(path, held, metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Like `write_safetensors` for tensors that share no memory, which are not copied."""
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-            temporary,
-            metadata=dict(metadata),
-        )
+        save_file(dict(tensors), temporary, metadata=dict(metadata))

@@ -37,16 +37,25 @@ def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def record(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], **forward: Any) -> list[Any]:
+def record(
+    model: PreTrainedModel,
+    ids: Tensor,
+    sites: Sequence[Site],
+    *,
+    keeping: Callable[[int, Any], Any] = lambda index, value: value,
+    **forward: Any,
+) -> list[Any]:
     """Run `ids` (rows, tokens) up to the last of `sites`; return what was seen there.
 
-    Inputs come as tensors, outputs as the module gave them (see `first_tensor`). Gradients
-    are the caller's business.
+    Inputs come as tensors, outputs as the module gave them (see `first_tensor`). `keeping` is
+    given a site's index and what is seen there, at once, and returns what is to be kept of it.
+    Gradients are the caller's business.
     """
     seen: dict[int, Any] = {}
 
     def keep(index: int, value: Any) -> None:
-        seen.setdefault(index, value)
+        if index not in seen:
+            seen[index] = keeping(index, value)
         if len(seen) == len(sites):
             raise _Stop
 

@@ -1,16 +1,16 @@
 """The second moment C = E[k kᵀ] of a weight's inputs over a corpus, and its null space.
 
 C tells an editor which inputs the matrix already serves. It is measured for all blocks in
-one pass, kept as one safetensors file per weight under the identity of how it was measured,
-and never used for anything else. Products are float32 per batch, sums float64.
+one pass (see `collection`), kept as one safetensors file per weight under the identity of how
+it was measured, and never used for anything else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,12 +19,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from errata.collection import Partial, Plan, Rows, Told, budget_for, collect, sample_keys
+from errata.convergence import Convergence, compare
 from errata.errors import ErrataError
-from errata.family import family_of
 from errata.files import write_safetensors
-from errata.hooks import Site, frozen, record
+from errata.gram import panel_edges, whole
+from errata.ranks import Ranks
 from errata.settings import Settings
-from errata.tokens import batches_by_length, encode, pad_right
+from errata.tokens import encode
+
+SAMPLED_KEYS = 256
+"""Keys that the convergence of a quick estimate is looked at on."""
 
 
 class MomentIdentity(Settings):
@@ -107,10 +112,12 @@ class SecondMoment:
     """Tokens that went into the mean."""
     identity: MomentIdentity | None = None
     """Where it comes from; None for one made by hand."""
+    convergence: Convergence | None = None
+    """How settled it is; None where that was not looked at."""
 
     def to(self, device: torch.device) -> SecondMoment:
         """Return the same moment on another device."""
-        return SecondMoment(self.matrix.to(device), self.count, self.identity)
+        return replace(self, matrix=self.matrix.to(device))
 
     @cached_property
     def factor(self) -> Tensor | None:
@@ -163,7 +170,10 @@ class SecondMoment:
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""
         identity = None if self.identity is None else self.identity.model_dump()
-        header = json.dumps({"count": self.count, "identity": identity}, sort_keys=True)
+        settled = None if self.convergence is None else self.convergence.model_dump()
+        header = json.dumps(
+            {"count": self.count, "identity": identity, "convergence": settled}, sort_keys=True
+        )
         write_safetensors(path, {"second_moment": self.matrix}, {"errata": header})
 
     @classmethod
@@ -176,6 +186,8 @@ class SecondMoment:
                     file.get_tensor("second_moment"),
                 )
             found = header["identity"] and MomentIdentity.model_validate(header["identity"])
+            settled = header.get("convergence")
+            settled = settled and Convergence.model_validate(settled)
             count = int(header["count"])
             square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
             if not square or matrix.dtype != torch.float32 or not matrix.isfinite().all():
@@ -190,7 +202,7 @@ class SecondMoment:
                 f"{_differences(found, expected)}",
                 "measure it again with `errata stats`",
             )
-        return cls(matrix, count, found)
+        return cls(matrix, count, found, settled)
 
 
 def _differences(found: MomentIdentity | None, expected: MomentIdentity) -> str:
@@ -204,11 +216,14 @@ def _differences(found: MomentIdentity | None, expected: MomentIdentity) -> str:
 
 def token_rows(
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Iterable[str],
     length: int,
     max_tokens: int | None = None,
 ) -> list[tuple[int, ...]]:
-    """Encode texts for statistics, each cut at `length` tokens, until `max_tokens` are reached."""
+    """Encode texts for statistics, each cut at `length` tokens, until `max_tokens` are reached.
+
+    An iterator is left behind the last text that was used.
+    """
     rows, count = [], 0
     for text in texts:
         ids = encode(tokenizer, text).ids[:length]
@@ -222,38 +237,57 @@ def token_rows(
     return rows
 
 
-@torch.no_grad()
 def measure(
     model: PreTrainedModel,
-    rows: Sequence[tuple[int, ...]],
+    rows: Rows,
     blocks: Sequence[int],
     *,
-    budget: int = 4096,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    budget: int | None = None,
+    held_out: Rows | None = None,
+    partial: Partial | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008
+    progress: Told = lambda done, total: None,
 ) -> dict[int, SecondMoment]:
     """Measure C of every block in one pass over `rows` of token ids, stopping after the last block.
 
-    Padding is left out; `progress` is told (tokens done, tokens in all).
+    Padding is left out. With `held_out` rows (none of them: a few of `rows`) the moments also say
+    how far they are from settled. `budget` padded tokens are run at once; sums are kept in
+    `partial` on the way. `progress` is told (tokens done, tokens in all).
     """
-    family, blocks = family_of(model), sorted(set(blocks))
-    sites = [Site(family.write(model, block), "input") for block in blocks]
-    total = sum(len(row) for row in rows)
-    if total == 0:
+    blocks = sorted(set(blocks))
+    if not any(rows):
         raise ErrataError(
             "there is no text to measure a second moment on", "give a corpus with text in it"
         )
-    sums: dict[int, Tensor] = {}
-    solving = solving_device(model.device)
-    done = 0
-    with frozen(model):
-        for batch in batches_by_length([len(row) for row in rows], budget):
-            ids = pad_right([rows[i] for i in batch], model.device)
-            lengths = torch.tensor([len(rows[i]) for i in batch], device=model.device)
-            real = torch.arange(ids.shape[1], device=model.device) < lengths[:, None]
-            for block, states in zip(blocks, record(model, ids, sites), strict=True):
-                keys = states[real].float()  # (tokens, d_in)
-                gram = (keys.T @ keys).to(solving, torch.float64)
-                sums[block] = sums[block] + gram if block in sums else gram
-            done += int(lengths.sum())
-            progress(done, total)
-    return {block: SecondMoment((sums[block] / total).float(), total) for block in blocks}
+    plan = Plan.of(rows, budget or budget_for(model.device), ranks)
+    sums = collect(
+        model,
+        rows,
+        blocks,
+        plan,
+        device=solving_device(model.device),
+        halves=held_out is not None,
+        partial=partial,
+        ranks=ranks,
+        progress=progress,
+    )
+    found = {b: SecondMoment(sums.grams.pop(b).mean(sums.tokens), sums.tokens) for b in blocks}
+    if held_out is None:
+        return found
+    keys = sample_keys(model, held_out or rows[-8:], blocks, SAMPLED_KEYS)
+    for block, moment in found.items():
+        panels = [panel / max(sums.half, 1) for panel in sums.halves.pop(block)]
+        half = SecondMoment(whole(panel_edges(len(moment.matrix)), panels), sums.half)
+        found[block] = replace(moment, convergence=_settled(keys[block], half, moment, held_out))
+    return found
+
+
+def _settled(
+    keys: Tensor, half: SecondMoment, full: SecondMoment, held_out: Rows
+) -> Convergence | None:
+    """Compare the solves; None where even all of the tokens are too few for one."""
+    if full.factor is None:
+        return None
+    keys = keys.to(full.matrix.device, torch.float64)
+    solved = None if half.factor is None else half.solve(keys)
+    return compare(keys, solved, full.solve(keys), bool(held_out))

@@ -34,7 +34,7 @@ from errata.presets import merged
 from errata.recipe import CaseChoice, EditStage, EvalStage, ModelChoice, Recipe
 from errata.report import markdown_table, read_scores, score_rows
 from errata.runs import Plan, as_json, run_edits
-from errata.statistics import Store
+from errata.store import Store
 
 Progress = Callable[[int, int], None]
 EDITED = "what was edited"
@@ -124,6 +124,7 @@ def prepare_stage(edited: EditedModel, stage: EditStage, around: Surroundings) -
             corpus=stage.corpus,
             tokens=stage.tokens,
             progress=progress,
+            say=around.tell,
         )
     for note in ready.warnings:
         around.tell(note)

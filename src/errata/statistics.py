@@ -1,153 +1,21 @@
-"""Second moments on disk: found by what they were measured on, measured when asked for.
-
-A store is a folder. A moment is looked up under the base's weights, the tokenizer, the corpus
-and the number of tokens, and never taken for another.
-"""
+"""Which second moments a method is given: stored ones, or an estimate on a corpus."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from errata.corpus import Corpus, read_corpus
+from errata.collection import Told
+from errata.corpus import read_corpus
 from errata.errors import ErrataError
 from errata.family import family_of, width_of
-from errata.identity import tokenizer_hash
 from errata.methods.closed_form import ClosedForm
 from errata.model import EditedModel
-from errata.moment import (
-    MomentIdentity,
-    SecondMoment,
-    measure,
-    solving_device,
-    token_rows,
-)
+from errata.moment import SecondMoment
+from errata.store import Said, Store, measured
 
 QUICK_TOKENS_PER_DIMENSION = 5
 """A quick estimate takes this many tokens per dimension of the key (arXiv 2506.04226: 2 to 10)."""
-
-
-def readable(edited: EditedModel, length: int) -> int:
-    """Return `length`, or fewer tokens where the model cannot read so many."""
-    return min(length, getattr(edited.model.config, "max_position_embeddings", length))
-
-
-def measured(
-    edited: EditedModel,
-    corpus: Corpus,
-    blocks: Sequence[int],
-    *,
-    tokens: int | None = None,
-    length: int = 512,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[int, SecondMoment]:
-    """Measure C of the unedited model at `blocks`; see `Store.get`."""
-    rows = token_rows(edited.tokenizer, corpus.texts, readable(edited, length), tokens)
-    with edited.without_patches():
-        return measure(edited.model, rows, blocks, progress=progress)
-
-
-@dataclass(frozen=True)
-class Store:
-    """A folder of second moments."""
-
-    folder: Path
-
-    def get(
-        self,
-        edited: EditedModel,
-        corpus: Corpus,
-        blocks: Sequence[int],
-        *,
-        tokens: int | None = None,
-        length: int = 512,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> dict[int, SecondMoment]:
-        """Return C of the unedited model per block, measuring those that are not stored.
-
-        `tokens` limits the corpus (None: all of it), `length` is where each text is cut.
-        """
-        length = readable(edited, length)
-        identities = {
-            block: self._identity(edited, corpus, block, tokens, length) for block in blocks
-        }
-        paths = {block: self._path(identity) for block, identity in identities.items()}
-        missing = self.missing(edited, corpus, blocks, tokens=tokens, length=length)
-        if missing:
-            found = measured(
-                edited, corpus, missing, tokens=tokens, length=length, progress=progress
-            )
-            for block, moment in found.items():
-                SecondMoment(moment.matrix, moment.count, identities[block]).save(paths[block])
-        device = solving_device(edited.model.device)
-        return {
-            block: SecondMoment.load(paths[block], identities[block]).to(device) for block in blocks
-        }
-
-    def missing(
-        self,
-        edited: EditedModel,
-        corpus: Corpus,
-        blocks: Sequence[int],
-        *,
-        tokens: int | None = None,
-        length: int = 512,
-    ) -> list[int]:
-        """Return those of the blocks whose moment `get` would have to measure."""
-        length = readable(edited, length)
-        return [
-            block
-            for block in blocks
-            if not self._path(self._identity(edited, corpus, block, tokens, length)).exists()
-        ]
-
-    def stored(self) -> list[tuple[Path, SecondMoment]]:
-        """Return all readable moments with their paths."""
-        found = []
-        for path in sorted(self.folder.glob("*/*.safetensors")):
-            try:
-                found.append((path, SecondMoment.load(path)))
-            except ErrataError:
-                continue
-        return found
-
-    def best(self, edited: EditedModel, blocks: Sequence[int]) -> dict[int, SecondMoment] | None:
-        """Return, per block, this model's stored moment with most tokens; None if one lacks."""
-        base, tokenizer = edited.base.weights, tokenizer_hash(edited.tokenizer)
-        device, best = solving_device(edited.model.device), {}
-        for block in blocks:
-            name = family_of(edited.model).weight_name(block)
-            fitting = [
-                moment
-                for _, moment in self.stored()
-                if moment.identity is not None
-                and (moment.identity.weights, moment.identity.weight) == (base, name)
-                and moment.identity.tokenizer == tokenizer
-            ]
-            if not fitting:
-                return None
-            best[block] = max(fitting, key=lambda moment: moment.count).to(device)
-        return best
-
-    def _identity(
-        self, edited: EditedModel, corpus: Corpus, block: int, tokens: int | None, length: int
-    ) -> MomentIdentity:
-        return MomentIdentity(
-            weights=edited.base.weights,
-            tokenizer=tokenizer_hash(edited.tokenizer),
-            corpus=corpus.digest,
-            tokens=tokens,
-            length=length,
-            weight=family_of(edited.model).weight_name(block),
-            dtype=str(edited.model.dtype).removeprefix("torch."),
-        )
-
-    def _path(self, identity: MomentIdentity) -> Path:
-        return (
-            self.folder / identity.weights[:16] / f"{identity.weight}-{identity.digest}.safetensors"
-        )
 
 
 class Wanted(NamedTuple):
@@ -203,11 +71,12 @@ def moments_for(
     store: Store | None,
     corpus: str | None = None,
     tokens: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Told = lambda done, total: None,
+    say: Said = lambda line: None,
 ) -> tuple[Mapping[int, SecondMoment], list[str]]:
-    """Find or measure the moments that a method needs; also return a line that says which.
+    """Find or measure the moments that a method needs; also return lines that say which.
 
-    See `moments_wanted` for what is measured.
+    The second line says how settled a quick estimate is. See `moments_wanted` for what is measured.
     """
     wanted = moments_wanted(edited, method, store, corpus, tokens)
     if not wanted.blocks:
@@ -216,13 +85,23 @@ def moments_for(
         stored = None if store is None else store.best(edited, wanted.blocks)
         assert stored is not None, wanted
         fewest = min(moment.count for moment in stored.values())
-        return stored, [f"second moment: stored, {fewest} tokens"]
+        return stored, [f"second moment: stored, {fewest} tokens", *settled_lines(stored)]
     get = measured if store is None else store.get
     text = read_corpus(wanted.corpus)
-    moments = get(edited, text, wanted.blocks, tokens=wanted.tokens, progress=progress)
+    moments = get(edited, text, wanted.blocks, tokens=wanted.tokens, progress=progress, say=say)
     fewest = min(moment.count for moment in moments.values())
     label = "quick estimate, " if wanted.quick else ""
-    return moments, [f"second moment: {label}{fewest} tokens of {wanted.corpus}"]
+    line = f"second moment: {label}{fewest} tokens of {wanted.corpus}"
+    return moments, [line, *settled_lines(moments)]
+
+
+def settled_lines(moments: Mapping[int, SecondMoment]) -> list[str]:
+    """Say how settled the least settled of some moments is; nothing where none of them says."""
+    known = {b: m.convergence for b, m in moments.items() if m.convergence is not None}
+    if not known:
+        return []
+    worst = max(known, key=lambda block: (known[block].moved is None, known[block].moved or 0.0))
+    return [f"second moment of block {worst}: {known[worst].sentence()}"]
 
 
 def quick_tokens(edited: EditedModel, blocks: Sequence[int]) -> int:

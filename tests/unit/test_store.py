@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import errata.statistics
+import errata.store
 from errata.corpus import Corpus, read_corpus
 from errata.errors import ErrataError
 from errata.family import family_of
 from errata.model import EditedModel
-from errata.statistics import Store, moments_for, quick_tokens
-from laws.bench import closeness, edited_model, quick, random_patch
+from errata.moment import token_rows
+from errata.moment_cost import cost_of
+from errata.statistics import moments_for, quick_tokens
+from errata.store import Store, text_of
+from laws.bench import bits, closeness, edited_model, quick, random_patch
 from tiny import SENTENCES, tiny_tokenizer
 
 CORPUS = Corpus("ours", SENTENCES)
@@ -31,13 +38,13 @@ def store(tmp_path: Path) -> Store:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The blocks of every measurement that was made."""
     calls: list[tuple[int, ...]] = []
-    real = errata.statistics.measure
+    real = errata.store.measure
 
     def measure(model: Any, rows: Any, blocks: Any, **options: Any) -> Any:
         calls.append(tuple(blocks))
         return real(model, rows, blocks, **options)
 
-    monkeypatch.setattr(errata.statistics, "measure", measure)
+    monkeypatch.setattr(errata.store, "measure", measure)
     return calls
 
 
@@ -164,13 +171,17 @@ def test_moments_are_found_or_asked_for(store: Store, tmp_path: Path) -> None:
     assert moments_for(edited, quick("rome", second_moment=False), store) == ({}, [])
     corpus = tmp_path / "text.txt"
     corpus.write_text("\n".join(SENTENCES * 2))
-    moments, (line,) = moments_for(edited, method, store, str(corpus))
+    moments, (line, settled) = moments_for(edited, method, store, str(corpus))
     assert moments[1].count == quick_tokens(edited, (1, 2)) == 5 * 56
     assert line == f"second moment: quick estimate, 280 tokens of {corpus}"
-    moments, (line,) = moments_for(edited, method, store, str(corpus), tokens=99)
+    assert re.match(
+        r"second moment of block [12]: the read of \d+ held-out keys moved \d+ %", settled
+    )
+    moments, (line, _) = moments_for(edited, method, store, str(corpus), tokens=99)
     assert line == f"second moment: 99 tokens of {corpus}"
-    moments, (line,) = moments_for(edited, method, store)
+    moments, (line, again) = moments_for(edited, method, store)
     assert line == "second moment: stored, 280 tokens"
+    assert again == settled, "what was measured with it is kept with it"
     unkept, _ = moments_for(edited, method, None, str(corpus), tokens=99)
     assert (
         closeness(
@@ -216,3 +227,144 @@ def test_stored_moments_say_what_they_are(store: Store) -> None:
     assert said["weight"] == "transformer.h.1.mlp.c_proj.weight"
     assert (said["tokens"], said["dtype"]) == (100, "float32")
     assert said["weights"] == edited_model("gpt2").base.weights
+
+
+def test_text_behind_that_of_an_estimate_is_held_out() -> None:
+    edited = edited_model("gpt2")
+    rows, held_out = text_of(edited, CORPUS, 50, 64)
+    everything = token_rows(edited.tokenizer, SENTENCES, 64)
+    assert sum(map(len, rows)) == 50
+    assert held_out == everything[len(rows) :]
+    assert text_of(edited, CORPUS, 10_000, 64).held_out == []
+    assert text_of(edited, CORPUS, None, 64) == (everything, None)
+
+
+def test_one_without_text_behind_it_says_so(store: Store) -> None:
+    settled = store.get(edited_model("gpt2"), CORPUS, (1,), tokens=10_000)[1].convergence
+    assert settled is not None and not settled.held_out
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def killed_at(tokens: int) -> Any:
+    def progress(done: int, total: int) -> None:
+        if done >= tokens:
+            raise Killed
+
+    return progress
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of one text, and the sums kept after each."""
+    monkeypatch.setattr(errata.collection, "BUDGET", 1)
+    kept = partial(errata.store.Partial, every=0.0, clock=lambda: 0.0)
+    monkeypatch.setattr(errata.store, "Partial", kept)
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("tokens", [None, 150])
+def test_a_killed_measurement_goes_on_and_ends_with_the_same_bits(
+    tokens: int | None, store: Store, tmp_path: Path
+) -> None:
+    expected = Store(tmp_path / "other").get(edited_model("gpt2"), CORPUS, (1, 2), tokens=tokens)
+    with pytest.raises(Killed):
+        store.get(edited_model("gpt2"), CORPUS, (1, 2), tokens=tokens, progress=killed_at(100))
+    (left,) = store.folder.glob("*/.*.partial")
+    assert not list(store.folder.glob("*/*.lock")) and not store.stored()
+    lines: list[str] = []
+    told: list[int] = []
+    found = store.get(
+        edited_model("gpt2"),
+        CORPUS,
+        (1, 2),
+        tokens=tokens,
+        progress=lambda done, total: told.append(done),
+        say=lines.append,
+    )
+    assert lines and lines[0].startswith("going on where it was stopped, after ")
+    assert told[0] >= 100
+    for block, moment in found.items():
+        assert bits(moment.matrix) == bits(expected[block].matrix)
+        assert moment.convergence == expected[block].convergence
+    assert not left.exists()
+    assert {path.suffix for path in store.folder.glob("*/*")} == {".safetensors"}
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_sums_of_a_killed_one_are_not_anothers(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        store.get(edited_model("gpt2"), CORPUS, (1, 2), progress=killed_at(100))
+    other = edited_model("gpt2")
+    nudged(other)
+    lines: list[str] = []
+    found = store.get(other, CORPUS, (1, 2), say=lines.append)
+    expected = Store(tmp_path / "other").get(other, CORPUS, (1, 2))
+    assert not lines
+    assert bits(found[2].matrix) == bits(expected[2].matrix)
+
+
+def test_a_measurement_that_another_is_at_is_waited_for(
+    store: Store, measured: list[tuple[int, ...]]
+) -> None:
+    lines: list[str] = []
+    started = threading.Event()
+
+    def first() -> None:
+        def progress(done: int, total: int) -> None:
+            started.set()
+            waited.wait(20)
+
+        store.get(edited_model("gpt2"), CORPUS, (1, 2), progress=progress)
+
+    def say(line: str) -> None:
+        lines.append(line)
+        waited.set()
+
+    waited = threading.Event()
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert started.wait(20)
+    found = store.get(edited_model("gpt2"), CORPUS, (2,), say=say)
+    thread.join()
+    assert lines == ["another process is measuring these second moments; waiting for it"]
+    assert measured == [(1, 2)]
+    assert set(found) == {2}
+
+
+def test_a_full_disk_is_told_before_anything_is_measured(
+    store: Store, measured: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.disk_usage
+    need = cost_of(edited_model("gpt2").model, [(1, 2)], [1, 2], halves=False)
+    free = need.disk + need.scratch
+    monkeypatch.setattr("shutil.disk_usage", lambda path: real(path)._replace(free=free - 1))
+    with pytest.raises(ErrataError, match="second moments need"):
+        store.get(edited_model("gpt2"), CORPUS, (1, 2))
+    assert not measured
+    monkeypatch.setattr("shutil.disk_usage", lambda path: real(path)._replace(free=free))
+    store.get(edited_model("gpt2"), CORPUS, (1, 2))
+    assert measured
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("tokens", [None, 150])
+def test_the_disk_that_is_needed_is_what_was_said(tokens: int | None, store: Store) -> None:
+    edited = edited_model("gpt2")
+    ahead = store.forecast(edited, CORPUS, (1, 2), tokens=tokens)
+    assert ahead is not None and not store.folder.exists()
+    most = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal most
+        most = max([most, *(path.stat().st_size for path in store.folder.glob("*/.*.partial"))])
+
+    store.get(edited, CORPUS, (1, 2), tokens=tokens, progress=progress)
+    headers = 4096
+    assert ahead.cost.scratch / 2 <= most <= ahead.cost.scratch / 2 + headers
+    kept = sum(path.stat().st_size for path in store.folder.glob("*/*.safetensors"))
+    assert ahead.cost.disk <= kept <= ahead.cost.disk + headers
+    assert store.forecast(edited, CORPUS, (1, 2), tokens=tokens) is None
+    assert ahead.tokens == store.get(edited, CORPUS, (1,), tokens=tokens)[1].count

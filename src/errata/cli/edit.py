@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from errata.methods import ClosedForm
     from errata.model import EditedModel
     from errata.runs import Plan
-    from errata.statistics import Store
+    from errata.store import Store
 
 SHOWN = 12
 """Prompts for which answers before and after are shown."""
@@ -130,7 +130,7 @@ def edit(
 
     from errata.edits import prepare
     from errata.runs import Plan
-    from errata.statistics import Store
+    from errata.store import Store
 
     store, plan = (
         Store(cache_folder() / "moments"),
@@ -139,9 +139,16 @@ def edit(
     if dry_run:
         _show_costs(edited, chosen, settings, cases, plan, (store, corpus, tokens), json)
         return
-    with console.bar("second moment") as progress:
+    with console.bar("second moment", "tokens") as progress:
         ready = prepare(
-            edited, chosen, settings, store=store, corpus=corpus, tokens=tokens, progress=progress
+            edited,
+            chosen,
+            settings,
+            store=store,
+            corpus=corpus,
+            tokens=tokens,
+            progress=progress,
+            say=console.progress_line,
         )
     show_warnings(ready.warnings)
     _run(edited, cases, ready, plan, results, json)

@@ -113,7 +113,7 @@ def _datasets() -> list[dict[str, Any]]:
 
 
 def _stats() -> list[dict[str, Any]]:
-    from errata.statistics import Store
+    from errata.store import Store
 
     rows = []
     for path, moment in Store(cache_folder() / "moments").stored():

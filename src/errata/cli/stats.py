@@ -1,14 +1,25 @@
-"""`errata stats`: measure second moments, once per model, and keep them."""
+"""`errata stats`: measure second moments, once per model, and keep them.
+
+Started by torchrun, the text is split over the processes and the first of them keeps the sum.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from errata import console
 from errata.cli.options import Device, Dtype, Json, Model, cache_folder, load_model
 from errata.errors import ErrataError
+
+if TYPE_CHECKING:
+    from errata.moment import SecondMoment
+    from errata.ranks import Ranks
+    from errata.store import Forecast
 
 
 def stats(
@@ -28,11 +39,14 @@ def stats(
     length: Annotated[int, typer.Option(help="Cut every text at so many tokens.")] = 512,
     dtype: Dtype = "auto",
     device: Device = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would cost, and measure nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure the second moment of each block's keys over a corpus, in one pass, and keep it."""
     from errata.corpus import read_corpus
-    from errata.statistics import Store
+    from errata.store import Store
 
     name = corpus or ("demo" if model == "demo" else None)
     if name is None:
@@ -40,16 +54,97 @@ def stats(
             "no corpus to measure on",
             "name one: --corpus FILE.txt, or --corpus hf:wikitext:wikitext-103-raw-v1",
         )
-    edited = load_model(model, dtype=dtype, device=device)
-    chosen = parse_blocks(blocks) if blocks else preset_blocks(edited)
-    text = read_corpus(name)
-    with console.bar("second moment") as progress:
-        moments = Store(cache_folder() / "moments").get(
-            edited, text, chosen, tokens=tokens, length=length, progress=progress
-        )
+    with launched(device) as (ranks, device):
+        edited = load_model(model, dtype=dtype, device=device)
+        chosen = parse_blocks(blocks) if blocks else preset_blocks(edited)
+        text, store = read_corpus(name), Store(cache_folder() / "moments")
+        if dry_run:
+            ahead = store.forecast(edited, text, chosen, tokens=tokens, length=length)
+            if ranks.rank == 0:
+                show_forecast(model, name, ahead, json)
+            return
+        with console.bar("second moment", "tokens") as progress:
+            say = console.progress_line if ranks.rank == 0 else _nothing
+            moments = store.get(
+                edited,
+                text,
+                chosen,
+                tokens=tokens,
+                length=length,
+                ranks=ranks,
+                progress=progress if ranks.rank == 0 else _nothing,
+                say=say,
+            )
+    if ranks.rank == 0:
+        show_moments(model, name, moments, json)
+
+
+def _nothing(*_: Any) -> None:
+    """Say nothing: only the first process does."""
+
+
+@contextmanager
+def launched(device: str | None) -> Iterator[tuple[Ranks, str | None]]:
+    """Give our rank and device; where torchrun started us, join the others for the block."""
+    from errata.ranks import Ranks
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks(), device
+        return
+    import torch
+    import torch.distributed as others
+
+    from errata.model import first_device
+
+    on_gpu = torch.device(device or first_device()).type == "cuda"
+    if on_gpu:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    others.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Ranks(others.get_rank(), others.get_world_size()), device
+    finally:
+        others.destroy_process_group()
+
+
+def show_forecast(model: str, corpus: str, ahead: Forecast | None, json: bool) -> None:
+    """Say what measuring would cost; all is 0 where nothing has to be measured."""
+    found: dict[str, Any] = {"blocks": [], "tokens": 0, "flops": 0, "seconds": 0}
+    found |= {"memory": 0, "disk": 0, "scratch": 0}
+    if ahead is not None:
+        found = {"blocks": ahead.blocks, "tokens": ahead.tokens, "seconds": ahead.seconds}
+        found |= ahead.cost._asdict()
+    if json:
+        console.as_json({"model": model, "corpus": corpus, **found})
+        return
+    console.verb(f"errata stats {model} --dry-run")
+    if ahead is None:
+        console.fact("all of it is stored; nothing would be measured")
+        return
+    listed, cost = ",".join(map(str, ahead.blocks)), ahead.cost
+    console.fact(f"blocks {listed}, {ahead.tokens:,} tokens of {corpus}, one pass")
+    console.fact(f"{cost.flops / 1e12:.3g} TFLOP, about {_time(ahead.seconds)} on this machine")
+    console.fact(f"memory {_size(cost.memory)} on top of the model")
+    console.fact(f"disk {_size(cost.disk)}, and {_size(cost.scratch)} more while it runs")
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def show_moments(model: str, corpus: str, moments: dict[int, SecondMoment], json: bool) -> None:
+    """Show what is kept, block by block."""
+    from errata.statistics import settled_lines
+
     rows = []
     for block, moment in moments.items():
-        width = moment.matrix.shape[0]
+        width, settled = moment.matrix.shape[0], moment.convergence
         rows.append(
             {
                 "block": block,
@@ -57,13 +152,17 @@ def stats(
                 "dimensions": width,
                 "tokens per dimension": round(moment.count / width, 1),
             }
+            | ({} if settled is None else {"moved": settled.moved})
         )
     if json:
-        console.as_json({"model": model, "corpus": name, "moments": rows})
+        console.as_json({"model": model, "corpus": corpus, "moments": rows})
         return
     console.verb(f"errata stats {model}")
-    console.fact(f"corpus {name}; kept in {cache_folder() / 'moments'}")
-    console.table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+    console.fact(f"corpus {corpus}; kept in {cache_folder() / 'moments'}")
+    for line in settled_lines(moments):
+        console.fact(line)
+    shown = [{key: value for key, value in row.items() if key != "moved"} for row in rows]
+    console.table(list(shown[0]), [[str(value) for value in row.values()] for row in shown])
     console.next_step(f'errata edit {model} "The {{subject}} is" target --method memit')
 
 

@@ -22,7 +22,7 @@ from errata.evaluate import KINDS
 from errata.methods import METHODS
 from errata.model import EditedModel, load
 from errata.runs import Plan, Run, run_edits
-from errata.statistics import Store
+from errata.store import Store
 
 MANY = 20
 """How many facts are edited at once in the last part."""
