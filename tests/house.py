@@ -26,7 +26,17 @@ ROOMS: dict[int, tuple[str, ...]] = {
     ),
     1: ("family", "tokens", "hooks", "tail", "gram", "ranks"),
     2: (
-        *("keys", "values", "moment", "patch", "prefixes", "identity", "adapter", "lora", "residual"),
+        *(
+            "keys",
+            "values",
+            "moment",
+            "patch",
+            "prefixes",
+            "identity",
+            "adapter",
+            "lora",
+            "residual",
+        ),
         *("collection", "convergence", "moment_cost"),
     ),
     3: ("methods", "methods.*"),

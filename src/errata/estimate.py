@@ -30,15 +30,16 @@ from errata.cost import (
 )
 from errata.evaluate import prompts_of
 from errata.evaluation import CASES_AT_ONCE, Asking, Evaluation, evaluate_model
-from errata.family import family_of, width_of
+from errata.family import family_of
 from errata.keys import TOKENS_AT_ONCE
 from errata.methods import ClosedForm
 from errata.model import EditedModel
-from errata.moment import measure, solving_device, token_rows
+from errata.moment import solving_device
+from errata.moment_cost import cost_of, seconds_of
 from errata.presets import settle
 from errata.runs import Plan
 from errata.statistics import moments_wanted
-from errata.store import Store, readable
+from errata.store import Store, text_of
 from errata.tokens import Rewrite, batches_by_length, encode
 
 SAMPLE_REQUESTS = 16
@@ -112,27 +113,11 @@ def moment_cost(
     length: int = 512,
 ) -> Cost:
     """Return the cost of measuring second moments of `blocks` on `tokens` tokens of a corpus."""
-    model, shape, family = edited.model, Shape.of(edited.model), family_of(edited.model)
-    rows = token_rows(edited.tokenizer, corpus.texts, readable(edited, length), tokens)
-    count = sum(len(row) for row in rows)
-    few, size = [], 0
-    for row in rows:
-        few.append(row)
-        size += len(row)
-        if size >= SAMPLE_TOKENS:
-            break
-    with edited.without_patches():
-        measure(model, few[:1], blocks)
-        taken = _seconds(lambda: measure(model, few, blocks))
-    widths = [width_of(family.write(model, block)) for block in blocks]
-    grams = sum(width**2 for width in widths)
-    return Cost(
-        "second moment",
-        shape.forward(count, 0, range(max(blocks) + 1)) + 2 * count * grams,
-        taken * count / size,
-        8 * 2 * grams,
-        4 * grams,
-    )
+    model = edited.model
+    rows, held_out = text_of(edited, corpus, tokens, length)
+    cost = cost_of(model, rows, blocks, halves=held_out is not None)
+    seconds = seconds_of(model, rows, blocks, device=solving_device(model.device))
+    return Cost("second moment", cost.flops, seconds, cost.memory, cost.disk)
 
 
 def evaluation_cost(
