@@ -9,7 +9,6 @@ full and added in float32. It is timed on some of its batches, all blocks, and s
 from __future__ import annotations
 
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -80,51 +79,56 @@ def plain(model: PreTrainedModel, batches: Sequence[Rows], block: int) -> Tensor
     return total / count
 
 
-def sample(rows: Rows, tokens: int, seed: int = 0) -> Rows:
-    """Draw texts until there are so many tokens, whole groups of 100 as they stand together."""
-    groups = [rows[start : start + 100] for start in range(0, len(rows) - 99, 100)]
-    random.Random(seed).shuffle(groups)
-    found: Rows = []
-    for group in groups:
-        found += group
-        if sum(map(len, found)) >= tokens:
-            break
-    return found
+def sample(rows: Rows, groups: int, seed: int = 0) -> Rows:
+    """Draw hundreds of texts, as they stand together."""
+    starts = random.Random(seed).sample(range(0, len(rows) - 99, 100), groups)
+    return [row for start in starts for row in rows[start : start + 100]]
 
 
 def case(
-    build: Callable[[], PreTrainedModel], blocks: Sequence[int], tokens: int, rounds: int, each: int
+    build: Callable[[], PreTrainedModel], blocks: Sequence[int], groups: int, rounds: int, each: int
 ) -> Timing:
-    """Time both on about `tokens` tokens; plain is timed on every `each`-th of its batches."""
-    model, blocks = build(), list(blocks)
-    rows = sample(token_rows(tokenizer(), texts(), 1024), tokens)
-    count = sum(map(len, rows))
-    batches = plain_batches(rows, model.config.max_position_embeddings)
-    timed = batches[each // 2 :: each]
-    share = sum(len(row) for batch in timed for row in batch) / count
-    waited: list[float] = []
+    """Time both on `groups` hundreds of texts; plain is timed on every `each`-th of its batches.
 
-    def ours() -> None:
-        start = time.perf_counter()
-        measure(model, rows, blocks)
-        waited.append(time.perf_counter() - start)
+    With no group, both are timed on one batch of the plain procedure that is padded as batches
+    are on average, and plain on the first and last block, scaled by the number of blocks.
+    """
+    model, blocks = build(), list(blocks)
+    rows = sample(token_rows(tokenizer(), texts(), 1024), max(groups, 4))
+    batches = plain_batches(rows, model.config.max_position_embeddings)
+    padding = padding_of(batches)
+    timed, asked = batches[each // 2 :: each], blocks
+    said = f"plain: {len(timed)} of {len(batches)} batches, scaled by their tokens"
+    if not groups:
+        timed = [min(batches, key=lambda batch: abs(padding_of([batch]) - padding))]
+        rows, asked = timed[0], [blocks[0], blocks[-1]]
+        said = f"one batch of {len(rows)} texts; plain: first and last block, scaled to all"
+    count = sum(map(len, rows))
+    share = sum(len(row) for batch in timed for row in batch) / count * len(asked) / len(blocks)
 
     def theirs() -> None:
-        for block in blocks:
+        for block in asked:
             plain(model, timed, block)
 
-    estimate = seconds_of(model, rows, blocks, device=torch.device("cpu"))
-    (seconds, _), (plain_seconds, _) = medians(ours, theirs, rounds=rounds)
-    padding = sum(len(batch) * len(batch[0]) for batch in batches) / count
+    cpu = torch.device("cpu")
+    estimate = seconds_of(model, rows, blocks, device=cpu, clock=time.process_time)
+    (seconds, _), (plain_seconds, _) = medians(
+        lambda: measure(model, rows, blocks), theirs, rounds=rounds
+    )
     more = {
         "tokens": count,
-        "plain_padding": padding,
-        "estimate_over_wall_seconds": estimate / statistics.median(waited),
+        "plain_padding": padding_of(timed),
+        "estimate_over_seconds": estimate / seconds,
     }
     flops = cost_of(model, rows, blocks, halves=False).flops
-    said = f"plain: {len(timed)} of {len(batches)} batches, scaled by their tokens"
-    difference = largest_difference(model, rows[:12], [blocks[0], blocks[-1]])
+    difference = largest_difference(model, rows[:4], [blocks[0], blocks[-1]])
     return Timing(plain_seconds / share, seconds, difference, flops, said, more)
+
+
+def padding_of(batches: Sequence[Rows]) -> float:
+    """Return how many padded tokens are run for each token."""
+    padded = sum(len(batch) * len(batch[0]) for batch in batches)
+    return padded / sum(len(row) for batch in batches for row in batch)
 
 
 def largest_difference(model: PreTrainedModel, rows: Rows, blocks: Sequence[int]) -> float:
@@ -136,10 +140,8 @@ def largest_difference(model: PreTrainedModel, rows: Rows, blocks: Sequence[int]
 
 
 CASES = {
-    "gpt2-small blocks 3-7": lambda: case(gpt2_small, range(3, 8), 12_000, 3, 3),
-    "gpt2-xl widths blocks 13-17": lambda: case(
-        lambda: gpt2_xl_widths(18), range(13, 18), 6_000, 1, 4
-    ),
+    "gpt2-small blocks 3-7": lambda: case(gpt2_small, range(3, 8), 1, 3, 3),
+    "gpt2-xl widths blocks 13-17": lambda: case(lambda: gpt2_xl_widths(18), range(13, 18), 0, 1, 1),
 }
 
 if __name__ == "__main__":

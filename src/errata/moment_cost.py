@@ -8,7 +8,7 @@ half of K Kᵀ per block.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -96,11 +96,12 @@ def seconds_of(
     *,
     device: torch.device,
     budget: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Return about how many seconds `measure` takes here: one batch is run, and counted up.
 
     The batch in the middle of the plan is run twice, and the second time counts. `device` is
-    where the sums stand.
+    where the sums stand, `clock` is what the seconds are told by.
     """
     family = family_of(model)
     plan = Plan.of(rows, budget or budget_for(model.device))
@@ -110,9 +111,9 @@ def seconds_of(
     taken = 0.0
     with frozen(model):
         for _ in range(2):
-            start = time.perf_counter()
+            start = clock()
             add_batch(model, batch, writes, grams)
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
-            taken = time.perf_counter() - start
+            taken = clock() - start
     return taken * sum(map(len, rows)) / sum(map(len, batch))

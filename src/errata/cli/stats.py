@@ -144,16 +144,16 @@ def show_moments(model: str, corpus: str, moments: dict[int, SecondMoment], json
 
     rows = []
     for block, moment in moments.items():
-        width, settled = moment.matrix.shape[0], moment.convergence
-        rows.append(
-            {
-                "block": block,
-                "tokens": moment.count,
-                "dimensions": width,
-                "tokens per dimension": round(moment.count / width, 1),
-            }
-            | ({} if settled is None else {"moved": settled.moved})
-        )
+        width = moment.matrix.shape[0]
+        row: dict[str, Any] = {
+            "block": block,
+            "tokens": moment.count,
+            "dimensions": width,
+            "tokens per dimension": round(moment.count / width, 1),
+        }
+        if moment.convergence is not None:
+            row["moved"] = moment.convergence.moved
+        rows.append(row)
     if json:
         console.as_json({"model": model, "corpus": corpus, "moments": rows})
         return
