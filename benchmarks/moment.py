@@ -90,20 +90,19 @@ def case(
 ) -> Timing:
     """Time both on `groups` hundreds of texts; plain is timed on every `each`-th of its batches.
 
-    With no group, both are timed on one batch of the plain procedure that is padded as batches
-    are on average, and plain on the first and last block, scaled by the number of blocks.
+    With `each` 0 plain is timed on one batch that is padded as they are on average, for the first
+    and the last block, and scaled by the number of blocks too.
     """
     model, blocks = build(), list(blocks)
-    rows = sample(token_rows(tokenizer(), texts(), 1024), max(groups, 4))
+    rows = sample(token_rows(tokenizer(), texts(), 1024), groups)
     batches = plain_batches(rows, model.config.max_position_embeddings)
-    padding = padding_of(batches)
-    timed, asked = batches[each // 2 :: each], blocks
+    padding, count = padding_of(batches), sum(map(len, rows))
+    timed, asked = batches[each // 2 :: max(each, 1)], blocks
     said = f"plain: {len(timed)} of {len(batches)} batches, scaled by their tokens"
-    if not groups:
+    if not each:
         timed = [min(batches, key=lambda batch: abs(padding_of([batch]) - padding))]
-        rows, asked = timed[0], [blocks[0], blocks[-1]]
-        said = f"one batch of {len(rows)} texts; plain: first and last block, scaled to all"
-    count = sum(map(len, rows))
+        asked = [blocks[0], blocks[-1]]
+        said = f"plain: one of {len(batches)} batches, first and last block, scaled to all"
     share = sum(len(row) for batch in timed for row in batch) / count * len(asked) / len(blocks)
 
     def theirs() -> None:
@@ -140,8 +139,8 @@ def largest_difference(model: PreTrainedModel, rows: Rows, blocks: Sequence[int]
 
 
 CASES = {
-    "gpt2-small blocks 3-7": lambda: case(gpt2_small, range(3, 8), 1, 3, 3),
-    "gpt2-xl widths blocks 13-17": lambda: case(lambda: gpt2_xl_widths(18), range(13, 18), 0, 1, 1),
+    "gpt2-small blocks 3-7": lambda: case(gpt2_small, range(3, 8), 2, 3, 3),
+    "gpt2-xl widths blocks 13-17": lambda: case(lambda: gpt2_xl_widths(18), range(13, 18), 1, 1, 0),
 }
 
 if __name__ == "__main__":
