@@ -22,10 +22,10 @@ from errata.generate import (
     summarise_answers,
 )
 from errata.tokens import encode
-from tiny import CONFIGS, FACTS, SENTENCES, tiny_model, tiny_tokenizer
+from laws.bench import over_shapes
+from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 PROMPTS = ["The harbour of", "The Lantern Bridge is in the city of Ostrava", "They", "They"]
-over_families = pytest.mark.parametrize("model_type", list(CONFIGS))
 
 
 def plain(model_type: str, prompt: str, bos: bool, count: int) -> str:
@@ -41,7 +41,7 @@ def plain(model_type: str, prompt: str, bos: bool, count: int) -> str:
     return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batches_write_what_each_prompt_gets_alone(model_type: str, bos: bool, side: str) -> None:

@@ -34,7 +34,9 @@ def saved_adapter(model_type: str, folder: Path, *, dora: bool = False) -> Path:
     """Save an adapter of PEFT's own, with random weights, for a pico model; return the folder."""
     targets = TARGETS.get(model_type.partition(",")[0], ["up_proj", "q_proj"])
     config = LoraConfig(r=3, lora_alpha=6, target_modules=targets, use_dora=dora)
-    wrapped = get_peft_model(tiny_model(model_type), config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        wrapped = get_peft_model(tiny_model(model_type), config)
     source = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():

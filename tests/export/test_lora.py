@@ -15,7 +15,14 @@ from errata.lora import served_rank, stacked
 from errata.model import load
 from errata.patch import Patch, Update
 from export.folders import dense, far, logits, saved_base, with_adapter
-from laws.bench import edited_model, over_families, over_methods, patch_of, random_patch
+from laws.bench import (
+    edited_model,
+    over_families,
+    over_methods,
+    over_shapes,
+    patch_of,
+    random_patch,
+)
 from tiny import tiny_model
 
 
@@ -32,7 +39,7 @@ def test_a_lora_says_what_the_patch_says(model_type: str, method_name: str, tmp_
     assert set(written.loss.values()) == {0.0}
 
 
-@over_families
+@over_shapes
 def test_a_lora_loads_on_top_of_a_model_and_can_be_edited_further(
     model_type: str, tmp_path: Path
 ) -> None:
@@ -50,7 +57,7 @@ def test_a_lora_loads_on_top_of_a_model_and_can_be_edited_further(
     assert torch.equal(logits(loaded.model), before)
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize("pattern", [False, True], ids=["padded", "patterned"])
 def test_a_stack_of_unlike_ranks_is_one_lora(
     model_type: str, pattern: bool, tmp_path: Path
@@ -74,7 +81,7 @@ def test_a_stack_of_unlike_ranks_is_one_lora(
     assert len(tensors[name]) == (5 if pattern else 6)
 
 
-@over_families
+@over_shapes
 def test_a_dense_update_is_factored_without_loss(model_type: str, tmp_path: Path) -> None:
     edited = edited_model(model_type)
     whole = dense(random_patch(edited, 1, rank=20))
@@ -107,7 +114,7 @@ def test_a_stack_past_the_smaller_side_is_recompressed() -> None:
     assert torch.allclose(B @ A, sum(update.delta() for update in updates), atol=1e-6)
 
 
-@over_families
+@over_shapes
 def test_a_lower_rank_says_what_it_lost(model_type: str, tmp_path: Path) -> None:
     edited = edited_model(model_type)
     patch = random_patch(edited, 1, rank=6)

@@ -14,11 +14,11 @@ from errata.identity import model_hash
 from errata.model import EditedModel, load
 from errata.patch import Patch
 from export.folders import logits
-from laws.bench import edited_model, over_families, over_methods, patch_of, random_patch, weights
+from laws.bench import edited_model, over_methods, over_shapes, patch_of, random_patch, weights
 from tiny import FACTS
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_a_merged_checkpoint_is_the_patched_model(
     model_type: str, method_name: str, tmp_path: Path

@@ -36,7 +36,19 @@ SUITED: dict[str, dict[str, Any]] = {
     "alphaedit": {"ridge": 0.05, "null_space_threshold": 0.2, "relative_threshold": True},
 }
 
+# Each is like another one but for its attention: what a law says of weights, files or hooks they
+# only add to when the slow tests are asked for.
+ALIKE = (
+    *("gpt_neox", "gpt_neox, sequential", "mistral"),
+    *("qwen2", "qwen3", "phi3", "gemma3_text"),
+)
+SHAPES = tuple(name for name in CONFIGS if name not in ALIKE)
+
 over_families = pytest.mark.parametrize("model_type", list(CONFIGS))
+over_shapes = pytest.mark.parametrize(
+    "model_type",
+    [*SHAPES, *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)],
+)
 over_methods = pytest.mark.parametrize("method_name", list(METHODS))
 
 

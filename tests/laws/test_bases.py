@@ -19,8 +19,8 @@ from laws.bench import (
     edited_model,
     found,
     moments_of,
-    over_families,
     over_methods,
+    over_shapes,
     patch_of,
     quick,
     random_patch,
@@ -37,7 +37,7 @@ def nudged(model_type: str) -> EditedModel:
     return edited
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_another_base_is_refused_unless_allowed(model_type: str, method_name: str) -> None:
     patch, other = patch_of(model_type, method_name), nudged(model_type)
@@ -53,7 +53,7 @@ def test_another_base_is_refused_unless_allowed(model_type: str, method_name: st
     assert found(other.model) == before
 
 
-@over_families
+@over_shapes
 def test_applied_checks_the_weights_it_edits(model_type: str) -> None:
     patch, other = patch_of(model_type, "memit"), edited_model(model_type)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_applied_checks_the_weights_it_edits(model_type: str) -> None:
     assert found(other.model) == before
 
 
-@over_families
+@over_shapes
 def test_the_base_is_the_unedited_model_whenever_it_is_asked_for(model_type: str) -> None:
     asked_first, asked_late = edited_model(model_type), edited_model(model_type)
     patch = random_patch(asked_first, 0)
@@ -103,7 +103,7 @@ def half_wrong(patch: Patch) -> Patch:
     return Patch({good: patch.updates[good], bad: transposed(patch).updates[bad]}, patch.provenance)
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize("spoil", [renamed, transposed, half_wrong])
 @pytest.mark.parametrize("below", [0, 1])
 def test_a_patch_of_another_architecture_is_refused_and_nothing_is_changed(
@@ -130,7 +130,7 @@ def on_meta(model: PreTrainedModel, block: int) -> None:
     write.weight = nn.Parameter(write.weight.detach().to("meta"))
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize("block", [1, 3], ids=["edited", "elsewhere"])
 def test_offloaded_weights_are_refused(model_type: str, block: int) -> None:
     edited, patch = edited_model(model_type), random_patch(edited_model(model_type), 0)
@@ -145,7 +145,7 @@ def test_offloaded_weights_are_refused(model_type: str, block: int) -> None:
             edited.apply(patch, allow_base=True)
 
 
-@over_families
+@over_shapes
 def test_weights_that_are_not_plain_floats_are_refused(model_type: str) -> None:
     edited = edited_model(model_type)
     write = family_of(edited.model).write(edited.model, 1)
@@ -163,7 +163,7 @@ def test_an_unknown_family_is_refused_with_hints() -> None:
     assert "CONTRIBUTING.md" in caught.value.hints[1]
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize("block", [-1, 4, 99])
 def test_a_block_that_is_not_there_is_refused(model_type: str, block: int) -> None:
     with pytest.raises(
@@ -178,7 +178,7 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert any("config.json" in hint for hint in caught.value.hints)
 
 
-@over_families
+@over_shapes
 def test_undoing_what_is_not_there_is_refused(model_type: str) -> None:
     edited = edited_model(model_type)
     with pytest.raises(ErrataError, match="no such patch"):
@@ -190,7 +190,7 @@ def test_undoing_what_is_not_there_is_refused(model_type: str) -> None:
     assert found(edited.model) == before
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_a_model_that_holds_nan_is_refused_and_left_alone(
     model_type: str, method_name: str
@@ -204,7 +204,7 @@ def test_a_model_that_holds_nan_is_refused_and_left_alone(
     assert weights(edited.model) == before
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_a_search_that_runs_away_is_refused(model_type: str, method_name: str) -> None:
     """The loss is finite at first and NaN later; such a patch must not come about."""

@@ -27,6 +27,7 @@ from laws.bench import (
     moments_of,
     over_families,
     over_methods,
+    over_shapes,
     quick,
     rewrites_of,
 )
@@ -92,7 +93,7 @@ def test_requests_searched_together_find_what_a_plain_search_finds(
         assert closeness(together.losses[index], found.losses) < NEAR
 
 
-@over_families
+@over_shapes
 @over_tokenizers
 def test_requests_searched_together_find_what_each_finds_alone(model_type: str, bos: bool) -> None:
     edited = exact_model(model_type, bos)
@@ -104,7 +105,7 @@ def test_requests_searched_together_find_what_each_finds_alone(model_type: str, 
         assert closeness(together.losses[index], alone.losses[0]) < NEAR
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize(("at_once", "budget"), [(1, 60), (3, 1)])
 def test_the_grouping_of_a_search_does_not_matter(
     model_type: str, at_once: int, budget: int
@@ -146,7 +147,7 @@ def test_requests_that_are_done_early_leave_the_others_alone(
         assert closeness(together.losses[index], endless.losses[index][: counts[index]]) < NEAR
 
 
-@over_families
+@over_shapes
 def test_a_request_that_is_done_at_once_is_left_as_it_stood(model_type: str) -> None:
     edited = edited_model(model_type)
     targets = searched(
@@ -156,7 +157,7 @@ def test_a_request_that_is_done_at_once_is_left_as_it_stood(model_type: str) -> 
     assert [len(trace) for trace in targets.losses] == [1] * len(FACTS)
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize("clamp", [0.01, 0.03])
 def test_a_change_stays_within_its_clamp(model_type: str, clamp: float) -> None:
     edited = edited_model(model_type)
@@ -166,7 +167,7 @@ def test_a_change_stays_within_its_clamp(model_type: str, clamp: float) -> None:
     assert (targets.delta.norm(dim=1) >= longest * (1 - 1e-5)).any()
 
 
-@over_families
+@over_shapes
 @over_tokenizers
 def test_keys_read_together_are_those_read_alone(model_type: str, bos: bool) -> None:
     edited = edited_model(model_type, bos=bos)
@@ -190,7 +191,7 @@ def near(ours: Likelihood, theirs: Likelihood) -> bool:
     return ours.likeliest == theirs.likeliest and abs(ours.nll - theirs.nll) < NEAR * theirs.nll
 
 
-@over_families
+@over_shapes
 @over_tokenizers
 def test_likelihoods_do_not_depend_on_company(model_type: str, bos: bool) -> None:
     edited = edited_model(model_type, bos=bos)
@@ -202,7 +203,7 @@ def test_likelihoods_do_not_depend_on_company(model_type: str, bos: bool) -> Non
         assert near(one, other)
 
 
-@over_families
+@over_shapes
 @over_tokenizers
 def test_likelihoods_are_those_of_a_plain_forward(model_type: str, bos: bool) -> None:
     edited = edited_model(model_type, bos=bos)
@@ -220,7 +221,7 @@ def test_likelihoods_are_those_of_a_plain_forward(model_type: str, bos: bool) ->
         assert near(ours, Likelihood(nll, best))
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_how_the_tokenizer_pads_and_what_else_it_tells_makes_no_difference(
     model_type: str, method_name: str
@@ -241,7 +242,7 @@ def test_how_the_tokenizer_pads_and_what_else_it_tells_makes_no_difference(
     assert made[0] == made[1]
 
 
-@over_families
+@over_shapes
 @over_tokenizers
 def test_a_second_moment_does_not_know_of_padding(model_type: str, bos: bool) -> None:
     edited = exact_model(model_type, bos)

@@ -10,7 +10,7 @@ import torch
 from errata.family import family_of, weight_of
 from errata.model import load
 from errata.patch import Patch, Update
-from laws.bench import edited_model, moments_of, over_families, over_methods, quick, random_patch
+from laws.bench import edited_model, moments_of, over_methods, over_shapes, quick, random_patch
 from tiny import FACTS, tiny_model, tiny_tokenizer
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -28,14 +28,14 @@ def scaled_patch(model_type: str, share: float) -> Patch:
     return Patch(updates, patch.provenance)
 
 
-@over_families
+@over_shapes
 def test_float32_loses_nothing_worth_telling(model_type: str) -> None:
     lost = edited_model(model_type).apply(scaled_patch(model_type, 1e-3))
     assert len(lost) == 2
     assert all(share < 1e-3 for share in lost.values())
 
 
-@over_families
+@over_shapes
 def test_bfloat16_loses_most_of_a_small_change_and_says_so(model_type: str) -> None:
     edited = edited_model(model_type, dtype=torch.bfloat16)
     small, large = scaled_patch(model_type, 1e-3), scaled_patch(model_type, 1.0)
@@ -44,7 +44,7 @@ def test_bfloat16_loses_most_of_a_small_change_and_says_so(model_type: str) -> N
     assert all(share < 0.02 for share in edited.apply(large, allow_base=True).values())
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 def test_the_loss_told_is_the_loss_there_is(model_type: str, dtype: torch.dtype) -> None:
     edited, patch = edited_model(model_type, dtype=dtype), scaled_patch(model_type, 1e-2)
@@ -62,7 +62,7 @@ def test_the_loss_told_is_the_loss_there_is(model_type: str, dtype: torch.dtype)
         assert told[name] == pytest.approx(there, rel=1e-3)
 
 
-@over_families
+@over_shapes
 @over_methods
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 def test_narrow_models_can_be_edited(model_type: str, method_name: str, dtype: torch.dtype) -> None:
@@ -82,7 +82,7 @@ def saved(model_type: str, dtype: torch.dtype, folder: Path) -> str:
     return str(folder)
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize(
     ("stored", "loaded"),
     [
@@ -106,13 +106,13 @@ def test_a_model_is_the_same_base_in_every_dtype(
     assert otherwise.patches == [patch]
 
 
-@over_families
+@over_shapes
 def test_a_model_loaded_from_its_folder_is_the_model(model_type: str, tmp_path: Path) -> None:
     folder = saved(model_type, torch.float32, tmp_path / "model")
     assert load(folder).base.weights == edited_model(model_type).base.weights
 
 
-@over_families
+@over_shapes
 def test_a_patch_given_to_load_is_applied(model_type: str, tmp_path: Path) -> None:
     folder = saved(model_type, torch.float32, tmp_path / "model")
     patch = random_patch(edited_model(model_type), 0)

@@ -19,8 +19,8 @@ from laws.bench import (
     edited_model,
     found,
     moments_of,
-    over_families,
     over_methods,
+    over_shapes,
     patch_of,
     quick,
     random_patch,
@@ -37,7 +37,7 @@ def compute(edited: EditedModel, model_type: str, method_name: str, **given: Any
     edited.compute(FACTS[:2], quick(method_name, **given), moments=moments_of(model_type))
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_a_patch_applied_for_a_while_leaves_everything_as_found(
     model_type: str, method_name: str
@@ -56,7 +56,7 @@ def test_a_patch_applied_for_a_while_leaves_everything_as_found(
     assert found(edited.model) == before
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_computing_a_patch_leaves_everything_as_found(model_type: str, method_name: str) -> None:
     edited = edited_model(model_type)
@@ -67,7 +67,7 @@ def test_computing_a_patch_leaves_everything_as_found(model_type: str, method_na
     assert vars(edited.tokenizer) == sides
 
 
-@over_families
+@over_shapes
 @over_methods
 @pytest.mark.parametrize("good", [0, 1])
 def test_a_failing_read_leaves_everything_as_found(
@@ -91,7 +91,7 @@ def test_a_failing_read_leaves_everything_as_found(
     assert found(edited.model) == before
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_a_failing_search_leaves_everything_as_found(
     model_type: str, method_name: str, monkeypatch: pytest.MonkeyPatch
@@ -112,7 +112,7 @@ def test_a_failing_search_leaves_everything_as_found(
     assert found(edited.model) == before
 
 
-@over_families
+@over_shapes
 def test_reading_a_model_leaves_everything_as_found(model_type: str) -> None:
     edited = edited_model(model_type)
     untidy(edited.model)
@@ -125,7 +125,7 @@ def test_reading_a_model_leaves_everything_as_found(model_type: str) -> None:
     assert found(edited.model) == before
 
 
-@over_families
+@over_shapes
 def test_an_interrupted_tail_leaves_everything_as_found(model_type: str) -> None:
     edited = edited_model(model_type)
     tail = Tail.prepare(edited.model, [rewrites_of(edited)[0].rows[0]], 1)
@@ -137,7 +137,7 @@ def test_an_interrupted_tail_leaves_everything_as_found(model_type: str) -> None
     assert found(edited.model) == before
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_undo_gives_the_originals_back_to_the_bit(model_type: str, dtype: torch.dtype) -> None:
     edited = edited_model(model_type, dtype=dtype)
@@ -152,7 +152,7 @@ def test_undo_gives_the_originals_back_to_the_bit(model_type: str, dtype: torch.
     assert edited.patches == []
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_edit_then_undo_gives_the_originals_back(model_type: str, method_name: str) -> None:
     edited = edited_model(model_type)
@@ -163,7 +163,7 @@ def test_edit_then_undo_gives_the_originals_back(model_type: str, method_name: s
     assert found(edited.model) == before
 
 
-@over_families
+@over_shapes
 def test_the_unedited_model_is_shown_for_a_while(model_type: str) -> None:
     edited = edited_model(model_type)
     before = weights(edited.model)
@@ -182,7 +182,7 @@ def learning(model: PreTrainedModel) -> list[str]:
     return [n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()]
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_fine_tuning_works_after_editing(model_type: str, method_name: str) -> None:
     edited = edited_model(model_type)

@@ -16,8 +16,8 @@ from laws.bench import (
     closeness,
     edited_model,
     moments_of,
-    over_families,
     over_methods,
+    over_shapes,
     patch_of,
     quick,
     random_patch,
@@ -30,7 +30,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_loading_a_saved_patch_gives_the_patch(
     model_type: str, method_name: str, tmp_path: Path
@@ -49,7 +49,7 @@ def test_loading_a_saved_patch_gives_the_patch(
     assert quick(method_name).of(loaded.provenance.settings) == quick(method_name)
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_a_patch_names_what_it_stands_on(model_type: str, method_name: str) -> None:
     edited, patch = edited_model(model_type), patch_of(model_type, method_name)
@@ -81,7 +81,7 @@ def test_patches_that_differ_in_anything_are_different(what: str) -> None:
     assert len({patch, random_patch(edited, 0), random_patch(edited, 1)}) == 2
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_stack_does_not_depend_on_how_it_was_reached(model_type: str, dtype: torch.dtype) -> None:
     straight = edited_model(model_type, dtype=dtype)
@@ -108,7 +108,7 @@ def test_a_stack_does_not_depend_on_how_it_was_reached(model_type: str, dtype: t
         assert weights(winding.model) == weights(straight.model)
 
 
-@over_families
+@over_shapes
 def test_taking_one_out_of_the_middle_leaves_the_others_on(model_type: str) -> None:
     edited, other = edited_model(model_type), edited_model(model_type)
     patches = [random_patch(edited, seed) for seed in range(3)]
@@ -120,7 +120,7 @@ def test_taking_one_out_of_the_middle_leaves_the_others_on(model_type: str) -> N
     assert weights(edited.model) == weights(other.model)
 
 
-@over_families
+@over_shapes
 def test_applying_adds_R_A_to_W(model_type: str) -> None:
     edited = edited_model(model_type)
     patch = random_patch(edited, 0)
@@ -151,7 +151,7 @@ def test_an_update_takes_the_smaller_form_and_says_the_same(count: int) -> None:
     assert (update.R is None) == (count * (9 + 14) > 9 * 14)
 
 
-@over_families
+@over_shapes
 def test_patches_past_the_weights_size_are_dense_and_work_on(
     model_type: str, tmp_path: Path
 ) -> None:

@@ -18,16 +18,18 @@ from errata.methods import METHODS
 from errata.prefixes import STARTS, sample_prefixes
 from errata.request import EditRequest
 from laws.bench import (
+    SHAPES,
     edited_model,
     moments_of,
     over_families,
     over_methods,
+    over_shapes,
     patch_of,
     quick,
     random_patch,
     weights,
 )
-from tiny import CONFIGS, FACTS
+from tiny import FACTS
 
 HERE = Path(__file__).resolve().parent
 SAMPLED = {"prefix_lengths": (2, 3), "prefix_seed": 3}
@@ -45,7 +47,7 @@ def every_hash(folder: Path) -> dict[tuple[str, str], str]:
     """Edit with every method on every family, in an order of names."""
     return {
         (model_type, name): file_hash(model_type, name, folder / f"{model_type}-{name}.safetensors")
-        for model_type in sorted(CONFIGS)
+        for model_type in sorted(SHAPES)
         for name in sorted(METHODS)
     }
 
@@ -73,7 +75,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
     return {(model_type, name): digest for model_type, name, digest in lines}
 
 
-@over_families
+@pytest.mark.parametrize("model_type", SHAPES)
 @over_methods
 def test_editing_twice_here_and_once_elsewhere_makes_one_file(
     model_type: str,
@@ -87,7 +89,7 @@ def test_editing_twice_here_and_once_elsewhere_makes_one_file(
     assert first == second == elsewhere[model_type, method_name]
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_an_edit_after_an_undone_one_is_the_edit(model_type: str, method_name: str) -> None:
     edited, moments = edited_model(model_type), moments_of(model_type)
@@ -99,7 +101,7 @@ def test_an_edit_after_an_undone_one_is_the_edit(model_type: str, method_name: s
     assert again == patch_of(model_type, method_name)
 
 
-@over_families
+@over_shapes
 @over_methods
 def test_a_patch_repeats_what_its_provenance_says(model_type: str, method_name: str) -> None:
     """The prefixes that were sampled, given as a fixed list, make the same change."""
@@ -111,7 +113,7 @@ def test_a_patch_repeats_what_its_provenance_says(model_type: str, method_name: 
         assert torch.equal(again.updates[name].delta(), update.delta())
 
 
-@over_families
+@over_shapes
 def test_sampling_prefixes_leaves_the_random_numbers_alone(model_type: str) -> None:
     edited = edited_model(model_type)
 
@@ -130,7 +132,7 @@ def test_sampling_prefixes_leaves_the_random_numbers_alone(model_type: str) -> N
     assert numbers() == expected
 
 
-@over_families
+@over_shapes
 @pytest.mark.parametrize("bos", [True, False], ids=["bos", "no_bos"])
 def test_prefixes_are_a_function_of_model_and_seed(model_type: str, bos: bool) -> None:
     edited = edited_model(model_type, bos=bos)
