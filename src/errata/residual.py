@@ -22,7 +22,7 @@ from errata.keys import read_at
 from errata.tokens import Row
 
 Place = Literal["block", "mlp"]
-HALVINGS = 100
+HALVINGS = 64
 """Steps of the bisection: to the last bit of float64 from any start."""
 BARELY = 1e-9
 """How near λ comes to its end, as a share of the smallest squared gain."""
