@@ -23,8 +23,9 @@ ROOMS: dict[int, tuple[str, ...]] = {
         *("errors", "request", "settings", "files", "case", "folders", "locks"),
         *("demo", "demo.names", "demo.forms_people", "demo.forms_things", "demo.relations"),
         *("demo.world", "demo.text", "demo.paths"),
+        "trace_settings",
     ),
-    1: ("family", "tokens", "hooks", "tail", "gram", "ranks"),
+    1: ("family", "tokens", "hooks", "tail", "recording", "question", "gram", "ranks"),
     2: (
         *(
             "keys",
@@ -38,11 +39,13 @@ ROOMS: dict[int, tuple[str, ...]] = {
             "residual",
         ),
         *("collection", "convergence", "moment_cost"),
+        "corruption",
     ),
     3: ("methods", "methods.*"),
     4: (
         *("model", "presets", "hparams", "statistics", "evaluate", "trace", "tune", "downstream"),
         *("corpus", "cost", "store", "likelihood", "generate", "fluency", "run_records"),
+        *("tracing", "trace_average", "trace_memory", "plots", "lens"),
         *("data", "data.*", "report", "export", "card"),
     ),
     5: (
@@ -50,6 +53,7 @@ ROOMS: dict[int, tuple[str, ...]] = {
         "edits",
         "runs",
         "evaluation",
+        *("trace_runs", "sweep", "sweep_trace"),
         "recipe",
         "stages",
         "estimate",

@@ -52,6 +52,10 @@ class Family:
         """Return the MLP of block `index`."""
         return self.block(model, index).get_submodule(self.block_mlp)
 
+    def attention(self, model: PreTrainedModel, index: int) -> nn.Module:
+        """Return the attention of block `index`."""
+        return self.block(model, index).get_submodule(self.block_attention)
+
     def write(self, model: PreTrainedModel, index: int) -> nn.Module:
         """Return the module that holds the MLP output matrix of block `index`."""
         return self.block(model, index).get_submodule(self.block_write)

@@ -1,6 +1,7 @@
 """Reading and steering a forward pass, by the model's own forward and nothing else.
 
-`record` captures inputs or outputs of modules and stops as soon as it has them;
+`record` captures inputs or outputs of modules and stops as soon as it has them; `steered`
+passes outputs through functions;
 `frozen` puts a model into a fixed state (eval mode, no parameter gradients) and takes it
 back; `replaced` swaps the forward of modules for the time of a `with` block. Everything
 is restored also when the body raises.
@@ -104,6 +105,23 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(flag)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def steered(changes: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Pass the hidden state that each module gives through a function, for the time of the block.
+
+    Whatever else a module gives beside it stays as it is.
+    """
+    with ExitStack() as stack:
+        for module, change in changes.items():
+
+            def hook(_: nn.Module, args: Any, out: Any, change: Any = change) -> Any:
+                state = change(first_tensor(out))
+                return (state, *out[1:]) if isinstance(out, tuple) else state
+
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 @contextmanager

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from errata.settings import Settings
+
+Array = NDArray[np.float64]
 
 _Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
@@ -74,11 +78,21 @@ def mean(values: Sequence[float], resamples: int = 2000) -> Score | None:
     """Return the mean with a percentile bootstrap interval; None when there are no values."""
     if not values:
         return None
-    data, random = np.asarray(values, dtype=float), np.random.default_rng(0)
+    data = np.asarray(values, dtype=float)
+    low, high = intervals(data, resamples)
+    return Score(value=float(data.mean()), low=float(low), high=float(high), n=len(data))
+
+
+def intervals(data: NDArray[Any], resamples: int = 2000) -> tuple[Array, Array]:
+    """Return the ends of percentile bootstrap intervals of means over the first axis.
+
+    `data` is (n, …), both ends are (…); what is drawn is the same for all and for every call.
+    """
+    data, random = np.asarray(data, dtype=float), np.random.default_rng(0)
     count = len(data)
-    means = [data[random.integers(0, count, count)].mean() for _ in range(resamples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Score(value=float(data.mean()), low=float(low), high=float(high), n=count)
+    means = [data[random.integers(0, count, count)].mean(0) for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low, high
 
 
 def grouped_share(groups: Sequence[Sequence[bool]]) -> Score | None:

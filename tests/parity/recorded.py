@@ -36,6 +36,7 @@ RTOL = {
     "v": 5e-4,
     "delta_W": 5e-4,
     "P": 1e-4,
+    "score": 1e-5,  # of causal traces
     "trace": 1e-4,  # a loss is a function of z
 }
 
@@ -103,6 +104,10 @@ class Recorded:
     def has(self, topic: str) -> bool:
         """Whether there is anything on a topic."""
         return any((self.folder / "goldens" / self.name).glob(f"{topic}.*"))
+
+    def has_tensors(self, topic: str) -> bool:
+        """Whether there are tensors on a topic."""
+        return (self.folder / "goldens" / self.name / f"{topic}.safetensors").is_file()
 
     @cached_property
     def _loaded(self) -> errata.EditedModel:

@@ -114,13 +114,15 @@ ALPHAEDIT = (
 class Copy:
     """One model's recorded results on some files, copied where they can be changed."""
 
-    def __init__(self, whole: Recorded, folder: Path) -> None:
+    def __init__(
+        self, whole: Recorded, folder: Path, topics: tuple[str, ...] = (*TOPICS, *FURTHER)
+    ) -> None:
         self.whole, self.folder = whole, folder
         shutil.copytree(whole.folder / "inputs", folder / "inputs", copy_function=shutil.copyfile)
         shutil.copytree(whole.folder / "models" / whole.name, folder / "models" / whole.name)
         self.files = folder / "goldens" / whole.name
         self.files.mkdir(parents=True)
-        for topic in (*TOPICS, *FURTHER):
+        for topic in topics:
             for path in (whole.folder / "goldens" / whole.name).glob(f"{topic}.*"):
                 shutil.copyfile(path, self.files / path.name)
 

@@ -7,6 +7,7 @@ import pytest
 from parity.check_alphaedit import check_alphaedit
 from parity.check_editing import check_memit, check_rome
 from parity.check_reading import check_forward, check_moment, check_tokens
+from parity.check_trace import check_trace
 from parity.recorded import Recorded
 
 Case = tuple[Recorded, str, str]
@@ -35,3 +36,9 @@ def test_memit(memit_case: Case) -> None:
 @pytest.mark.parametrize("given", [True, False], ids=["P-given", "P-computed"])
 def test_alphaedit(recorded: Recorded, given: bool) -> None:
     check_alphaedit(recorded, given)
+
+
+def test_trace(recorded: Recorded) -> None:
+    if not recorded.has("trace"):
+        pytest.skip("no traces are recorded")
+    check_trace(recorded)
