@@ -1,0 +1,108 @@
+"""A causal trace against the plain procedure: every cell a full pass of clean and noisy rows.
+
+    python benchmarks/trace.py [--json] [CASE …]
+
+GPT-2's shape with random weights, ten corrupted runs, two facts of CounterFact, one of which begins
+with its subject (before a subject there is nothing to restore). The plain side is timed on some
+cells, spread over tokens and blocks, and scaled to all of them. `hidden` restores hidden states;
+`mlp` and `attn` the window that this depth gets by default, `… w10` the paper's window of ten
+blocks, which here is nearly all of the model.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from errata.corruption import kept_deviation, noise_of
+from errata.question import Question, ask
+from errata.request import EditRequest
+from errata.trace import Trace
+from errata.trace_settings import Kind, TraceSettings
+from errata.tracing import trace_question
+from measure import Timing, gpt2_small, main, medians, requests, tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from plain_trace import cell, noisy
+
+SAMPLED = 6
+"""Cells of each fact that the plain side is timed on."""
+
+
+def timed(kind: Kind, window: int | None = None) -> Timing:
+    """Time traces of one kind, both ways, in turns."""
+    model, coder, facts = gpt2_small(), tokenizer(), _facts()
+    settings = TraceSettings(kinds=(kind,), window=window)
+    blocks = model.config.n_layer
+    width = settings.window_for(blocks)
+    level = 3 * kept_deviation(model, coder, [fact.subject for fact in facts])
+    questions = [ask(model, coder, fact.text, fact.span) for fact in facts]
+    cells = [_some_cells(question, blocks) for question in questions]
+
+    def ours() -> list[Trace]:
+        return [trace_question(model, coder, q, settings, level) for q in questions]
+
+    def plain() -> list[list[np.ndarray]]:
+        found = []
+        for question, chosen in zip(questions, cells, strict=True):
+            first, end = question.subject
+            noise = torch.tensor(level * noise_of(settings, end - first, model.config.n_embd))
+            corrupt = noisy(model, question.subject, noise)
+            args = (model, question.ids, question.targets, corrupt, settings.samples, kind)
+            found.append([cell(*args, *at, width).numpy() for at in chosen])
+        return found
+
+    def counted(samples: int) -> int:
+        few = settings.with_values(samples=samples)
+        with FlopCounterMode(display=False) as counter:
+            for question in questions:
+                trace_question(model, coder, question, few, level)
+        return counter.get_total_flops()
+
+    one = counted(1)  # the work grows by the same with every corrupted run
+    flops = float(one + (settings.samples - 1) * (counted(2) - one))
+    (plain_seconds, told), (seconds, traces) = medians(plain, ours)
+    total = sum(question.length * blocks for question in questions)
+    difference = max(
+        float(np.abs(trace.scores[kind][at] / scores - 1).max())
+        for trace, chosen, full in zip(traces, cells, told, strict=True)
+        for at, scores in zip(chosen, full, strict=True)
+    )
+    return Timing(
+        plain_seconds * total / (len(facts) * SAMPLED),
+        seconds,
+        difference,
+        flops,
+        sampled=f"{len(facts) * SAMPLED} of {total} cells of the plain side",
+        more={"window": width, "tokens": [question.length for question in questions]},
+    )
+
+
+def _facts() -> list[EditRequest]:
+    """Return the first fact with its subject inside, and the first that begins with it if any."""
+    several = requests(40)
+    first = next((fact for fact in several if fact.span[0] == 0), several[1])
+    return [next(fact for fact in several if fact.span[0] > 0), first]
+
+
+def _some_cells(question: Question, blocks: int) -> list[tuple[int, int]]:
+    """Return cells spread over tokens and blocks; in full runs all cost the same."""
+    every = [(token, block) for token in range(question.length) for block in range(blocks)]
+    return random.Random(0).sample(every, SAMPLED)
+
+
+CASES = {
+    "hidden": lambda: timed("hidden"),
+    "mlp": lambda: timed("mlp"),
+    "mlp w10": lambda: timed("mlp", 10),
+    "attn": lambda: timed("attn"),
+    "attn w10": lambda: timed("attn", 10),
+}
+
+if __name__ == "__main__":
+    main(CASES, __doc__)
