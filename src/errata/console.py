@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,6 +30,9 @@ from errata.errors import ErrataError
 
 PLAIN_WIDTH = 100
 """Columns used where output goes to a file or pipe."""
+LABEL_WIDTH = 24
+SHADES = " ·░▒▓█"
+"""From the lowest to the highest value, where there are no colours."""
 
 
 def _console(stderr: bool = False) -> Console:
@@ -68,6 +72,40 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console = _console()
     console.soft_wrap = False
     console.print(shown)
+
+
+def heat_map(
+    title: str, labels: Sequence[str], values: Sequence[Sequence[float]], low: float, high: float
+) -> None:
+    """Show numbers by row and column as shades between `low` and `high`, with each row's largest.
+
+    Colours where the terminal has them, characters elsewhere; columns are numbered from 0.
+    """
+    console = _console()
+    colour = console.color_system is not None
+    count = len(values[0])
+    side = min(LABEL_WIDTH, max(cell_len(label) for label in labels))
+    wide = 2 if side + 2 * count + 8 <= console.width else 1
+    console.print(Text(title, style="bold"))
+    marks = "".join(str(column).ljust(5 * wide) for column in range(0, count, 5))
+    console.print(Text(" " * (side + 1) + marks.rstrip(), style="dim"))
+    for label, row in zip(labels, values, strict=True):
+        line = Text(" " * (side - cell_len(set_cell_size(label, side).rstrip())))
+        line.append(set_cell_size(label, side).rstrip() + " ")
+        for value in row:
+            share = min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
+            if colour:
+                line.append(" " * wide, style=f"on {_shade(share)}")
+            else:
+                line.append(SHADES[round(share * (len(SHADES) - 1))] * wide)
+        line.append(f"  {max(row):.2f}")
+        console.print(line)
+
+
+def _shade(share: float) -> str:
+    """Return a colour between a very dark and a bright one."""
+    ends = zip((38, 34, 51), (255, 196, 84), strict=True)
+    return "rgb({},{},{})".format(*(round(a + share * (b - a)) for a, b in ends))
 
 
 def text(content: str) -> None:

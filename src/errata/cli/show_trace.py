@@ -1,0 +1,159 @@
+"""How traces are shown and kept from the command line: heat maps, tables, recommended blocks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from errata import console
+from errata.errors import ErrataError
+from errata.files import write_text
+
+if TYPE_CHECKING:
+    from errata.trace import Trace
+    from errata.trace_average import Recommendation
+    from errata.trace_runs import TraceRun
+
+LEFT_OUT_SHOWN = 5
+
+
+def picture_formats(given: str | None) -> tuple[str, ...]:
+    """Return the formats of pictures to keep; PNG where nothing is said and matplotlib is there.
+
+    Raises `ErrataError` for an unknown format, or when pictures are asked for without the extra.
+    """
+    from importlib.util import find_spec
+
+    known = ("png", "pdf", "svg")
+    if given is None:
+        return ("png",) if find_spec("matplotlib") else ()
+    asked = tuple(part.strip().lower() for part in given.split(","))
+    if asked == ("none",):
+        return ()
+    if unknown := [part for part in asked if part not in known]:
+        raise ErrataError(
+            f"there are no pictures of the kind {', '.join(unknown)}",
+            f"choose of {', '.join(known)}, or none",
+        )
+    if not find_spec("matplotlib"):
+        raise ErrataError(
+            "pictures need an extra that is not installed", "pip install 'errata[plot]'"
+        )
+    return asked
+
+
+def keep_recommendation(folder: Path, blocks: Recommendation) -> None:
+    """Write the evidence, and a settings file per method that `errata edit --hparams` reads."""
+    from errata.methods import METHODS
+
+    text = json.dumps(blocks.as_json(), indent=1)
+    write_text(folder / "recommended" / "evidence.json", text + "\n")
+    for name, method in METHODS.items():
+        chosen = blocks_for(method.batch_limit == 1, blocks)
+        write_text(folder / "recommended" / f"{name}.json", json.dumps({"layers": chosen}) + "\n")
+
+
+def blocks_for(single: bool, blocks: Recommendation) -> list[int]:
+    """Return the peak for methods that edit one block, the blocks around it for others."""
+    return [blocks.peak] if single else list(blocks.blocks)
+
+
+def show_trace(
+    model: str, found: Trace, noise: str, folder: Path, blocks: Recommendation | None
+) -> None:
+    """Show one fact's trace: a heat map per kind, and where most comes back."""
+    from errata.plots import can_plot, readable, titled
+
+    low = float(found.low.mean())
+    console.verb(f"errata trace {model}")
+    console.fact(f"{found.text} → {found.answer}")
+    console.fact(f"P(answer): {found.high:.3f} clean, {low:.3f} corrupted ({len(found.low)} runs)")
+    console.fact(noise)
+    _say_window(found.window, found.blocks)
+    first, end = found.subject
+    labels = [
+        readable(found.tokens[place]) + ("*" if first <= place < end else "")
+        for place in found.places
+    ]
+    for kind in found.kinds:
+        values = found.mean(kind)
+        top = max(float(values.max()), low + 1e-3)
+        title = f"{titled(kind, found.window)} ({low:.2f} to {top:.2f})"
+        console.heat_map(title, labels, values.tolist(), low, top)
+        place, block = divmod(int(values.argmax()), found.blocks)
+        lows, highs = found.interval(kind)
+        ends = f"[{lows[place, block]:.2f}, {highs[place, block]:.2f}]"
+        at = f"block {block}, token {labels[place]!r}"
+        console.fact(f"most comes back at {at}: {values[place, block]:.2f} {ends}")
+    if not can_plot():
+        console.fact("no pictures: pip install 'errata[plot]'")
+    console.fact(f"kept {folder}")
+    _show_recommended(model, folder, blocks)
+    if blocks is None:
+        console.next_step(f"errata trace {model} --dataset known --limit 200 --recommend")
+
+
+def show_averages(
+    model: str, dataset: str, run: TraceRun, noise: str, blocks: Recommendation | None
+) -> None:
+    """Show average effects: a heat map and a table per kind, and what was left out."""
+    from errata.plots import can_plot, titled
+    from errata.trace_average import ROLES
+    from errata.trace_runs import largest
+
+    averages, window = run.averages, run.traces[0].window
+    console.verb(f"errata trace {model}")
+    console.fact(f"{len(run.traces)} facts of {dataset}, {len(run.left_out)} left out")
+    for reason in run.left_out[:LEFT_OUT_SHOWN]:
+        console.fact(f"left out: {reason}")
+    console.fact(f"P(answer): {averages.high}; corrupted: {averages.low}")
+    console.fact(noise)
+    _say_window(window, averages.blocks)
+    for kind, roles in averages.effects.items():
+        held = [role for role in ROLES if role in roles]
+        values = [[score.value for score in roles[role]] for role in held]
+        top = max(max(map(max, values)), 1e-3)
+        title = f"{titled(kind, window)}: average indirect effect (0 to {top:.2f})"
+        console.heat_map(title, held, values, 0.0, top)
+        rows = []
+        for role in held:
+            best = largest(roles[role])
+            rows.append([role, str(roles[role].index(best)), str(best)])
+        console.table(("token", "block", "largest effect"), rows)
+    if not can_plot():
+        console.fact("no pictures: pip install 'errata[plot]'")
+    console.fact(f"kept {run.folder}")
+    _show_recommended(model, run.folder, blocks)
+    if blocks is None:
+        console.next_step(f"less {run.folder / 'report.md'}")
+
+
+def _say_window(window: int, blocks: int) -> None:
+    console.fact(
+        f"MLP and attention are restored in {window} blocks at a time; this model has {blocks} "
+        "(the paper: 10 of 48; --window)"
+    )
+
+
+def _show_recommended(model: str, folder: Path, blocks: Recommendation | None) -> None:
+    if blocks is None:
+        return
+    console.fact(f"blocks to edit, by the trace: {_list(blocks.blocks)}; for ROME {blocks.peak}")
+    console.fact(blocks.evidence)
+    if blocks.facts < 2:
+        console.warning("one fact is no evidence for others; trace a dataset: --dataset NAME")
+    console.warning(
+        "where tracing finds a fact and where editing works best can differ (arXiv 2301.04213); "
+        "a sweep of edits tells directly"
+    )
+    kept = folder / "recommended"
+    console.next_step(
+        f'errata edit {model} "…" TARGET --method memit --blocks {_list(blocks.blocks)}',
+        f'errata edit {model} "…" TARGET --method rome --hparams {kept / "rome.json"}',
+        f"errata sweep-blocks {model} --dataset NAME --limit 50",
+    )
+
+
+def _list(blocks: tuple[int, ...]) -> str:
+    return ",".join(str(block) for block in blocks)

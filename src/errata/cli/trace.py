@@ -1,0 +1,181 @@
+"""`errata trace`: where a model keeps a fact, by restoring one state of a corrupted run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata import console
+from errata.cli.options import (
+    AllowBase,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Patches,
+    Results,
+    cache_folder,
+    command_line,
+    given_settings,
+    load_dataset,
+    load_model,
+    settings_flags,
+)
+from errata.cli.show_trace import (
+    keep_recommendation,
+    picture_formats,
+    show_averages,
+    show_trace,
+)
+from errata.errors import ErrataError
+from errata.request import EditRequest
+from errata.trace_settings import TraceSettings
+
+if TYPE_CHECKING:
+    from errata.case import Case
+    from errata.model import EditedModel
+    from errata.question import Question
+
+OWN_SUBJECTS = {"demo": "demo-known"}
+"""Models that bring a dataset whose subjects the noise of a single prompt is measured on."""
+
+
+@settings_flags({"trace": TraceSettings})
+def trace(
+    model: Model,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help='The fact, its subject in braces: "The {Eiffel Tower} is in".'),
+    ] = None,
+    answer: Annotated[
+        str | None,
+        typer.Argument(help="What should follow; the model's likeliest token when not given."),
+    ] = None,
+    *,
+    subject: Annotated[
+        str | None, typer.Option(help="The subject, when the prompt has {} in its place.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Trace the facts of a dataset, and average.", metavar="NAME|FILE"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take so many facts.")] = None,
+    offset: Annotated[int, typer.Option(min=0, help="Leave out the first facts.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Shuffle the facts first.")] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave out broken records, and count them.")
+    ] = False,
+    recommend: Annotated[
+        bool, typer.Option("--recommend", help="Name the blocks to edit, and keep them.")
+    ] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(help="Pictures to keep: png, pdf, svg or none; png.", metavar="LIST"),
+    ] = None,
+    patch: Patches = None,
+    results: Results = Path("results"),
+    dtype: Dtype = "auto",
+    device: Device = None,
+    allow_base: AllowBase = False,
+    json: Json = False,
+    given: dict[str, Any],
+) -> None:
+    """Trace where facts are: each state that, restored, brings a corrupted answer back."""
+    settings = TraceSettings.of(given_settings(TraceSettings, given))
+    formats = picture_formats(plot)
+    if (prompt is None) == (dataset is None):
+        raise ErrataError(
+            "say what to trace, in one way",
+            'one fact: errata trace MODEL "The {Eiffel Tower} is in the city of"',
+            "many, and their average: --dataset known --limit 200",
+        )
+    if recommend and "mlp" not in settings.kinds:
+        raise ErrataError("blocks are recommended by the trace of MLPs", "let --kinds include mlp")
+    name = dataset or ("" if prompt is None else OWN_SUBJECTS.get(model, ""))
+    cases = load_dataset(name, limit, offset, seed, skip_invalid).cases if name else []
+    edited = load_model(model, patch, dtype, device, allow_base)
+    if prompt is not None:
+        request = EditRequest.parse(prompt, answer or "?", subject)
+        question = _asked(edited, request, answer)
+        subjects = [case.request.subject for case in cases] or [request.subject]
+        _trace_one(edited, question, settings, subjects, results, formats, recommend, json)
+    else:
+        _trace_many(edited, name, cases, settings, results, formats, recommend, json)
+
+
+def _asked(edited: EditedModel, request: EditRequest, answer: str | None) -> Question:
+    from errata.question import ask
+
+    follows = None if answer is None else request.answer
+    question = ask(edited.model, edited.tokenizer, request.text, request.span, follows)
+    if not question.known:
+        said = edited.tokenizer.decode(question.said).strip()
+        console.warning(
+            f"the model does not say {answer!r} here but {said!r}; what is traced is how likely "
+            f"it finds {answer!r}"
+        )
+    return question
+
+
+def _trace_one(
+    edited: EditedModel,
+    question: Question,
+    settings: TraceSettings,
+    subjects: list[str],
+    results: Path,
+    formats: tuple[str, ...],
+    recommend: bool,
+    json: bool,
+) -> None:
+    from errata.trace_average import recommend as recommended
+    from errata.trace_runs import keep_trace, noise_level
+    from errata.tracing import trace_question
+
+    level, noise = noise_level(edited, settings, subjects, cache_folder() / "noise")
+    found = trace_question(edited.model, edited.tokenizer, question, settings, level)
+    folder, lacking = keep_trace(edited, found, results, formats, command_line())
+    if lacking:
+        console.warning(
+            f"no installed font has {lacking}; the picture shows their codes (Noto fonts have them)"
+        )
+    blocks = recommended([found]) if recommend else None
+    if blocks is not None:
+        keep_recommendation(folder, blocks)
+    if json:
+        told = {"model": edited.name, "run": str(folder), **found.as_json()}
+        console.as_json(told | ({"recommended": blocks.as_json()} if blocks else {}))
+    else:
+        show_trace(edited.name, found, noise, folder, blocks)
+
+
+def _trace_many(
+    edited: EditedModel,
+    name: str,
+    cases: list[Case],
+    settings: TraceSettings,
+    results: Path,
+    formats: tuple[str, ...],
+    recommend: bool,
+    json: bool,
+) -> None:
+    from errata.trace_average import recommend as recommended
+    from errata.trace_runs import keep_averages, noise_level, summary_of, trace_cases
+
+    subjects = [case.request.subject for case in cases]
+    level, noise = noise_level(edited, settings, subjects, cache_folder() / "noise")
+    with console.bar("facts") as progress:
+        run = trace_cases(
+            edited, cases, settings, level, results, command=command_line(), progress=progress
+        )
+    run.averages  # noqa: B018 (raises where no fact is known)
+    keep_averages(run, formats)
+    blocks = recommended(run.traces) if recommend else None
+    if blocks is not None:
+        keep_recommendation(run.folder, blocks)
+    if json:
+        told = {"model": edited.name, "dataset": name, "run": str(run.folder), **summary_of(run)}
+        console.as_json(told | ({"recommended": blocks.as_json()} if blocks else {}))
+    else:
+        show_averages(edited.name, name, run, noise, blocks)

@@ -1,0 +1,113 @@
+"""Pictures of traces: every format, any size, any script; and the terminal's."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from errata import console, plots
+from errata.errors import ErrataError
+from errata.report import Score
+from errata.trace import Trace
+from errata.trace_average import average
+from errata.trace_settings import KINDS, TITLES
+
+
+def made(tokens: tuple[str, ...], blocks: int, kinds: tuple[str, ...] = ("mlp",)) -> Trace:
+    source = np.random.default_rng(0)
+    scores = {k: source.random((len(tokens), blocks, 3)).astype(np.float32) for k in kinds}
+    low = np.full(3, 0.05, np.float32)
+    places = tuple(range(len(tokens)))
+    return Trace("text", tokens, (1, 3), "巴黎", "巴黎", places, 10, 0.3, scores, low, 0.98)
+
+
+@pytest.fixture(autouse=True)
+def no_warnings() -> object:
+    """Matplotlib warns of glyphs that it cannot draw and layouts that do not fit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize("form", plots.FORMATS)
+def test_every_format(tmp_path: Path, form: str) -> None:
+    figure, _ = plots.draw_trace(made(("The", " {}", " Tower", " is"), 6, KINDS))
+    plots.save_figure(figure, tmp_path / f"trace.{form}")
+    start = (tmp_path / f"trace.{form}").read_bytes()[:5]
+    assert start == {"png": b"\x89PNG\r", "pdf": b"%PDF-", "svg": b"<?xml"}[form]
+    with pytest.raises(ErrataError, match="cannot be kept"):
+        plots.save_figure(figure, tmp_path / "trace.bmp")
+
+
+def test_titles_and_tokens_are_on_it() -> None:
+    figure, _ = plots.draw_trace(made((" In", " Eiffel", " Tower", " is"), 6, KINDS))
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    titles = [axis.get_title() for axis in panels]
+    for kind, title in zip(KINDS, titles, strict=True):
+        assert TITLES[kind] in title
+        assert ("10 blocks" in title) == (kind in ("mlp", "attn"))
+    labels = [label.get_text() for label in panels[0].get_yticklabels()]
+    assert labels == ["In", "Eiffel*", "Tower*", "is"]
+
+
+def test_scripts_without_a_font_go_by_their_codes(tmp_path: Path) -> None:
+    tokens = ("<s>", "東₁", "東₂", " Башня", "\u0378", " $x$", "\n", " ")
+    figure, lacking = plots.draw_trace(made(tokens, 4))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[4] == "⟨378⟩" and "\u0378" in lacking
+    assert labels[3] == "Башня" and "Б" not in lacking
+    assert labels[5:] == [r"\$x\$", "↵", "␣"]
+    assert labels[1] == ("⟨6771⟩₁*" if "東" in lacking else "東₁*")
+    plots.save_figure(figure, tmp_path / "trace.png")
+
+
+@pytest.mark.parametrize(("count", "blocks"), [(70, 12), (8, 80), (2, 1)])
+def test_it_grows_with_what_it_shows(tmp_path: Path, count: int, blocks: int) -> None:
+    figure, _ = plots.draw_trace(made(tuple(f" a long token {i}" for i in range(count)), blocks))
+    panel = figure.axes[0]
+    plots.save_figure(figure, tmp_path / "trace.png")
+    box = panel.get_window_extent()
+    assert box.height / count >= 0.9 * 8 / 72 * figure.dpi  # a line of its label fits into a row
+    assert box.width / blocks >= 2
+
+
+def test_averages_and_sweeps(tmp_path: Path) -> None:
+    averages = average([made(("a", "b", "c", "d", "e"), 8, ("hidden", "mlp", "attn"))] * 3)
+    score = Score(value=0.5, low=0.4, high=0.6, n=3)
+    swept = {block: {"efficacy": score, "paraphrase": score} for block in (1, 4)}
+    traced = {"MLP": [score] * 8}
+    for name, figure in (
+        ("heat", plots.draw_averages(averages, 2)),
+        ("lines", plots.draw_lines(averages, 2)),
+        ("sweep", plots.draw_sweep(swept, traced, "ROME")),
+    ):
+        plots.save_figure(figure, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_a_heat_map_in_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(width: int, colour: str | None) -> str:
+        made = Console(
+            file=io.StringIO(),
+            width=width,
+            color_system=colour,
+            force_terminal=bool(colour),
+            soft_wrap=True,
+        )
+        monkeypatch.setattr(console, "_console", lambda stderr=False: made)
+        rows = [[0.0] * 7 + [1.0], [0.5] * 8]
+        console.heat_map("title", ("東京", "a token that is far too long to be shown"), rows, 0, 1)
+        return str(made.file.getvalue())  # type: ignore[union-attr]
+
+    plain = shown(60, None).splitlines()
+    assert plain[0] == "title" and plain[1].split() == ["0", "5"]
+    assert plain[2].endswith("██  1.00") and "東京" in plain[2]
+    assert "█" not in plain[3] and plain[3].endswith("0.50")
+    assert plain[1].index("5") == plain[3].index("░") + 10
+    assert "48;2;255;196;84" in shown(60, "truecolor")
+    assert shown(34, None).splitlines()[2].endswith(" █  1.00")
