@@ -1,0 +1,108 @@
+"""`errata lens`: what each block would already answer, before and after patches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from errata import console
+from errata.cli.options import AllowBase, Device, Dtype, Json, Model, Patches, load_model
+from errata.request import EditRequest
+
+if TYPE_CHECKING:
+    from errata.lens import Lens
+    from errata.model import EditedModel
+
+
+def lens(
+    model: Model,
+    prompt: Annotated[
+        str, typer.Argument(help='A prompt, its subject in braces: "The {Eiffel Tower} is in".')
+    ],
+    answer: Annotated[
+        str | None,
+        typer.Argument(
+            help="The answer whose first token is followed; what the model says when not given."
+        ),
+    ] = None,
+    *,
+    subject: Annotated[
+        str | None, typer.Option(help="The subject, when the prompt has {} in its place.")
+    ] = None,
+    patch: Patches = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    allow_base: AllowBase = False,
+    json: Json = False,
+) -> None:
+    """Read every block as if it were the last; with patches, before and after them."""
+    request = EditRequest.parse(prompt, answer or "?", subject)
+    edited = load_model(model, patch, dtype, device, allow_base)
+    found = _read(edited, request, None if answer is None else request.answer)
+    if json:
+        told = {half: one.as_json() for half, one in found.items()}
+        now = found["after"]
+        beside = {"text": request.text, "tokens": list(now.tokens), "answer": now.answer}
+        console.as_json({"model": model, "patches": len(edited.patches), **beside, **told})
+        return
+    console.verb(f"errata lens {model}")
+    console.fact(f"{request.text} → {found['after'].answer.strip()}")
+    first = _subject(edited, request)
+    for half, one in found.items():
+        title = "P(answer's first token)" + (f" {half} the patches" if len(found) > 1 else "")
+        labels = [_label(token, place in first) for place, token in enumerate(one.tokens)]
+        console.heat_map(f"{title}, by token and block", labels, one.answers.tolist(), 0.0, 1.0)
+    for name, place in (("last token", -1), ("subject's last token", first[-1])):
+        console.table(*_table(found, name, place))
+
+
+def _read(edited: EditedModel, request: EditRequest, answer: str | None) -> dict[str, Lens]:
+    """Read the lens on the model as it stands and, if it has patches, without them."""
+    from errata.lens import read_lens
+    from errata.question import ask
+
+    model, tokenizer = edited.model, edited.tokenizer
+    question = ask(model, tokenizer, request.text, request.span, answer)
+    found = {"after": read_lens(model, tokenizer, question)}
+    if not edited.patches:
+        return found
+    with edited.without_patches():
+        return {"before": read_lens(model, tokenizer, question), **found}
+
+
+def _subject(edited: EditedModel, request: EditRequest) -> range:
+    """Return the subject's tokens."""
+    from errata.tokens import encode, position_of
+
+    encoded = encode(edited.tokenizer, request.text)
+    first = position_of(encoded, request.span, "subject_first")
+    return range(first, position_of(encoded, request.span, "subject_last") + 1)
+
+
+def _label(token: str, of_subject: bool) -> str:
+    from errata.plots import readable
+
+    return readable(token) + ("*" if of_subject else "")
+
+
+def _table(
+    found: dict[str, Lens], name: str, place: int
+) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return columns and rows: by block, what would be said and how likely the answer is."""
+    halves = list(found.items())
+    columns = ["block"]
+    for half, _ in halves:
+        title = f"{name}, {half}" if len(halves) > 1 else name
+        columns += [title, "P", "P(answer)"]
+    rows = []
+    for block in range(halves[0][1].answers.shape[1]):
+        row = [str(block)]
+        for _, one in halves:
+            row += [
+                one.said[place][block].strip() or repr(one.said[place][block]),
+                f"{one.likeliest[place, block]:.3f}",
+                f"{one.answers[place, block]:.3f}",
+            ]
+        rows.append(row)
+    return tuple(columns), rows
