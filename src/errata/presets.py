@@ -59,7 +59,8 @@ def settle(
         if "blocks" not in given:
             notes = (
                 f"no preset for {name}: blocks {_list(values['blocks'])} are a guess by depth; "
-                "name others with --blocks",
+                f"`errata trace {model_name} --dataset NAME --recommend` finds some, "
+                "--blocks sets them",
             )
     settled = method.of(merged(merged(method().model_dump(), values), given))
     beyond = [block for block in settled.edited_blocks if not 0 <= block < block_count]

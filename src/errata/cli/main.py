@@ -10,7 +10,7 @@ import sys
 import typer
 
 from errata import console
-from errata.cli import chat, edit, env, export, lens, ls, run, stats, summarize, trace
+from errata.cli import chat, edit, env, export, lens, ls, run, stats, summarize, sweep_blocks, trace
 from errata.cli import eval as evaluation
 from errata.errors import ErrataError
 
@@ -33,6 +33,7 @@ app.command()(summarize.summarize)
 app.command()(stats.stats)
 app.command()(trace.trace)
 app.command()(lens.lens)
+app.command("sweep-blocks")(sweep_blocks.sweep_blocks)
 app.command()(chat.chat)
 app.command()(export.export)
 app.command("ls")(ls.list_things)

@@ -1,0 +1,169 @@
+"""`errata sweep-blocks`: where edits work, by editing at every block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata import console
+from errata.cli.options import (
+    AllowBase,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Patches,
+    Results,
+    cache_folder,
+    command_line,
+    given_settings,
+    load_dataset,
+    load_model,
+    settings_flags,
+    show_warnings,
+)
+from errata.cli.show_trace import picture_formats
+from errata.errors import ErrataError
+from errata.methods import METHODS, method_named
+from errata.trace_settings import TraceSettings
+
+if TYPE_CHECKING:
+    from errata.case import Case
+    from errata.methods import ClosedForm
+    from errata.model import EditedModel
+    from errata.moment import SecondMoment
+    from errata.sweep import Sweep
+    from errata.sweep_trace import SideBySide
+
+
+@settings_flags(METHODS)
+def sweep_blocks(
+    model: Model,
+    *,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Cases: a dataset's name or a file; `demo` for the demo.", metavar="NAME|FILE"
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Take so many cases.")] = 50,
+    offset: Annotated[int, typer.Option(min=0, help="Leave out the first cases.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Shuffle the cases first.")] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave out broken records, and count them.")
+    ] = False,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "rome",
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also trace the same facts, and hold both together.")
+    ] = False,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text for the second moment (see `errata stats`).")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of it to use.")] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(help="Pictures to keep: png, pdf, svg or none; png.", metavar="LIST"),
+    ] = None,
+    patch: Patches = None,
+    results: Results = Path("results"),
+    dtype: Dtype = "auto",
+    device: Device = None,
+    allow_base: AllowBase = False,
+    json: Json = False,
+    given: dict[str, Any],
+) -> None:
+    """Edit each fact alone at each block (--blocks, all by default), and score what it did."""
+    chosen, formats = method_named(method), picture_formats(plot)
+    settings = given_settings(chosen, given)
+    name = dataset or ("demo" if model == "demo" else None)
+    if name is None:
+        raise ErrataError("say what to edit", "name a dataset: --dataset counterfact")
+    cases = load_dataset(name, limit, offset, seed, skip_invalid).cases
+    edited = load_model(model, patch, dtype, device, allow_base)
+    methods, moments, facts = _prepared(edited, chosen, settings, corpus, tokens)
+
+    from errata.sweep import sweep_blocks as swept
+    from errata.sweep_trace import keep_sweep, side_by_side
+
+    with console.bar("edits") as progress:
+        found = swept(
+            edited, cases, methods, moments, results, command=command_line(), progress=progress
+        )
+    beside = None
+    if trace:
+        with console.bar("traces") as progress:
+            beside = side_by_side(
+                edited, cases, found, TraceSettings(), cache_folder() / "noise", progress
+            )
+    keep_sweep(found, beside, formats)
+    if json:
+        told = {"model": model, "dataset": name, "cases": len(cases), "run": str(found.folder)}
+        told |= found.as_json() | ({"trace": beside.as_json()} if beside else {})
+        console.as_json(told)
+    else:
+        _show(model, name, cases, found, beside, facts)
+
+
+def _prepared(
+    edited: EditedModel,
+    method: type[ClosedForm],
+    settings: dict[str, Any],
+    corpus: str | None,
+    tokens: int | None,
+) -> tuple[dict[int, ClosedForm], dict[int, SecondMoment], list[str]]:
+    """Return the method for every block, and the moments of all of them, measured in one pass."""
+    from errata.family import family_of
+    from errata.presets import settle
+    from errata.statistics import Store, moments_for
+
+    count = family_of(edited.model).block_count(edited.model)
+    asked = settings.pop("blocks", None) or range(count)
+    methods = {}
+    for block in sorted({int(block) for block in asked}):
+        given = {**settings, "blocks": (block,)}
+        methods[block], source, notes = settle(method, edited.name, count, given)
+    show_warnings(notes)
+    moments: dict[int, SecondMoment] = {}
+    facts = [f"settings: {source}"]
+    if next(iter(methods.values())).needs_moment:
+        everywhere = METHODS["memit"].of({"blocks": tuple(methods)})
+        with console.bar("second moment") as progress:
+            store = Store(cache_folder() / "moments")
+            held, said = moments_for(edited, everywhere, store, corpus, tokens, progress)
+        moments, facts = dict(held), [*facts, *said]
+    return methods, moments, facts
+
+
+def _show(
+    model: str,
+    dataset: str,
+    cases: Sequence[Case],
+    found: Sweep,
+    beside: SideBySide | None,
+    facts: Sequence[str],
+) -> None:
+    from errata.sweep import percent
+
+    console.verb(f"errata sweep-blocks {model}, {found.method}")
+    console.fact(f"{len(cases)} cases of {dataset}, each edited alone at each block")
+    for line in facts:
+        console.fact(line)
+    console.fact("percent, with 95 % intervals")
+    names = [name.replace("same_subject_accuracy", "same subject") for name in found.columns]
+    console.table(("block", *names), found.table())
+    if beside:
+        rows = [
+            [str(b), *(percent(row[b]) for row in beside.effects.values())] for b in found.blocks
+        ]
+        console.table(("block", *beside.effects), rows)
+    console.fact(found.verdict)
+    for line in beside.sentences(found) if beside else ():
+        console.fact(line)
+    console.fact(f"kept {found.folder}")
+    console.next_step(
+        f'errata edit {model} "…" TARGET --method {found.method.lower()} --blocks {found.best}',
+        f"less {found.folder / 'report.md'}",
+    )

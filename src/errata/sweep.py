@@ -1,0 +1,270 @@
+"""A sweep of edits over blocks: each fact edited alone at each block, and what became of it.
+
+    results/sweep/run_<NNN>/  params.json summary.json report.md blocks/<B>.json
+
+It answers directly what a causal trace can only suggest: where edits work. The two are known to
+disagree (arXiv 2301.04213), so both can stand side by side: `compare` tells how much of the
+edits' success the block alone explains, and how much the facts' own tracing effects add.
+A stopped sweep goes on at the case where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from errata.case import Case
+from errata.evaluate import KINDS
+from errata.files import write_text
+from errata.folders import run_folder
+from errata.methods.closed_form import ClosedForm
+from errata.model import EditedModel
+from errata.moment import SecondMoment
+from errata.report import Score, markdown_table
+from errata.runs import Plan, Run, run_edits
+
+Array = NDArray[np.float64]
+LABEL = "sweep"
+SPARED = "same_subject_accuracy"
+SHOWN = (*KINDS, "score", SPARED)
+"""The figures that are shown, where they are known."""
+
+
+class BlockScores(NamedTuple):
+    """What edits at one block did."""
+
+    summary: dict[str, Score]
+    magnitudes: dict[str, list[float | None]]
+    """Per kind of prompt and case, the mean of P(right) - P(wrong)."""
+
+
+@dataclass
+class Sweep:
+    """What a sweep found, by block."""
+
+    folder: Path
+    method: str
+    before: dict[str, Score] = field(default_factory=dict)
+    blocks: dict[int, BlockScores] = field(default_factory=dict)
+
+    @property
+    def alike(self) -> tuple[int, ...]:
+        """The block with the highest score, and those whose interval overlaps its interval."""
+        scores = {block: self._score(block) for block in self.blocks}
+        top = max(scores.values(), key=lambda score: score.value)
+        return tuple(block for block, score in scores.items() if score.high >= top.low)
+
+    @property
+    def best(self) -> int:
+        """Of those blocks the one that spares the subjects' other facts most, where that is known.
+
+        Elsewhere the one with the highest score.
+        """
+        known = all(SPARED in found.summary for found in self.blocks.values())
+
+        def merit(block: int) -> tuple[float, float]:
+            spared = self.blocks[block].summary[SPARED].value if known else 0.0
+            return spared, self._score(block).value
+
+        return max(self.alike, key=merit)
+
+    def _score(self, block: int) -> Score:
+        """The score of a block's edits, or their efficacy where neighbours are not known."""
+        known = all("score" in found.summary for found in self.blocks.values())
+        return self.blocks[block].summary["score" if known else KINDS[0]]
+
+    @property
+    def verdict(self) -> str:
+        """Where edits work, in a sentence."""
+        one = len(self.alike) == 1
+        blocks = ", ".join(str(block) for block in self.alike)
+        said = (
+            f"edits work best at block {blocks}"
+            if one
+            else (f"edits work alike at blocks {blocks} (their intervals overlap)")
+        )
+        if not one and SPARED in self.blocks[self.best].summary:
+            spared = self.blocks[self.best].summary[SPARED]
+            said += f"; at block {self.best} they spare the subjects' other facts most, {spared}"
+        return said
+
+    def table(self, traced: Mapping[str, Sequence[Score]] | None = None) -> list[list[str]]:
+        """Return rows of block and figures in percent, effects of a trace beside them."""
+        rows = []
+        for block, found in self.blocks.items():
+            row = [str(block), *(percent(found.summary[name]) for name in self.columns)]
+            rows.append(row + [percent(scores[block]) for scores in (traced or {}).values()])
+        return rows
+
+    @property
+    def columns(self) -> list[str]:
+        """The figures that every block has."""
+        return [name for name in SHOWN if all(name in b.summary for b in self.blocks.values())]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all scores by block, those before any edit under `before`."""
+        return {
+            "method": self.method,
+            "best": self.best,
+            "alike": list(self.alike),
+            "before": {name: score.model_dump() for name, score in self.before.items()},
+            "blocks": {
+                str(block): {name: score.model_dump() for name, score in found.summary.items()}
+                for block, found in self.blocks.items()
+            },
+        }
+
+
+def sweep_blocks(
+    edited: EditedModel,
+    cases: Sequence[Case],
+    methods: Mapping[int, ClosedForm],
+    moments: Mapping[int, SecondMoment],
+    results: Path,
+    *,
+    command: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Sweep:
+    """Edit every case alone at every block; `methods` holds the method with its block set."""
+    some = next(iter(methods.values()))
+    params = {
+        "model": edited.base.model_dump(),
+        "dtype": str(edited.model.dtype),
+        "parents": [patch.digest for patch in edited.patches],
+        "methods": {str(b): method.model_dump(mode="json") for b, method in methods.items()},
+        "method": some.name,
+        "moments": {str(block): moment.digest for block, moment in moments.items()},
+        "cases": [
+            case.model_dump(mode="json", exclude_defaults=True, exclude={"references", "essence"})
+            for case in cases
+        ],
+    }
+    with run_folder(results, LABEL, params, command) as (folder, _):
+        sweep = Sweep(folder, some.label)
+        for number, (block, method) in enumerate(methods.items()):
+            path, start = folder / "blocks" / f"{block}.json", number * len(cases)
+            if not path.exists():
+                _edit_at(
+                    edited,
+                    cases,
+                    method,
+                    moments,
+                    path,
+                    lambda done, _, start=start: progress(start + done, len(methods) * len(cases)),  # type: ignore[misc]
+                )
+            _read(sweep, block, json.loads(path.read_text(encoding="utf-8")))
+            progress(start + len(cases), len(methods) * len(cases))
+        write_text(folder / "report.md", _report(sweep, len(cases), command))
+        write_text(folder / "summary.json", json.dumps(sweep.as_json(), indent=1) + "\n")
+    return sweep
+
+
+def _edit_at(
+    edited: EditedModel,
+    cases: Sequence[Case],
+    method: ClosedForm,
+    moments: Mapping[int, SecondMoment],
+    path: Path,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Edit all cases, each alone, and keep what they did; the patches are not kept."""
+    room, held = path.with_suffix(""), len(edited.patches)
+    try:
+        run = run_edits(edited, cases, method, moments, Plan(batch_size=1), room, progress=progress)
+    finally:
+        while len(edited.patches) > held:
+            edited.undo()
+    summary = {half: {n: s.model_dump() for n, s in run.summary[half].items()} for half in _HALVES}
+    write_text(path, json.dumps({**summary, "magnitudes": _magnitudes(run)}) + "\n")
+    shutil.rmtree(room)
+
+
+_HALVES = ("before", "after")
+
+
+def _magnitudes(run: Run) -> dict[str, list[float | None]]:
+    found: dict[str, list[float | None]] = {}
+    for kind in KINDS:
+        rows = [
+            [
+                score.magnitude
+                for score in case
+                if score.kind == kind and score.magnitude is not None
+            ]
+            for case in run.after
+        ]
+        found[kind] = [sum(row) / len(row) if row else None for row in rows]
+    return found
+
+
+def _read(sweep: Sweep, block: int, kept: dict[str, Any]) -> None:
+    sweep.before = {name: Score.of(score) for name, score in kept["before"].items()}
+    after = {name: Score.of(score) for name, score in kept["after"].items()}
+    sweep.blocks[block] = BlockScores(after, kept["magnitudes"])
+
+
+def _report(sweep: Sweep, count: int, command: str | None) -> str:
+    lines = [
+        f"# sweep of {sweep.method}, {sweep.folder.name}",
+        markdown_table(("block", *sweep.columns), sweep.table()),
+        f"{count} facts, each edited alone at each block: {sweep.verdict}.",
+        *([f"Made by `{command}`."] if command else []),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def percent(score: Score) -> str:
+    """Return a share in whole percent, with its interval."""
+    return f"{100 * score.value:.0f} [{100 * score.low:.0f}, {100 * score.high:.0f}]"
+
+
+class Comparison(NamedTuple):
+    """How the success of edits goes with block and with tracing effect, over facts x blocks."""
+
+    facts: int
+    by_block: float
+    """R² of P(new) - P(true) after the edit on the block alone."""
+    with_trace: float
+    """R² with the fact's own tracing effect at the block besides."""
+    by_trace: float
+    """R² on the tracing effect alone."""
+    within: dict[int, float]
+    """Per block, Pearson's correlation over facts; blocks where nothing varies are absent."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures by name."""
+        return {**self._asdict(), "within": {str(b): r for b, r in self.within.items()}}
+
+
+def compare(effects: Array, successes: Array, blocks: Sequence[int]) -> Comparison:
+    """Hold tracing effects against the success of edits: (facts, blocks) each."""
+    count, wide = effects.shape
+    y, x = successes.ravel(), effects.ravel()
+    at = np.tile(np.eye(wide), (count, 1))  # (facts x blocks, blocks): which block it is
+    ones = np.ones((count * wide, 1))
+    within = {
+        block: float(np.corrcoef(effects[:, i], successes[:, i])[0, 1])
+        for i, block in enumerate(blocks)
+        if effects[:, i].std() > 1e-6 and successes[:, i].std() > 1e-6
+    }
+    return Comparison(
+        facts=count,
+        by_block=_explained(at, y),
+        with_trace=_explained(np.hstack([at, x[:, None]]), y),
+        by_trace=_explained(np.hstack([ones, x[:, None]]), y),
+        within=within,
+    )
+
+
+def _explained(design: Array, y: Array) -> float:
+    """Return R² of a least-squares fit."""
+    fit, *_ = np.linalg.lstsq(design, y, rcond=None)
+    spread = float(((y - y.mean()) ** 2).sum())
+    return 1 - float(((y - design @ fit) ** 2).sum()) / spread if spread > 0 else 0.0

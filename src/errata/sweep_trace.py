@@ -1,0 +1,129 @@
+"""A sweep of edits and a causal trace of the same facts, side by side.
+
+The facts are traced as they are before any edit, at the subject's last token, where editors
+write. What the two say together is arXiv 2301.04213's question: does tracing tell where to edit?
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from errata.case import Case
+from errata.files import write_text
+from errata.model import EditedModel
+from errata.plots import draw_sweep, save_figure
+from errata.report import Score, markdown_table
+from errata.sweep import Comparison, Sweep, compare
+from errata.trace import Trace
+from errata.trace_average import LAST_SUBJECT, Recommendation, average, recommend
+from errata.trace_runs import noise_level, trace_cases
+from errata.trace_settings import Kind, TraceSettings
+
+TRACED: tuple[Kind, ...] = ("mlp", "hidden", "frozen-mlp")
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What the traces of a sweep's facts say."""
+
+    effects: dict[str, list[Score]]
+    """Average indirect effects at the subject's last token: by what was restored, then block."""
+    comparisons: dict[str, Comparison]
+    """How editing success goes with the MLP trace, per kind of prompt."""
+    recommended: Recommendation
+    left_out: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything by name."""
+        return {
+            "effects": {n: [s.model_dump() for s in row] for n, row in self.effects.items()},
+            "comparisons": {kind: one.as_json() for kind, one in self.comparisons.items()},
+            "recommended": self.recommended.as_json(),
+            "left_out": list(self.left_out),
+        }
+
+    def sentences(self, sweep: Sweep) -> list[str]:
+        """Say in words where both agree, and what the trace adds to knowing the block."""
+        found, alike = self.recommended, sweep.alike
+        agree = "is one of them" if found.peak in alike else "is none of them"
+        said = [
+            f"the trace's peak, {found.effect} given back by {found.window} MLPs around block "
+            f"{found.peak}, {agree}"
+        ]
+        for kind, one in self.comparisons.items():
+            said.append(
+                f"{kind}, {one.facts} facts: which block was edited explains {one.by_block:.0%} of "
+                f"the variance; with the fact's own tracing effect {one.with_trace:.0%}; the "
+                f"tracing effect alone {one.by_trace:.0%}"
+            )
+        return said
+
+
+def side_by_side(
+    edited: EditedModel,
+    cases: Sequence[Case],
+    sweep: Sweep,
+    settings: TraceSettings,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SideBySide:
+    """Trace the sweep's facts, kept under the sweep's folder, and compare."""
+    chosen = settings.with_values(kinds=TRACED, subject_last_only=True)
+    subjects = [case.request.subject for case in cases]
+    level, _ = noise_level(edited, chosen, subjects, cache)
+    run = trace_cases(edited, cases, chosen, level, sweep.folder, progress=progress)
+    effects = average(run.traces).effects
+    blocks = list(sweep.blocks)
+    comparisons = {}
+    for kind in next(iter(sweep.blocks.values())).magnitudes:
+        pairs = _pairs(run.traces, run.indices, sweep, kind)
+        if len(pairs) > 2:
+            traced, succeeded = map(np.array, zip(*pairs, strict=True))
+            comparisons[kind] = compare(traced, succeeded, blocks)
+    window = run.traces[0].window
+    names = {"mlp": f"MLP x {window}", "hidden": "hidden", "frozen-mlp": "hidden, MLPs severed"}
+    return SideBySide(
+        effects={names[kind]: effects[kind][LAST_SUBJECT] for kind in TRACED},
+        comparisons=comparisons,
+        recommended=recommend(run.traces),
+        left_out=tuple(run.left_out),
+    )
+
+
+def _pairs(
+    traces: Sequence[Trace], indices: Sequence[int], sweep: Sweep, kind: str
+) -> list[tuple[list[float], list[float]]]:
+    """Return per fact its MLP effects and its edits' success, over the sweep's blocks."""
+    found = []
+    for trace, index in zip(traces, indices, strict=True):
+        success = [one.magnitudes[kind][index] for one in sweep.blocks.values()]
+        effect = trace.effect("mlp")[0]
+        if all(value is not None for value in success):
+            held = [float(value) for value in success if value is not None]
+            found.append(([float(effect[block]) for block in sweep.blocks], held))
+    return found
+
+
+def keep_sweep(sweep: Sweep, beside: SideBySide | None, formats: Sequence[str]) -> None:
+    """Keep pictures of a sweep, and what the traces say beside it, in the sweep's folder."""
+    effects = beside.effects if beside else {}
+    if beside is not None:
+        write_text(sweep.folder / "trace.json", json.dumps(beside.as_json(), indent=1) + "\n")
+        lines = [
+            f"# sweep of {sweep.method} and trace, side by side",
+            markdown_table(("block", *sweep.columns, *effects), sweep.table(effects)),
+            f"Percent, with 95 % intervals. {sweep.verdict}.",
+            "\n".join(f"- {line}" for line in beside.sentences(sweep)),
+        ]
+        write_text(sweep.folder / "side_by_side.md", "\n\n".join(lines) + "\n")
+    for form in formats:
+        figure = draw_sweep(
+            {block: found.summary for block, found in sweep.blocks.items()}, effects, sweep.method
+        )
+        save_figure(figure, sweep.folder / f"sweep.{form}")

@@ -1,0 +1,134 @@
+"""`errata trace`, `lens` and `sweep-blocks` from the command line to the files they keep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from errata.cli.main import app
+from errata.errors import ErrataError
+from errata.hparams import read_hparams
+from errata.methods import METHODS
+from errata.presets import settle
+from errata.trace import Trace
+
+FACT = "The home town of {Anouk Almory} is"
+QUICK = ("--samples", "2", "--subject-last-only", "--dtype", "float32")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+
+
+def called(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def told(*arguments: str | Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(called(*arguments, "--json"))
+    return found
+
+
+def test_one_fact(tmp_path: Path) -> None:
+    found = told("trace", "demo", FACT, *QUICK, "--results", tmp_path, "--recommend")
+    assert (found["answer"], found["known"], found["window"]) == ("Malmör", True, 2)
+    score = found["scores"]["mlp"][0][0]
+    assert set(score) == {"value", "low", "high", "n"} and score["n"] == 2
+    assert found["recommended"]["peak"] in found["recommended"]["blocks"]
+    folder = Path(found["run"])
+    names = {path.name for path in folder.iterdir()}
+    assert {"trace.safetensors", "trace.json", "trace.png", "params.json"} <= names
+    trace = Trace.load(folder / "trace.safetensors")
+    assert trace.as_json()["scores"] == found["scores"]
+    for name, method in METHODS.items():
+        read = read_hparams(folder / "recommended" / f"{name}.json", method)
+        blocks = [found["recommended"]["peak"]] if name == "rome" else None
+        assert read.settings["blocks"] == (blocks or found["recommended"]["blocks"])
+        assert not read.unused
+
+
+def test_it_is_shown_as_a_heat_map(tmp_path: Path) -> None:
+    shown = called("trace", "demo", FACT, "--samples", "2", "--results", tmp_path, "--plot", "none")
+    assert "restored: MLP, 2 blocks" in shown and "Almory* █" in shown
+    assert "the paper: 10 of 48" in shown and "250 subjects'" in shown
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_an_answer_that_the_model_does_not_give_is_told(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["trace", "demo", FACT, "Tarn", *QUICK, "--results", str(tmp_path), "--plot", "none"]
+    )
+    assert "does not say 'Tarn'" in result.output
+
+
+def test_many_facts(tmp_path: Path) -> None:
+    verb = ("trace", "demo", "--dataset", "demo-known", "--limit", "3", *QUICK)
+    found = told(*verb, "--results", tmp_path, "--plot", "svg,png", "--recommend")
+    assert (found["facts"], found["left_out"]) == (3, 0)
+    assert len(found["effects"]["mlp"]["last subject token"]) == 8
+    assert found["recommended"]["facts"] == 3
+    folder = Path(found["run"])
+    for name in ("heat.svg", "heat.png", "lines.svg", "lines.png", "report.md"):
+        assert (folder / name).stat().st_size > 100
+    shown = called(*verb, "--results", tmp_path, "--plot", "none")
+    assert "average indirect effect" in shown and "3 facts of demo-known, 0 left out" in shown
+
+
+def test_the_lens(tmp_path: Path) -> None:
+    found = told("lens", "demo", FACT)
+    assert found["after"]["said"][-1][-1] == found["answer"] and "before" not in found
+    assert len(found["after"]["answers"]) == len(found["tokens"])
+    shown = called("lens", "demo", FACT, "Tarn")
+    assert "P(answer's first token)" in shown and "subject's last token" in shown
+
+
+@pytest.mark.slow
+def test_the_lens_before_and_after_a_patch(tmp_path: Path) -> None:
+    called("edit", "demo", FACT, "Orwick", "--method", "rome", "--results", tmp_path)
+    (patch,) = tmp_path.rglob("*.safetensors")
+    found = told("lens", "demo", FACT, "Orwick", "--patch", patch)
+    before, after = (found[half]["answers"][-1] for half in ("before", "after"))
+    assert before[-1] < 0.1 < 0.5 < after[-1]
+    shown = called("lens", "demo", FACT, "Orwick", "--patch", patch)
+    assert "before the patches" in shown and "last token, after" in shown
+
+
+@pytest.mark.slow
+def test_a_sweep_beside_a_trace(tmp_path: Path) -> None:
+    verb = ("sweep-blocks", "demo", "--limit", "4", "--blocks", "2,6", "--steps", "5", "--trace")
+    found = told(*verb, "--results", tmp_path)
+    assert set(found["blocks"]) == {"2", "6"} and found["best"] in (2, 6)
+    assert set(found["blocks"]["2"]["efficacy"]) == {"value", "low", "high", "n"}
+    assert found["trace"]["comparisons"]["efficacy"]["facts"] <= 4
+    folder = Path(found["run"])
+    assert (folder / "sweep.png").exists() and (folder / "side_by_side.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("trace", "demo"), "say what to trace"),
+        (("trace", "demo", FACT, "--dataset", "demo-known"), "say what to trace"),
+        (("trace", "demo", FACT, "--kinds", "heads"), "kinds"),
+        (("trace", "demo", FACT, "--plot", "gif"), "gif"),
+        (("trace", "demo", FACT, "--recommend", "--kinds", "hidden"), "trace of MLPs"),
+        (("trace", "demo", "The home town of Anouk is"), "not marked"),
+        (("sweep-blocks", "gpt2"), "say what to edit"),
+    ],
+)
+def test_what_is_wrong_is_told(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ErrataError, match=message):
+        CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def test_a_guess_by_depth_names_the_trace() -> None:
+    _, _, (note,) = settle(METHODS["memit"], "org/some-model", 24, {})
+    assert "are a guess" in note
+    assert "errata trace org/some-model --dataset NAME --recommend" in note
