@@ -41,10 +41,10 @@ from errata.identity import versions
 from errata.question import Question
 from errata.recording import Contributions, Recording, contributions
 from errata.trace import Trace
+from errata.trace_memory import MEMORY, Room
 from errata.trace_settings import Kind, TraceSettings, window_around
 
-TOKENS_AT_ONCE = 4096
-"""Tokens that one forward pass holds, those before the restored one not counted."""
+Progress = Callable[[int, int], None]
 
 
 class Cell(NamedTuple):
@@ -63,18 +63,43 @@ def trace_question(
     question: Question,
     settings: TraceSettings,
     level: float,
-    budget: int = TOKENS_AT_ONCE,
+    memory: int = MEMORY,
+    progress: Progress = lambda done, total: None,
 ) -> Trace:
     """Trace one question; `level` is what the noise is multiplied by.
 
-    A forward pass holds at most `budget` tokens (at least one row); this changes memory and
-    speed, not results beyond rounding.
+    What is kept of the runs takes at most `memory` bytes, and so does a forward pass (at least
+    a row each); this changes speed, not results beyond rounding.
     """
+    first, end = question.subject
+    embedding = model.get_submodule(family_of(model).embedding)
+    noise = level * noise_of(settings, end - first, embedding.get_parameter("weight").shape[-1])
+    deep = set(settings.kinds) != {"hidden"}
+    room = Room.of(model, len(question.ids), len(question.targets), deep)
+    size = room.runs_within(memory)
+    groups = [noise[start : start + size] for start in range(0, len(noise), size)]
+    steps = len(settings.kinds) * len(groups)
+    parts: list[dict[str, Tensor]] = []
     with frozen(model), torch.no_grad():
-        work = _Work(model, question, settings, level, budget)
-        found = {kind: work.traced(kind) for kind in settings.kinds}
-        several = len(question.targets) > 1
-        low, high = work.baseline[1:], work.baseline[0]
+        for number, some in enumerate(groups):
+            work = _Work(model, question, settings, some, room, memory)
+            parts.append({"baseline": work.baseline[1:]})
+            for index, kind in enumerate(settings.kinds):
+                done = number * len(settings.kinds) + index
+                parts[-1][kind] = work.traced(
+                    kind,
+                    lambda part, of, done=done: progress(done * of + part, steps * of),  # type: ignore[misc]
+                )
+    logs = {name: torch.cat([part[name] for part in parts], dim=-2) for name in parts[0]}
+    return _trace_of(tokenizer, work, level, logs)
+
+
+def _trace_of(
+    tokenizer: PreTrainedTokenizerBase, work: _Work, level: float, logs: dict[str, Tensor]
+) -> Trace:
+    """Make a trace of log-probabilities (…, samples, answer tokens) per kind."""
+    low, high, question = logs.pop("baseline"), work.baseline[0], work.question
+    several = len(question.targets) > 1
     return Trace(
         text=question.text,
         tokens=question.tokens,
@@ -84,13 +109,13 @@ def trace_question(
         places=work.places,
         window=work.window,
         level=level,
-        scores={kind: whole for kind, (whole, _) in found.items()},
+        scores={kind: _whole(held) for kind, held in logs.items()},
         low=_whole(low),
         high=float(_whole(high)),
-        first_scores={kind: first for kind, (_, first) in found.items()} if several else {},
-        first_low=low[:, 0].exp().numpy() if several else None,
+        first_scores={k: _whole(held[..., :1]) for k, held in logs.items()} if several else {},
+        first_low=_whole(low[:, :1]) if several else None,
         first_high=float(high[0].exp()) if several else None,
-        made={"settings": settings.model_dump(mode="json"), "versions": versions()},
+        made={"settings": work.settings.model_dump(mode="json"), "versions": versions()},
     )
 
 
@@ -101,25 +126,24 @@ def _whole(logs: Tensor) -> NDArray[np.float32]:
 
 @dataclass
 class _Work:
-    """One question at work."""
+    """One question at work, with some of its corrupted runs."""
 
     model: PreTrainedModel
     question: Question
     settings: TraceSettings
-    level: float
-    budget: int
+    noise: NDArray[np.float64]  # (samples, subject tokens, d), scaled
+    room: Room
+    memory: int
 
     def __post_init__(self) -> None:
-        self.family, self.samples = family_of(self.model), self.settings.samples
+        self.family, self.samples = family_of(self.model), len(self.noise)
         self.count = self.family.block_count(self.model)
         self.window = self.settings.window_for(self.count)
         first, end = self.question.subject
         last_only = self.settings.subject_last_only
         self.places = (end - 1,) if last_only else tuple(range(self.question.length))
         embedding = self.model.get_submodule(self.family.embedding)
-        width = embedding.get_parameter("weight").shape[-1]
-        noise = self.level * noise_of(self.settings, end - first, width)
-        self.changes = {embedding: corrupting(noise, first, self.settings.replace)}
+        self.changes = {embedding: corrupting(self.noise, first, self.settings.replace)}
         ids = torch.tensor([self.question.ids], device=self.model.device)
         self.ids = ids.expand(1 + self.samples, -1)
 
@@ -136,8 +160,8 @@ class _Work:
         tail = self.recording.tail(self.count - 1, place, rows)
         return self._read(tail.run(tail.states, self._keep(len(rows), place)), len(rows))
 
-    def traced(self, kind: Kind) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return scores of whole answers and of first tokens: (places, blocks, samples) each."""
+    def traced(self, kind: Kind, progress: Progress) -> Tensor:
+        """Return log-probabilities: (places, blocks, samples, answer tokens)."""
         shape = (len(self.places), self.count, self.samples, len(self.question.targets))
         logs = self.baseline[1:].expand(shape).clone()
         modules = self._modules(kind)
@@ -151,7 +175,8 @@ class _Work:
             found = self._run(kind, token, start, held, modules, parts)
             for cell, scores in zip(held, found, strict=True):
                 logs[cell.place, cell.block] = scores
-        return _whole(logs), np.asarray(logs[..., 0].exp().float().numpy())
+            progress(held[-1].place * self.count + held[-1].block + 1, logs[..., 0, 0].numel())
+        return logs
 
     def _modules(self, kind: Kind) -> list[nn.Module] | None:
         if kind == "hidden":
@@ -186,7 +211,7 @@ class _Work:
         """Run cells that differ only in where they end: (cells, samples, answer tokens)."""
         rows = [(cell, sample) for cell in cells for sample in range(self.samples)]
         suffix = self.ids.shape[1] - token
-        at_once = max(1, self.budget // suffix)
+        at_once = self.room.rows_within(self.memory, suffix)
         found = []
         for first in range(0, len(rows), at_once):
             some = rows[first : first + at_once]

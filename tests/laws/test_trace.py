@@ -13,8 +13,11 @@ import torch
 
 from errata.corruption import noise_of
 from errata.errors import ErrataError
+from errata.family import family_of
 from errata.question import Question, ask
+from errata.recording import Recording, contributions
 from errata.trace import Trace
+from errata.trace_memory import Room
 from errata.trace_settings import KINDS, TraceSettings
 from errata.tracing import trace_question
 from laws.bench import edited_model, found, over_families, untidy
@@ -82,7 +85,7 @@ def test_it_is_every_cell_run_in_full_with_every_window(model_type: str, width: 
     assert_is_full_runs(edited, question, settings, width, list(range(question.length)))
 
 
-@over_families
+@pytest.mark.parametrize("model_type", ["gpt2", "gptj", "gemma2"])
 @pytest.mark.parametrize(
     "how", [{"replace": True}, {"noise": "uniform"}, {"samples": 1, "noise_seed": 5}], ids=str
 )
@@ -104,10 +107,36 @@ def test_the_model_is_left_as_found(model_type: str) -> None:
 def test_how_much_runs_at_once_does_not_matter() -> None:
     edited, question = asked("gptj")
     settings = TraceSettings(kinds=KINDS, window=3, samples=3)
-    whole, apart = traced(edited, question, settings), traced(edited, question, settings, budget=1)
+    whole, apart = traced(edited, question, settings), traced(edited, question, settings, memory=1)
+    np.testing.assert_allclose(apart.low, whole.low, rtol=1e-5)
     for kind in KINDS:
         np.testing.assert_allclose(apart.scores[kind], whole.scores[kind], rtol=1e-5)
         np.testing.assert_allclose(apart.first_scores[kind], whole.first_scores[kind], rtol=1e-5)
+
+
+@over_families
+def test_memory_is_known_before(model_type: str) -> None:
+    """What is kept takes as much as was said, and what fits is a matter of the budget alone."""
+    edited, question = asked(model_type)
+    model, ids = edited.model, torch.tensor([question.ids] * 3)
+    room = Room.of(model, len(question.ids), len(question.targets), contributions=True)
+    run = Recording.of(model, ids)
+    modules = [family_of(model).mlp(model, block) for block in range(BLOCKS)]
+    parts = contributions(model, ids, modules, {})
+    held = [*run.states, *(t for pair in run.cache for t in pair), *parts.outputs, *parts.exchanged]
+    assert sum(tensor.numel() * tensor.itemsize for tensor in held) == 3 * room.recorded
+    assert room.runs_within(11 * room.recorded) == 10 and room.runs_within(1) == 1
+    least = room.carried + 4 * room.token
+    assert room.rows_within(5 * least, 4) == 5 and room.rows_within(1, 4) == 1
+
+
+def test_progress_reaches_its_end() -> None:
+    edited, question = asked("llama")
+    seen: list[tuple[int, int]] = []
+    settings = TraceSettings(kinds=("hidden", "mlp"), samples=2)
+    traced(edited, question, settings, memory=1, progress=lambda *at: seen.append(at))
+    assert seen == sorted(seen) and len({total for _, total in seen}) == 1
+    assert seen[-1][0] == seen[-1][1]
 
 
 def test_the_first_token_is_scored_besides() -> None:

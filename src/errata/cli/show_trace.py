@@ -60,16 +60,23 @@ def blocks_for(single: bool, blocks: Recommendation) -> list[int]:
 
 
 def show_trace(
-    model: str, found: Trace, noise: str, folder: Path, blocks: Recommendation | None
+    model: str,
+    found: Trace,
+    said: tuple[str, str],
+    folder: Path,
+    blocks: Recommendation | None,
 ) -> None:
-    """Show one fact's trace: a heat map per kind, and where most comes back."""
+    """Show one fact's trace: a heat map per kind, and where most comes back.
+
+    `said` are words on the noise, and the dataset that could be traced next.
+    """
     from errata.plots import can_plot, readable, titled
 
     low = float(found.low.mean())
     console.verb(f"errata trace {model}")
     console.fact(f"{found.text} → {found.answer}")
     console.fact(f"P(answer): {found.high:.3f} clean, {low:.3f} corrupted ({len(found.low)} runs)")
-    console.fact(noise)
+    console.fact(said[0])
     _say_window(found.window, found.blocks)
     first, end = found.subject
     labels = [
@@ -91,7 +98,7 @@ def show_trace(
     console.fact(f"kept {folder}")
     _show_recommended(model, folder, blocks)
     if blocks is None:
-        console.next_step(f"errata trace {model} --dataset known --limit 200 --recommend")
+        console.next_step(f"errata trace {model} --dataset {said[1]} --limit 200 --recommend")
 
 
 def show_averages(

@@ -134,7 +134,10 @@ def _trace_one(
     from errata.tracing import trace_question
 
     level, noise = noise_level(edited, settings, subjects, cache_folder() / "noise")
-    found = trace_question(edited.model, edited.tokenizer, question, settings, level)
+    with console.bar("states") as progress:
+        found = trace_question(
+            edited.model, edited.tokenizer, question, settings, level, progress=progress
+        )
     folder, lacking = keep_trace(edited, found, results, formats, command_line())
     if lacking:
         console.warning(
@@ -147,7 +150,8 @@ def _trace_one(
         told = {"model": edited.name, "run": str(folder), **found.as_json()}
         console.as_json(told | ({"recommended": blocks.as_json()} if blocks else {}))
     else:
-        show_trace(edited.name, found, noise, folder, blocks)
+        facts = OWN_SUBJECTS.get(edited.name, "known")
+        show_trace(edited.name, found, (noise, facts), folder, blocks)
 
 
 def _trace_many(
