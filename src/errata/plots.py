@@ -92,7 +92,10 @@ def draw_trace(trace: Trace) -> tuple[Figure, str]:
 
 def titled(kind: Kind, window: int) -> str:
     """Return what was restored, with the window where it has one."""
-    return f"restored: {TITLES[kind]}" + (f", {window} blocks" if kind in ("mlp", "attn") else "")
+    title = f"restored: {TITLES[kind]}"
+    if kind not in ("mlp", "attn"):
+        return title
+    return f"{title}, {window} block{'s' if window > 1 else ''}"
 
 
 def draw_averages(averages: Averages, window: int) -> Figure:

@@ -59,7 +59,7 @@ def ask(
     if answer is not None:
         _, targets = split_target(tokenizer, text, answer)
     ids = prompt + targets[:-1]
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and len(ids) > limit:
         raise ErrataError(
             f"the prompt is {len(ids)} tokens long with its answer; the model reads {limit}",

@@ -131,8 +131,12 @@ def sweep_blocks(
     *,
     command: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    finish: Callable[[Sweep], None] = lambda sweep: None,
 ) -> Sweep:
-    """Edit every case alone at every block; `methods` holds the method with its block set."""
+    """Edit every case alone at every block; `methods` holds the method with its block set.
+
+    `finish` is called with what was found before the run counts as finished.
+    """
     some = next(iter(methods.values()))
     params = {
         "model": edited.base.model_dump(),
@@ -161,6 +165,7 @@ def sweep_blocks(
                 )
             _read(sweep, block, json.loads(path.read_text(encoding="utf-8")))
             progress(start + len(cases), len(methods) * len(cases))
+        finish(sweep)
         write_text(folder / "report.md", _report(sweep, len(cases), command))
         write_text(folder / "summary.json", json.dumps(sweep.as_json(), indent=1) + "\n")
     return sweep

@@ -99,6 +99,7 @@ def _check_case(
     matched = NAME.fullmatch(name)
     assert matched, f"cannot tell what {name} is"
     number, kind, width, variant = matched.groups()
+    assert f"{name}.scores" in tensors, f"{name} has no scores"
     case = inputs[int(number)]
     question, settings = _asked(recorded, case), _settings(told, kind, width, variant)
     ours = _traced(recorded, question, settings, told["noise"])

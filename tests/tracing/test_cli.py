@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from errata.cli.main import app
@@ -132,3 +135,21 @@ def test_a_guess_by_depth_names_the_trace() -> None:
     _, _, (note,) = settle(METHODS["memit"], "org/some-model", 24, {})
     assert "are a guess" in note
     assert "errata trace org/some-model --dataset NAME --recommend" in note
+
+
+@pytest.mark.slow
+def test_the_page_on_tracing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python as it stands, and every command but the long ones: their flags at least."""
+    page = (Path(__file__).parents[2] / "docs" / "tracing.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "tracing.md", "exec"), {})
+    assert Trace.load(tmp_path / "fact.npz").answer == "Malmör"
+    lines = [line for line in page.splitlines() if line.startswith("    errata ")]
+    assert len(lines) >= 4
+    for line in lines:
+        verb, *arguments = shlex.split(line)[1:]
+        command = get_command(app).get_command(None, verb)  # type: ignore[arg-type,attr-defined]
+        command.make_context(verb, arguments)
+    for picture in re.findall(r"\]\((pictures/.*?)\)", page):
+        assert (Path(__file__).parents[2] / "docs" / picture).is_file()

@@ -12,8 +12,9 @@ import pytest
 from errata.case import Case
 from errata.methods import METHODS
 from errata.model import EditedModel
+from errata.report import Score
 from errata.runs import Plan, run_edits
-from errata.sweep import Sweep, compare, sweep_blocks
+from errata.sweep import BlockScores, Sweep, compare, sweep_blocks
 from laws.bench import edited_model, moments_of, quick, weights
 from tiny import FACTS
 
@@ -70,6 +71,33 @@ def test_a_stopped_sweep_goes_on(
     assert resumed.folder == tmp_path / "stopped" / "sweep" / "run_000"
     assert resumed.as_json() == straight.as_json() and resumed.blocks == straight.blocks
     assert seen[-1] == (6, 6)
+
+
+def test_a_sweep_stopped_while_it_is_finished_is_not_done(tmp_path: Path) -> None:
+    def stop(found: Sweep) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(edited_model("llama"), tmp_path, finish=stop)
+    seen: list[Sweep] = []
+    again = sweep(edited_model("llama"), tmp_path, finish=seen.append)
+    assert again.folder.name == "run_000" and seen == [again]
+
+
+def test_where_edits_work_alike(tmp_path: Path) -> None:
+    def score(value: float, half: float) -> Score:
+        return Score(value=value, low=value - half, high=value + half, n=50)
+
+    def found(value: float, spared: float) -> BlockScores:
+        named = {"efficacy": score(1.0, 0.1), "score": score(value, 0.05)}
+        return BlockScores({**named, "same_subject_accuracy": score(spared, 0.05)}, {})
+
+    swept = Sweep(tmp_path, "ROME", blocks={0: found(0.98, 0.8), 3: found(0.95, 0.9)})
+    swept.blocks[5] = found(0.3, 1.0)
+    assert swept.alike == (0, 3) and swept.best == 3
+    assert "alike at blocks 0, 3" in swept.verdict and "at block 3 they spare" in swept.verdict
+    del swept.blocks[3]
+    assert swept.best == 0 and swept.verdict == "edits work best at block 0"
 
 
 def test_what_the_block_and_the_trace_explain() -> None:

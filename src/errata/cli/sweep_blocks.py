@@ -86,25 +86,45 @@ def sweep_blocks(
     methods, moments, facts = _prepared(edited, chosen, settings, corpus, tokens)
 
     from errata.sweep import sweep_blocks as swept
-    from errata.sweep_trace import keep_sweep, side_by_side
+    from errata.sweep_trace import keep_sweep
+
+    beside: list[SideBySide] = []
+
+    def finish(found: Sweep) -> None:
+        if trace:
+            beside.extend(_traced(edited, cases, found))
+        keep_sweep(found, beside[0] if beside else None, formats)
 
     with console.bar("edits") as progress:
         found = swept(
-            edited, cases, methods, moments, results, command=command_line(), progress=progress
+            edited,
+            cases,
+            methods,
+            moments,
+            results,
+            command=command_line(),
+            progress=progress,
+            finish=finish,
         )
-    beside = None
-    if trace:
-        with console.bar("traces") as progress:
-            beside = side_by_side(
-                edited, cases, found, TraceSettings(), cache_folder() / "noise", progress
-            )
-    keep_sweep(found, beside, formats)
     if json:
         told = {"model": model, "dataset": name, "cases": len(cases), "run": str(found.folder)}
-        told |= found.as_json() | ({"trace": beside.as_json()} if beside else {})
+        told |= found.as_json() | ({"trace": beside[0].as_json()} if beside else {})
         console.as_json(told)
     else:
-        _show(model, name, cases, found, beside, facts)
+        _show(model, name, cases, found, beside[0] if beside else None, facts)
+
+
+def _traced(edited: EditedModel, cases: Sequence[Case], found: Sweep) -> list[SideBySide]:
+    """Trace a sweep's facts; none of them being known costs no sweep."""
+    from errata.sweep_trace import side_by_side
+
+    cache = cache_folder() / "noise"
+    try:
+        with console.bar("traces") as progress:
+            return [side_by_side(edited, cases, found, TraceSettings(), cache, progress)]
+    except ErrataError as error:
+        console.warning(f"no trace beside the sweep: {error.message}")
+        return []
 
 
 def _prepared(
