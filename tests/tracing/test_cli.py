@@ -95,7 +95,7 @@ def test_the_lens(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_lens_before_and_after_a_patch(tmp_path: Path) -> None:
     called("edit", "demo", FACT, "Orwick", "--method", "rome", "--results", tmp_path)
-    (patch,) = tmp_path.rglob("*.safetensors")
+    (patch,) = tmp_path.rglob("patch.safetensors")
     found = told("lens", "demo", FACT, "Orwick", "--patch", patch)
     before, after = (found[half]["answers"][-1] for half in ("before", "after"))
     assert before[-1] < 0.1 < 0.5 < after[-1]
