@@ -137,7 +137,8 @@ def _prepared(
     """Return the method for every block, and the moments of all of them, measured in one pass."""
     from errata.family import family_of
     from errata.presets import settle
-    from errata.statistics import Store, moments_for
+    from errata.statistics import moments_for
+    from errata.store import Store
 
     count = family_of(edited.model).block_count(edited.model)
     asked = settings.pop("blocks", None) or range(count)
