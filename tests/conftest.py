@@ -29,6 +29,9 @@ class NetworkError(RuntimeError):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", metavar="DIR", help="folder of recorded reference results")
+    parser.addoption(
+        "--update-messages", action="store_true", help="write tests/errors/messages.txt anew"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -37,6 +37,8 @@ ROOMS: dict[int, tuple[str, ...]] = {
             "adapter",
             "lora",
             "residual",
+            "checkpoint",
+            "null_space",
         ),
         *("collection", "convergence", "moment_cost"),
         "corruption",

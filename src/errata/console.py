@@ -7,7 +7,10 @@ colour and no bar; `NO_COLOR` is honoured.
 
 from __future__ import annotations
 
+import io
 import json
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +38,16 @@ SHADES = " ·░▒▓█"
 """From the lowest to the highest value, where there are no colours."""
 
 
+SHOWN = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+"""Control characters, which could steer a terminal, and what is shown in their place."""
+
+
+def set_up() -> None:
+    """Let characters that the terminal cannot show be shown as escapes, rather than fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _console(stderr: bool = False) -> Console:
     console = Console(stderr=stderr, highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -42,33 +55,37 @@ def _console(stderr: bool = False) -> Console:
     return console
 
 
+def _plain(text: str, style: str = "") -> Text:
+    return Text(text.translate(SHOWN), style=style)
+
+
 def verb(text: str) -> None:
     """Say what is being done."""
-    _console().print(Text(text, style="bold"))
+    _console().print(_plain(text, style="bold"))
 
 
 def fact(text: str) -> None:
     """Say one thing that is so."""
-    _console().print(Text(f"* {text}"))
+    _console().print(_plain(f"* {text}"))
 
 
 def warning(text: str) -> None:
     """Say, on stderr, something that a user should know."""
-    _console(stderr=True).print(Text(f"warning: {text}", style="yellow"))
+    _console(stderr=True).print(_plain(f"warning: {text}", style="yellow"))
 
 
 def progress_line(text: str) -> None:
     """Say, on stderr, what goes on."""
-    _console(stderr=True).print(Text(text, style="dim"))
+    _console(stderr=True).print(_plain(text, style="dim"))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Show a table; long cells are folded."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        shown.add_column(Text(column), overflow="fold")
+        shown.add_column(_plain(column), overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(_plain(cell) for cell in row))
     console = _console()
     console.soft_wrap = False
     console.print(shown)
@@ -110,14 +127,14 @@ def _shade(share: float) -> str:
 
 def text(content: str) -> None:
     """Show text as it is."""
-    _console().print(Text(content))
+    _console().print(_plain(content))
 
 
 def next_step(*commands: str) -> None:
     """Say what one could do now."""
     console = _console()
     for index, command in enumerate(commands):
-        console.print(Text(("Next: " if index == 0 else "      ") + command))
+        console.print(_plain(("Next: " if index == 0 else "      ") + command))
 
 
 def as_json(result: Any) -> None:
@@ -128,9 +145,22 @@ def as_json(result: Any) -> None:
 def error(problem: ErrataError) -> None:
     """Show, on stderr, what is wrong and what to do."""
     console = _console(stderr=True)
-    console.print(Text("error: ", style="bold red").append(problem.message, style="not bold"))
+    console.print(
+        Text("error: ", style="bold red").append(_plain(problem.message, style="not bold"))
+    )
     for hint in problem.hints:
-        console.print(Text("hint: ", style="cyan").append(hint))
+        console.print(Text("hint: ", style="cyan").append(_plain(hint)))
+
+
+def bug(problem: BaseException) -> None:
+    """Show, on stderr, a mistake of ours and where it happened."""
+    _console(stderr=True).print(_plain("".join(traceback.format_exception(problem))))
+    error(
+        ErrataError(
+            f"this is a mistake in errata, not yours: {type(problem).__name__}",
+            "please report it with the lines above, the command, and what `errata env` shows",
+        )
+    )
 
 
 class _Rate(ProgressColumn):

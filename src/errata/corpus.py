@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from errata.demo import WORLD_DIR
 from errata.errors import ErrataError
+from errata.files import parse_json, reason
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ def read_corpus(name: str) -> Corpus:
         texts = _file_texts(Path(name))
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise ErrataError(f"the corpus {name} holds no text")
+        raise ErrataError(
+            f"the corpus {name} holds no text", "give a .txt file with a text per line, or a .jsonl"
+        )
     return Corpus(name, texts)
 
 
@@ -50,10 +52,10 @@ def _file_texts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
         if path.suffix == ".jsonl":
-            return [_text_of(json.loads(line)) for line in lines if line.strip()]
+            return [_text_of(parse_json(line)) for line in lines if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ErrataError(
-            f"cannot read the corpus {path}: {error}",
+            f"cannot read the corpus {path}: {reason(error)}",
             "give a .txt file with a text per line, a .jsonl file with `text` in every record, "
             "or hf:DATASET:CONFIG",
         ) from None
@@ -61,9 +63,10 @@ def _file_texts(path: Path) -> list[str]:
 
 
 def _text_of(record: Any) -> str:
-    if not isinstance(record["text"], str):
-        raise TypeError(f"`text` is not text but {record['text']!r:.40}")
-    return record["text"]
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise TypeError(f"a record has no `text` that is text: {record!r:.60}")
+    return text
 
 
 def _hub_texts(dataset: str, config: str | None = None) -> list[str]:

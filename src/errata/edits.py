@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from errata.family import family_of
+from errata.likelihood import likelihoods
 from errata.methods import ClosedForm, method_named
 from errata.model import EditedModel
 from errata.moment import SecondMoment
@@ -49,8 +50,26 @@ def prepare(
     count = family_of(edited.model).block_count(edited.model)
     settled, source, warnings = settle(method, edited.name, count, dict(settings))
     moments, measured = moments_for(edited, settled, store, corpus, tokens, progress, say)
+    for moment in moments.values():
+        settled.check(moment)
     blocks = ",".join(str(block) for block in settled.edited_blocks)
     return Prepared(settled, moments, (f"settings: {source}; blocks {blocks}", *measured), warnings)
+
+
+def already_said(edited: EditedModel, requests: Sequence[EditRequest]) -> tuple[str, ...]:
+    """Return a note about the requests whose target the model says already, if there are any."""
+    found = likelihoods(
+        edited.model, edited.tokenizer, [(request.text, request.answer) for request in requests]
+    )
+    held = [number for number, each in enumerate(found, start=1) if each.likeliest]
+    if not held:
+        return ()
+    first = requests[held[0] - 1]
+    told = f"the model already says {first.target!r} after {first.text!r}"
+    if len(requests) > 1:
+        some = ", ".join(map(str, held[:10])) + (" …" if held[10:] else "")
+        told = f"{len(held)} of {len(requests)} requests ask for what is so: {some}; {told}"
+    return (f"{told}, so there is little to change",)
 
 
 def edit(

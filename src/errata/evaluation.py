@@ -20,7 +20,7 @@ from typing import Any
 
 from errata.case import Case, cases_digest
 from errata.evaluate import PromptScore, record_of, score_cases, score_of, summarise
-from errata.files import write_text
+from errata.files import parse_json, reading_own, write_text
 from errata.fluency import (
     FIGURES,
     TfIdf,
@@ -168,8 +168,9 @@ class _Asker:
             path = self.parts and self.parts / f"{name}_{start:06d}.json"
             some = self.cases[start : start + CASES_AT_ONCE]
             if path is not None and path.exists():
-                for record in json.loads(path.read_text("utf-8")):
-                    half.take(record)
+                with reading_own(path):
+                    for record in parse_json(path.read_text("utf-8")):
+                        half.take(record)
             else:
                 self._ask_some(half, some, start, texts, words)
                 if path is not None:

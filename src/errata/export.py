@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from errata.adapter import CONFIG_FILE
 from errata.card import write_record
+from errata.checkpoint import quiet
 from errata.errors import ErrataError
 from errata.family import weight_of
 from errata.files import write_safetensors, write_text
@@ -33,7 +34,7 @@ from errata.lora import (
     stacked,
     truncated,
 )
-from errata.model import EditedModel, quiet
+from errata.model import EditedModel
 from errata.moment import solving_device
 from errata.patch import Update, change_lost
 

@@ -121,6 +121,13 @@ def family_of(model: PreTrainedModel) -> Family:
     return FAMILIES[model_type]
 
 
+def positions_of(model: PreTrainedModel) -> int:
+    """Return how many tokens a model can see, where it says so."""
+    return int(
+        getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1_000_000
+    )
+
+
 def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
     """View a tensor laid out like the module's weight as (d_out, d_in), or the other way round."""
     return tensor.T if isinstance(module, Conv1D) else tensor
@@ -143,9 +150,11 @@ def weight_of(model: PreTrainedModel, name: str) -> tuple[nn.Module, nn.Paramete
         module = model.get_submodule(path)
         parameter = getattr(module, leaf)
     except AttributeError:
+        parameter = None
+    if not isinstance(parameter, nn.Parameter):
         raise ErrataError(
             f"the model has no weight called {name}", "was the patch made for another architecture?"
-        ) from None
+        )
     if parameter.is_meta:
         raise ErrataError(
             f"{name} is offloaded; an edit there would be lost", "load the model onto one device"

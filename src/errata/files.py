@@ -1,14 +1,19 @@
-"""Writing files whole or not at all, so that a killed writer leaves no torn file."""
+"""Writing files whole or not at all, and reading those of strangers without harm.
+
+A killed writer leaves no torn file. What a file of another hand holds, however deep, long or
+broken, becomes plain JSON values or a `ValueError`, and never code that runs.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from errata.errors import ErrataError
 
@@ -34,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ErrataError(
-            f"cannot write {path}: {error.strerror or error}",
+            f"cannot write {path}: {reason(error)}",
             "check the folder, its permissions and free space",
         ) from error
 
@@ -74,7 +79,52 @@ def write_safetensors(
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Like `write_safetensors` for tensors that share no memory, which are not copied."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # how it tells that the disk is full
+            raise OSError(str(error)) from error
+
+
+def reason(error: BaseException) -> str:
+    """Return why a file cannot be read or written, in a few words."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x})"
+    if "(os error 19)" in str(error):  # how safetensors says so
+        return "it is a folder"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON says; anything that is no JSON, too deep or no text is a `ValueError`."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError):
+            raise
+        raise ValueError("it holds a number of thousands of digits") from None
+    if "\\ud" in text.lower():  # half a surrogate pair is no character that could be written
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"it holds a character that is none: {error.object[error.start]!a}"
+            ) from None
+    return value
+
+
+@contextmanager
+def reading_own(path: Path) -> Iterator[None]:
+    """Tell, as an `ErrataError`, that a file errata wrote is not what it was any more."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise ErrataError(
+            f"{path} is damaged: {reason(error)}",
+            "remove it and give the same command again: it is made anew",
+        ) from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from errata.errors import ErrataError
-from errata.files import write_text
+from errata.files import parse_json, write_text
 
 LOCK = ".lock"
 
@@ -63,8 +63,10 @@ def _with_params(parent: Path, params: dict[str, Any], finished: bool) -> Iterat
         if (folder / "summary.json").exists() is not finished:
             continue
         try:
-            found = json.loads((folder / "params.json").read_text("utf-8"))
+            found = parse_json((folder / "params.json").read_text("utf-8"))
         except (OSError, ValueError):
+            continue
+        if not isinstance(found, dict):
             continue
         found.pop("command", None)
         if found == wanted:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.case import Case
 from errata.evaluate import KINDS, SAME_SUBJECT, prompts_of
+from errata.family import positions_of
 from errata.hooks import frozen
 from errata.keys import TOKENS_AT_ONCE
 from errata.report import Score, grouped_share
@@ -99,11 +100,6 @@ def free_texts(
                     whole = [*coded[i], *new.tolist()]
                     texts[i] = str(tokenizer.decode(whole, skip_special_tokens=True))
     return texts
-
-
-def positions_of(model: PreTrainedModel) -> int:
-    """Return how many tokens a model can see, where it says so."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 1_000_000)
 
 
 def _settings(

@@ -7,17 +7,22 @@ are named as unused; keys nobody knows are an error.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from errata.errors import ErrataError
+from errata.files import parse_json, reason
 from errata.methods.closed_form import ClosedForm
+
+MANY_PREFIXES = 1000
+"""More prefixes than anybody wants, and few enough for the memory."""
 
 
 def _lengths(pairs: list[list[int]]) -> list[int]:
     """Turn ROME's [[length, count], …] into one length per prefix."""
+    if sum(count for _, count in pairs) > MANY_PREFIXES:
+        raise ValueError(f"more than {MANY_PREFIXES} prefixes")
     return [length for length, count in pairs for _ in range(count)]
 
 
@@ -66,14 +71,17 @@ def read_hparams(path: Path, method: type[ClosedForm]) -> Read:
     Raises `ErrataError` for a file that cannot be read, or keys that nobody knows.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ErrataError(
-            f"cannot read the hyperparameters in {path}: {error}",
+            f"cannot read the hyperparameters in {path}: {reason(error)}",
             "give a JSON file such as hparams/MEMIT/gpt2-xl.json of the published code",
         ) from None
     if not isinstance(values, dict):
-        raise ErrataError(f"{path} holds no object with hyperparameters")
+        raise ErrataError(
+            f"{path} holds no object with hyperparameters",
+            'write it as {"layers": [17], "v_lr": 0.5, …}',
+        )
     unknown = [key for key in values if key not in KEYS and key not in UNUSED]
     if unknown:
         raise ErrataError(
@@ -93,5 +101,8 @@ def read_hparams(path: Path, method: type[ClosedForm]) -> Read:
         try:
             place[parts[-1]] = read(value)
         except (TypeError, ValueError):
-            raise ErrataError(f"{path}: {key} cannot be {value!r}") from None
+            raise ErrataError(
+                f"{path}: {key} cannot be {value!r:.80}",
+                "see a published file, such as hparams/MEMIT/gpt2-xl.json",
+            ) from None
     return Read(settings, tuple(unused))

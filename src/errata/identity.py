@@ -42,6 +42,19 @@ def model_hash(model: PreTrainedModel) -> str:
     return weights_hash(model.parameters())
 
 
+def check_finite(model: PreTrainedModel) -> None:
+    """Raise `ErrataError` when a weight holds NaN or infinity."""
+    for name, weight in model.named_parameters():
+        if weight.is_meta or not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
+            continue
+        if weight.numel() and not torch.stack(torch.aminmax(weight.detach())).isfinite().all():
+            raise ErrataError(
+                f"the model's weights hold NaN or infinity, in {name}",
+                "was its training or its download cut short? load another copy",
+                "or load it in a wider dtype: --dtype float32 (float16 ends at 65504)",
+            )
+
+
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of everything that decides a fast tokenizer's token ids."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.errors import ErrataError
+from errata.family import positions_of
 from errata.hooks import frozen, logits_at
 from errata.keys import TOKENS_AT_ONCE
 from errata.tokens import Row, batches_by_length, encode, pad_right, split_target
@@ -39,7 +40,15 @@ def likelihoods(
     budget: int = TOKENS_AT_ONCE,
 ) -> list[Likelihood]:
     """Score (prompt, answer) pairs, the answer with its separator."""
-    return score_rows(model, [answer_row(tokenizer, *pair) for pair in pairs], budget)
+    rows, room = [answer_row(tokenizer, *pair) for pair in pairs], positions_of(model)
+    for (prompt, _), row in zip(pairs, rows, strict=True):
+        if len(row.ids) > room:
+            raise ErrataError(
+                f"{prompt[:60]!r}… is {len(row.ids)} tokens long with its answer; "
+                f"the model reads {room}",
+                "shorten the prompt, or leave its record out",
+            )
+    return score_rows(model, rows, budget)
 
 
 def answer_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Row:
@@ -103,6 +112,11 @@ def _read(
     ).to(ids.device)
     targets = torch.tensor([t for _, _, row in members for t in row.targets], device=ids.device)
     nll = -says[asked, targets].cpu().double()
+    if nll.isnan().any():
+        raise ErrataError(
+            f"the model's answers are not finite in {model.dtype}",
+            "load it in a wider dtype: --dtype float32, or bfloat16",
+        )
     right = (says.argmax(-1)[asked] == targets).tolist()
     found, start = {}, 0
     for _, i, row in members:

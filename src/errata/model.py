@@ -15,20 +15,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata import demo
 from errata.adapter import check_kind, is_adapter, merge_adapter, read_adapter
+from errata.checkpoint import moved, pretrained
 from errata.errors import ErrataError
-from errata.family import family_of, weight_of
+from errata.family import family_of, positions_of, weight_of
 from errata.hooks import frozen
-from errata.identity import model_hash
+from errata.identity import check_finite, model_hash
 from errata.moment import SecondMoment
 from errata.patch import Base, Patch, change_lost, restore, write
 from errata.request import EditRequest
@@ -164,12 +158,18 @@ class EditedModel:
     def generate(self, prompt: str, max_new_tokens: int = 32) -> str:
         """Continue a prompt greedily, until the model ends it; return the new text."""
         ids = torch.tensor([encode(self.tokenizer, prompt).ids], device=self.model.device)
-        pad = self.tokenizer.pad_token_id
+        pad, room = self.tokenizer.pad_token_id, positions_of(self.model) - ids.shape[1]
+        if max_new_tokens < 1 or room < 1:
+            raise ErrataError(
+                f"there is no room for an answer: the prompt has {ids.shape[1]} tokens, "
+                f"{max_new_tokens} may follow, the model reads {positions_of(self.model)}",
+                "shorten the prompt, or let more tokens follow",
+            )
         with frozen(self.model):
             out = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=min(max_new_tokens, room),
                 do_sample=False,
                 pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
             )
@@ -213,11 +213,12 @@ def load(
     config = None if top is None else read_adapter(top, kind)
     if name == "demo" and dtype == "auto":
         dtype = torch.float32
-    model, tokenizer = _pretrained(name, dtype)
+    model, tokenizer = pretrained(name, dtype)
     if device is not None:
-        model = model.to(device)
+        model = moved(model, device)
     if top is not None:
         model = merge_adapter(model, top, config)
+    check_finite(model)
     edited = EditedModel(model.eval(), tokenizer, name)
     for patch in patches:
         edited.apply(
@@ -226,40 +227,6 @@ def load(
     return edited
 
 
-def first_device() -> str:
-    """Return the first GPU when there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _given(value: str | Path | None) -> str | None:
     """Return what was given, or None where that is nothing or blank."""
     return str(value).strip() or None if value is not None else None
-
-
-def _pretrained(
-    name: str, dtype: torch.dtype | str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    source = str(demo.MODEL_DIR) if name == "demo" else name
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ErrataError(
-            f"cannot load {name!r}: {reason}",
-            "give a Hub name, a folder with config.json and weights, or `demo`",
-            "offline, only folders, cached models and `demo` can be loaded",
-        ) from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Show no progress bars of Transformers for the time of a `with` block."""
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -22,8 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errata.collection import Partial, Plan, Rows, Told, budget_for, collect, sample_keys
 from errata.convergence import Convergence, compare
 from errata.errors import ErrataError
-from errata.files import write_safetensors
+from errata.files import parse_json, reason, write_safetensors
 from errata.gram import panel_edges, whole
+from errata.null_space import NullSpace
 from errata.ranks import Ranks
 from errata.settings import Settings
 from errata.tokens import encode
@@ -63,46 +64,6 @@ def solving_device(device: torch.device) -> torch.device:
 
 
 @dataclass(frozen=True)
-class NullSpace:
-    """The directions that a weight's inputs hardly use, as the complement V of them.
-
-    P = I - V Vᵀ projects onto the null space (AlphaEdit, arXiv 2410.02355).
-    """
-
-    complement: Tensor
-    """V: (d_in, q), float64, orthonormal columns: the directions that are in use."""
-    threshold: float
-    """Eigenvalues below this count as unused."""
-    below: float
-    """The largest eigenvalue under the cut."""
-    above: float
-    """The smallest eigenvalue over the cut."""
-
-    @property
-    def kept(self) -> int:
-        """Dimension of the null space."""
-        return self.complement.shape[0] - self.complement.shape[1]
-
-    @property
-    def gap(self) -> float:
-        """How far apart the eigenvalues at the cut are, as a ratio; near 1 the cut is arbitrary."""
-        return self.above / self.below if self.below > 0 else float("inf")
-
-    def project(self, vectors: Tensor) -> Tensor:
-        """Return P applied to columns (d_in, n), float64."""
-        vectors = vectors.to(self.complement)
-        return vectors - self.complement @ (self.complement.T @ vectors)
-
-    @classmethod
-    def from_projector(cls, projector: Tensor) -> NullSpace:
-        """Read a null space from its projector P (d_in, d_in), such as another tool computed."""
-        values, vectors = torch.linalg.eigh(projector.double())
-        if not torch.allclose(values, values.round().clamp(0, 1), atol=1e-3):
-            raise ErrataError("the given P is not a projector: its eigenvalues are not 0 and 1")
-        return cls(vectors[:, values < 0.5], float("nan"), float("nan"), float("nan"))
-
-
-@dataclass(frozen=True)
 class SecondMoment:
     """C = E[k kᵀ] of one weight: (d_in, d_in), with the identity of how it was measured."""
 
@@ -133,22 +94,43 @@ class SecondMoment:
             return torch.linalg.solve_triangular(self.factor.T, half, upper=True)
         return self.solve_system(self.matrix.double(), columns)
 
+    def check_invertible(self) -> None:
+        """Raise `ErrataError` when so few tokens were read that C cannot be inverted."""
+        width = self.matrix.shape[0]
+        if self.count >= width:
+            return
+        pivots = None if self.factor is None else self.factor.diagonal() ** 2
+        if pivots is None or pivots.min() < 1e-6 * pivots.max():
+            raise self._singular()
+
+    def _singular(self) -> ErrataError:
+        return ErrataError(
+            f"the second moment of {self.count} tokens is singular: "
+            f"it has {self.matrix.shape[0]} dimensions and cannot be inverted",
+            "measure it on several times as many tokens as dimensions (`errata stats`)",
+        )
+
     def solve_system(self, system: Tensor, columns: Tensor) -> Tensor:
         """Solve a system built on C by LU, where Cholesky failed; singular is an `ErrataError`."""
         solved, failed = torch.linalg.solve_ex(system, columns)
         if failed or not solved.isfinite().all():
-            raise ErrataError(
-                f"the second moment of {self.count} tokens is singular: "
-                f"it has {self.matrix.shape[0]} dimensions and cannot be inverted",
-                "measure it on several times as many tokens as dimensions (`errata stats`)",
-            )
+            raise self._singular()
         return solved
 
     def null_space(self, threshold: float, relative: bool = False) -> NullSpace:
         """Return the directions with eigenvalues below `threshold` (of the largest, if `relative`).
 
-        Computed in float64: in float32 the cut can fall one direction off.
+        Computed in float64: in float32 the cut can fall one direction off. It is kept.
         """
+        if (threshold, relative) not in self._null_spaces:
+            self._null_spaces[threshold, relative] = self._cut(threshold, relative)
+        return self._null_spaces[threshold, relative]
+
+    @cached_property
+    def _null_spaces(self) -> dict[tuple[float, bool], NullSpace]:
+        return {}
+
+    def _cut(self, threshold: float, relative: bool) -> NullSpace:
         values, vectors = torch.linalg.eigh(self.matrix.double())
         cut = threshold * float(values[-1]) if relative else threshold
         unused = values < cut
@@ -182,7 +164,7 @@ class SecondMoment:
         try:
             with safe_open(path, framework="pt") as file:
                 header, matrix = (
-                    json.loads(file.metadata()["errata"]),
+                    parse_json((file.metadata() or {}).get("errata", "")),
                     file.get_tensor("second_moment"),
                 )
             found = header["identity"] and MomentIdentity.model_validate(header["identity"])
@@ -192,9 +174,19 @@ class SecondMoment:
             square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
             if not square or matrix.dtype != torch.float32 or not matrix.isfinite().all():
                 raise ValueError("its matrix is not square, float32 and finite")
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            if count < 1:
+                raise ValueError(f"it was measured on {count} tokens")
+        except (
+            OSError,
+            SafetensorError,
+            LookupError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:
             raise ErrataError(
-                f"{path} is not a second moment: {error}", "delete it and run `errata stats`"
+                f"{path} is not a second moment: {reason(error)}",
+                "delete it and run `errata stats`",
             ) from None
         if expected is not None and found != expected:
             raise ErrataError(

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -25,13 +25,13 @@ from transformers import PreTrainedModel
 
 from errata.errors import ErrataError
 from errata.family import oriented, weight_of
-from errata.files import write_safetensors
+from errata.files import parse_json, reason, write_safetensors
 from errata.identity import tensor_hash
 from errata.request import EditRequest
 from errata.settings import Settings
 
-FORMAT = 1
-"""Version of the file format."""
+FORMAT = 1  # of the file
+NO_PATCH = "a patch is a .safetensors file that errata wrote; copy one that was cut short again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,11 @@ class Update:
             K = torch.linalg.qr(K.double().T, mode="r").R.T
         update = cls(R.float(), A.float(), K.float())
         return cls(None, update.delta(), update.K) if n * (d_out + d_in) > d_out * d_in else update
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return (self.A if self.R is None else self.R).shape[0], self.A.shape[1]
 
     def delta(self) -> Tensor:
         """Return Δ: (d_out, d_in), float32."""
@@ -78,6 +83,7 @@ class Base(Settings):
 class Provenance(Settings):
     """Where a patch comes from and how to make it again."""
 
+    title: ClassVar[str] = "the patch's own record"
     base: Base
     """The model that it was made for."""
     method: str
@@ -142,20 +148,23 @@ class Patch:
         """Read a patch; a file that is missing, damaged or something else is an `ErrataError`."""
         try:
             with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["errata"])
+                header = parse_json((file.metadata() or {}).get("errata", ""))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
             raise ErrataError(
                 f"there is no patch at {path}", "`errata ls patches` lists those you have"
             ) from None
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ErrataError(
-                f"{path} is not a patch: {error}",
-                "a patch is a .safetensors file written by errata",
-            ) from None
+        except (OSError, SafetensorError, ValueError, OverflowError) as error:
+            raise ErrataError(f"{path} is not a patch: {reason(error)}", NO_PATCH) from None
         if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
             raise ErrataError(f"{path} is a patch of another format", "update errata")
-        return cls(_updates(tensors, str(path)), Provenance.of(header))
+        updates, provenance = _updates(tensors, str(path)), Provenance.of(header)
+        if other := set(updates) ^ set(provenance.weights or updates):
+            raise ErrataError(
+                f"{path} was not made for the weights in it: {', '.join(sorted(other))}",
+                "were they renamed? make the patch again",
+            )
+        return cls(updates, provenance)
 
     @contextmanager
     def applied(
@@ -261,14 +270,14 @@ def _sum(name: str, module: torch.nn.Module, original: Tensor, patches: Sequence
     total = original.to(torch.promote_types(original.dtype, torch.float32))
     for patch in patches:
         if name in patch.updates:
-            delta = oriented(module, patch.updates[name].delta()).to(total)
-            if delta.shape != total.shape:
+            update, shape = patch.updates[name], tuple(oriented(module, total).shape)
+            if update.shape != shape:  # asked before Δ is made, which could be of any size
                 raise ErrataError(
-                    f"the patch changes {name} by a matrix {tuple(delta.shape)}, "
-                    f"but the model's is {tuple(total.shape)}",
+                    f"the patch changes {name} by a matrix {update.shape}, "
+                    f"but the model's is {shape}",
                     "the patch was made for another architecture",
                 )
-            total = total + delta
+            total = total + oriented(module, update.delta()).to(total)
     return total
 
 

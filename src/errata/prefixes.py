@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from errata.errors import ErrataError
 from errata.hooks import frozen
 from errata.tokens import encode
 
@@ -36,6 +37,11 @@ def sample_prefixes(
             )
             for _ in range(length):
                 logits = model(input_ids=ids, use_cache=False).logits[0, -1].float()
+                if not logits.isfinite().any() or logits.isnan().any():
+                    raise ErrataError(
+                        f"the model's answers are not finite in {model.dtype}",
+                        "load it in a wider dtype: --dtype float32, or bfloat16",
+                    )
                 likeliest = logits.topk(min(5, len(tokenizer))).indices
                 choice = torch.multinomial(logits[likeliest].softmax(-1), 1)
                 ids = torch.cat([ids, likeliest[choice][None]], dim=1)

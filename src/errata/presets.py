@@ -69,6 +69,13 @@ def settle(
             f"there is no block {_list(beyond)}: the model has blocks 0 to {block_count - 1}",
             f"choose blocks between 0 and {block_count - 1}",
         )
+    read_after = settled.search.loss_block
+    if read_after is not None and read_after >= block_count:
+        raise ErrataError(
+            f"the loss cannot be read after block {read_after}: "
+            f"the model has blocks 0 to {block_count - 1}",
+            f"choose --loss-block between 0 and {block_count - 1}, or leave it out for the last",
+        )
     return settled, source, notes
 
 

@@ -19,9 +19,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from errata.data import is_known
 from errata.errors import ErrataError
+from errata.files import reason
 from errata.hparams import read_hparams
 from errata.methods import METHODS, method_named
-from errata.settings import Settings, describe
+from errata.settings import LARGEST_SEED, Settings, describe
+
+DEEPEST = 50
+"""Levels that a recipe may have; it needs five."""
 
 
 class ModelChoice(Settings):
@@ -54,7 +58,7 @@ class CaseChoice(Settings):
     """Take so many cases."""
     offset: int = Field(0, ge=0)
     """Leave out the first cases."""
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
     """Shuffle the cases first."""
     skip_invalid: bool = False
     """Leave out broken records, and count them."""
@@ -164,7 +168,8 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         raw = _plain_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ErrataError(
-            f"cannot read the recipe {path}: {error}", "check the path and that the file is UTF-8"
+            f"cannot read the recipe {path}: {reason(error)}",
+            "check the path and that the file is UTF-8",
         ) from None
     if not isinstance(raw, dict):
         raise ErrataError(
@@ -225,7 +230,12 @@ class _Loader(yaml.SafeLoader):
 def _plain_yaml(text: str, name: str) -> Any:
     """Read YAML without anchors, tags and double keys."""
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError("it is nested too deeply")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise ValueError("anchors and aliases are not used here")
         return yaml.load(text, Loader=_Loader)

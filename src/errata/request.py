@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError, field_validator
 
 from errata.errors import ErrataError
+from errata.files import parse_json, reason
 from errata.settings import Settings, describe
 
 SLOT = "{}"
@@ -25,6 +25,8 @@ SLOT = "{}"
 
 class EditRequest(Settings):
     """One fact to write: `prompt`, its slot filled by `subject`, shall be followed by `target`."""
+
+    title: ClassVar[str] = "the request"
 
     prompt: str
     """The sentence up to the answer, with one slot {} where the subject stands."""
@@ -97,9 +99,25 @@ class EditRequest(Settings):
         return self.prompt.replace(SLOT, "{" + self.subject + "}")
 
 
+def _slotted(text: str, subject: str) -> str:
+    """Put the slot where the subject stands, unless there is one."""
+    marked = "{" + subject + "}"
+    return text if SLOT in text else text.replace(marked if marked in text else subject, SLOT, 1)
+
+
 def _prompt_and_subject(text: str, subject: str | None) -> dict[str, str]:
-    if subject is not None or SLOT in text:
-        return {"prompt": text} if subject is None else {"prompt": text, "subject": subject}
+    if subject is not None:
+        if not subject.strip() or not (SLOT in text or subject in text):
+            raise ErrataError(
+                f"the subject {subject!r} has no place in {text!r}",
+                f"write {SLOT} where it stands, or leave the subject out and mark it in braces",
+            )
+        return {"prompt": _slotted(text, subject), "subject": subject}
+    if SLOT in text:
+        raise ErrataError(
+            f"{text!r} leaves its subject open",
+            "write it between the braces, or give it beside the prompt (--subject)",
+        )
     start, end = text.find("{"), text.rfind("}")
     inner = text[start + 1 : end]
     if start < 0 or end < start or "{" in inner or "}" in inner:
@@ -150,7 +168,7 @@ def _records(path: Path) -> Iterator[Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ErrataError(
-            f"cannot read {path}: {error}", "check the path and that the file is UTF-8"
+            f"cannot read {path}: {reason(error)}", "check the path and that the file is UTF-8"
         ) from None
     readers = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
     if path.suffix not in readers:
@@ -162,7 +180,7 @@ def _records(path: Path) -> Iterator[Any]:
 
 def _json_records(text: str, path: Path) -> Iterator[Any]:
     try:
-        records = json.loads(text)
+        records = parse_json(text)
     except ValueError as error:
         raise ErrataError(
             f"{path} is not JSON: {error}", "one record a line belongs in a .jsonl file"
@@ -175,16 +193,25 @@ def _jsonl_records(text: str, path: Path) -> Iterator[Any]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
+            yield parse_json(line)
         except ValueError as error:
-            raise ErrataError(f"{path}, line {number} is not JSON: {error}") from None
+            raise ErrataError(
+                f"{path}, line {number} is not JSON: {error}",
+                "mend that line; a .jsonl file has one whole object a line",
+            ) from None
 
 
 def _csv_records(text: str, path: Path) -> Iterator[Any]:
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        yield {
-            key: value for key, value in row.items() if key is not None and value not in (None, "")
-        }
+    try:
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            yield {
+                k: value for k, value in row.items() if k is not None and value not in (None, "")
+            }
+    except csv.Error as error:
+        raise ErrataError(
+            f"{path} is not CSV: {error}",
+            "is a quotation mark left open? records may be .jsonl, too",
+        ) from None
 
 
 def _flatten(record: Any) -> dict[str, Any]:
@@ -208,8 +235,7 @@ def _flatten(record: Any) -> dict[str, Any]:
     if isinstance(prompt, str) and subject is None and SLOT not in prompt:
         fields |= _prompt_and_subject(prompt, None)
     elif isinstance(prompt, str) and isinstance(subject, str) and SLOT not in prompt:
-        marked = "{" + subject + "}"
-        fields["prompt"] = prompt.replace(marked if marked in prompt else subject, SLOT, 1)
+        fields["prompt"] = _slotted(prompt, subject)
     return {key: value for key, value in fields.items() if value is not None}
 
 

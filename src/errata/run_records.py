@@ -11,7 +11,6 @@ reference stops at the first larger one.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 
 from errata.errors import ErrataError
 from errata.evaluate import PromptScore, score_of, summarise
+from errata.files import parse_json
 from errata.generate import Answer, summarise_answers
 from errata.likelihood import Likelihood
 from errata.report import Score, harmonic_mean, mean, named
@@ -38,6 +38,9 @@ FIGURES = {
 """The references' names of what is told of generated texts, and ours."""
 UNSCALED = ("time", "essence_score")
 """What the references do not multiply by 100."""
+
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, AssertionError)
+"""What reading a record raises that is not one."""
 
 Half = list[PromptScore]
 
@@ -123,33 +126,67 @@ def case_files(folder: Path) -> list[Path]:
 
 def _own_run(folder: Path) -> RunRecord:
     cases, unreadable = [], []
-    lines = (folder / "cases.jsonl").read_text(encoding="utf-8").split("\n")
+    lines = (folder / "cases.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 before, after = (
-                    [score_of(prompt) for prompt in row.get(half) or ()]
+                    [_checked(score_of(prompt)) for prompt in row.get(half) or ()]
                     for half in ("before", "after")
                 )
                 answers = {
-                    half: [Answer(**answer) for answer in kept]
+                    half: [_checked_answer(Answer(**answer)) for answer in kept]
                     for half, kept in (row.get("answers") or {}).items()
                 }
-                told = row.get("figures") or {}
+                told = {
+                    half: {name: _number(value) for name, value in figures.items()}
+                    for half, figures in (row.get("figures") or {}).items()
+                }
                 cases.append(CaseRecord(row.get("case_id"), before, after, told, answers))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except UNREADABLE:
                 unreadable.append(f"cases.jsonl, line {number}")
     return RunRecord(folder, tuple(cases), tuple(unreadable))
+
+
+def _number(value: Any) -> float:
+    """Return a finite number as it stands in a record; raises `ValueError` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no number")
+    return float(value)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _checked(score: PromptScore) -> PromptScore:
+    """Return a score whose values are of the kind that figures are made from."""
+    for each in (score.new, score.true):
+        if each is not None and (
+            _number(each.nll) < -1 or not all(type(hit) is bool for hit in each.correct)
+        ):
+            raise ValueError("no likelihood")
+    if not isinstance(score.kind, str) or not isinstance(score.prompt, str):
+        raise ValueError("no prompt")
+    return score
+
+
+def _checked_answer(answer: Answer) -> Answer:
+    if not isinstance(answer.kind, str) or {type(answer.begins), type(answer.holds)} - {
+        bool,
+        type(None),
+    }:
+        raise ValueError("no answer")
+    return answer
 
 
 def _reference_run(folder: Path, files: Sequence[Path]) -> RunRecord:
     cases, unreadable = [], []
     for path in files:
         try:
-            row = json.loads(path.read_text(encoding="utf-8"))
-            cases.append(_reference_case(row))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            cases.append(_reference_case(parse_json(path.read_text(encoding="utf-8"))))
+        except (OSError, *UNREADABLE):
             unreadable.append(path.name)
     return RunRecord(folder, tuple(cases), tuple(unreadable))
 
@@ -157,11 +194,16 @@ def _reference_run(folder: Path, files: Sequence[Path]) -> RunRecord:
 def _reference_case(row: Mapping[str, Any]) -> CaseRecord:
     halves = {"before": row.get("pre") or {}, "after": row.get("post") or {}}
     figures = {
-        half: {ours: float(told[theirs]) for theirs, ours in FIGURES.items() if theirs in told}
+        half: {
+            ours: _number(told[theirs])
+            for theirs, ours in FIGURES.items()
+            if theirs in told and not _is_nan(told[theirs])
+        }
         for half, told in halves.items()
     }
+    seconds = None if row.get("time") is None else _number(row["time"])
     before, after = map(_reference_scores, halves.values())
-    return CaseRecord(row["case_id"], before, after, figures, seconds=row.get("time"))
+    return CaseRecord(row["case_id"], before, after, figures, seconds=seconds)
 
 
 def _reference_scores(told: Mapping[str, Any]) -> Half:
@@ -173,9 +215,9 @@ def _reference_scores(told: Mapping[str, Any]) -> Half:
         if probs is not None:
             for i, nll in enumerate(probs):
                 hits: tuple[bool, ...] = (bool(correct[i]),) if correct else ()
-                new = Likelihood(nll["target_new"], all(hits), () if aside else hits)
-                true = Likelihood(nll["target_true"], all(hits), hits if aside else ())
-                scores.append(PromptScore(kind, "", new, true))
+                new = Likelihood(_number(nll["target_new"]), all(hits), () if aside else hits)
+                true = Likelihood(_number(nll["target_true"]), all(hits), hits if aside else ())
+                scores.append(_checked(PromptScore(kind, "", new, true)))
         elif correct:
             hits = tuple(map(bool, correct))
             answer, none = Likelihood(math.nan, all(hits), hits), Likelihood(math.nan, False)

@@ -19,7 +19,7 @@ from typing import Any
 
 from errata.case import Case
 from errata.evaluate import PromptScore, record_of, score_cases, score_of, summarise
-from errata.files import write_text
+from errata.files import parse_json, reading_own, write_text
 from errata.folders import run_folder
 from errata.methods.closed_form import ClosedForm
 from errata.model import EditedModel, Moments
@@ -196,8 +196,9 @@ class _Work:
         for number, start in enumerate(range(0, len(cases), CASES_PER_PART)):
             path = self._part(f"{name}_{number:04d}")
             if path.exists():
-                kept = json.loads(path.read_text("utf-8"))
-                scores += [[score_of(row) for row in rows] for rows in kept]
+                with reading_own(path):
+                    kept = parse_json(path.read_text("utf-8"))
+                    scores += [[score_of(row) for row in rows] for rows in kept]
                 continue
             chunk = cases[start : start + CASES_PER_PART]
             found = score_cases(self.edited.model, self.edited.tokenizer, chunk)

@@ -6,11 +6,14 @@ reference at once. Nothing here imports torch, so that `--help` stays instant.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from errata.errors import ErrataError
+
+LARGEST_SEED = 2**62
+"""Random generators take no seeds beyond 64 bits, and texts count on from theirs."""
 
 
 class Settings(BaseModel):
@@ -18,15 +21,19 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    title: ClassVar[str] = ""
+    """What a message calls it, where it is more than settings."""
+
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
         """Build from a mapping; every wrong value is named in one `ErrataError`."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
+            named = f"{cls.title} is" if cls.title else f"the settings of {cls.__name__} are"
             raise ErrataError(
-                f"the settings of {cls.__name__} are not valid:\n{describe(error)}",
-                f"known settings: {', '.join(cls.model_fields)}",
+                f"{named} not valid:\n{describe(error)}",
+                f"known {'fields' if cls.title else 'settings'}: {', '.join(cls.model_fields)}",
             ) from None
 
     def with_values(self, **values: Any) -> Self:
@@ -36,6 +43,8 @@ class Settings(BaseModel):
 
 class Search(Settings):
     """How target values are searched (see `values`)."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     steps: int = Field(25, ge=1)
     """Evaluations of the loss; there is one Adam step fewer."""
@@ -67,9 +76,9 @@ class Contexts(Settings):
 
     prefixes: tuple[str, ...] | None = None
     """A fixed list of prefixes; when not given they are sampled from the model."""
-    prefix_lengths: tuple[int, ...] = (10, 10, 10, 10, 10)
+    prefix_lengths: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = (10, 10, 10, 10, 10)
     """Sample one prefix per number, that many tokens long."""
-    prefix_seed: int = 0
+    prefix_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of their sampling."""
 
 

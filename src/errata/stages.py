@@ -19,16 +19,17 @@ from typing import Any, NamedTuple
 import yaml
 
 from errata.case import Case, cases_digest
+from errata.checkpoint import first_device
 from errata.cost import Cost
 from errata.data import Loaded, load_cases, reference_file
 from errata.edits import Prepared, prepare
 from errata.estimate import evaluation_cost, plan_edits
 from errata.evaluation import Asking, run_evaluation
-from errata.files import write_text
+from errata.files import parse_json, reading_own, write_text
 from errata.folders import finished_run, run_folder
 from errata.hparams import read_hparams
 from errata.methods import method_named
-from errata.model import EditedModel, first_device, load
+from errata.model import EditedModel, load
 from errata.patch import Patch
 from errata.presets import merged
 from errata.recipe import CaseChoice, EditStage, EvalStage, ModelChoice, Recipe
@@ -157,7 +158,8 @@ def run_recipe(recipe: Recipe, around: Surroundings, *, again: bool = False) -> 
     }
     done = None if again else finished_run(around.results, "recipe", params)
     if done is not None:
-        return Outcome(done, json.loads((done / "summary.json").read_text("utf-8")), True)
+        with reading_own(done / "summary.json"):
+            return Outcome(done, dict(parse_json((done / "summary.json").read_text("utf-8"))), True)
     with run_folder(around.results, "recipe", params, around.command) as (folder, _):
         told: dict[str, dict[str, Any]] = {}
         for name, stage in recipe.stages():
@@ -202,8 +204,9 @@ def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, lis
 
 def _kept(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | None:
     """Read what a stage left and put its patches on; None where they are gone."""
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    patches = [results / name for name in found["patches"]]
+    with reading_own(path):
+        found: dict[str, Any] = parse_json(path.read_text("utf-8"))
+        patches = [results / name for name in found["patches"]]
     if not all(patch.exists() for patch in patches):
         return None
     for patch in patches:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from errata.collection import Partial, Rows, Told
 from errata.corpus import Corpus
 from errata.errors import ErrataError
-from errata.family import family_of
+from errata.family import family_of, positions_of
 from errata.files import require_space
 from errata.identity import tokenizer_hash
 from errata.locks import locked
@@ -34,7 +34,7 @@ Said = Callable[[str], None]
 
 def readable(edited: EditedModel, length: int) -> int:
     """Return `length`, or fewer tokens where the model cannot read so many."""
-    return min(length, getattr(edited.model.config, "max_position_embeddings", length))
+    return min(length, positions_of(edited.model))
 
 
 class Text(NamedTuple):

@@ -69,6 +69,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
             f"the tokenizer {type(tokenizer).__name__} gives no character offsets",
             "use the model's fast tokenizer (tokenizer.json)",
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ErrataError(
+            f"{text!a:.60} holds a character that is none", "is the text UTF-8?"
+        ) from None
     coded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(coded["input_ids"]), list(coded["offset_mapping"])
     special = set(tokenizer.all_special_ids)
@@ -147,6 +153,18 @@ def rewrite_of(
     encoded = encode(tokenizer, essence)
     place = position_of(encoded, (start, start + len(request.subject)), where)
     return Rewrite(tuple(rows), Row(encoded.ids, place).key, groups)
+
+
+def check_lengths(rewrites: Sequence[Rewrite], limit: int) -> None:
+    """Raise `ErrataError` when a request has more tokens than the model can see."""
+    for number, rewrite in enumerate(rewrites, start=1):
+        longest = max(len(row.ids) for row in rewrite.rows)
+        if longest > limit:
+            raise ErrataError(
+                f"request {number} is {longest} tokens long with its prefix and target; "
+                f"the model reads {limit}",
+                "shorten the prompt, the target or the prefixes",
+            )
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device, fill: int = 0) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from errata.keys import keys_of
 from errata.methods import METHODS, ClosedForm
-from errata.moment import NullSpace, SecondMoment
+from errata.moment import SecondMoment
+from errata.null_space import NullSpace
 from errata.patch import Base, Patch, Provenance, Update
 from errata.tokens import Rewrite
 from parity.check_editing import hold_blocks, hold_search, searched

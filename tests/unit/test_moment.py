@@ -13,7 +13,8 @@ from torch import Tensor
 
 from errata.errors import ErrataError
 from errata.methods.alphaedit import AlphaEdit
-from errata.moment import MomentIdentity, NullSpace, SecondMoment, measure, token_rows
+from errata.moment import MomentIdentity, SecondMoment, measure, token_rows
+from errata.null_space import NullSpace
 from errata.tokens import encode
 from laws.bench import closeness
 from tiny import SENTENCES, tiny_model, tiny_tokenizer

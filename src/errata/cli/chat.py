@@ -31,7 +31,7 @@ def chat(
         list[Path] | None,
         typer.Option("--patch", help="A patch; may be repeated, the first goes on first."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     adapter: Adapter = None,
     adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",

@@ -94,7 +94,7 @@ def edit(
     corpus: Annotated[
         str | None, typer.Option(help="Text for the second moment (see `errata stats`).")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens of it to use.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of it to use.")] = None,
     hparams: Annotated[
         Path | None,
         typer.Option(help="A published hyperparameter file, with the references' JSON keys."),
@@ -190,8 +190,10 @@ def _run(
     results: Path,
     json: bool,
 ) -> None:
+    from errata.edits import already_said
     from errata.runs import run_edits
 
+    show_warnings(already_said(edited, [case.request for case in cases]))
     asked = _shown_prompts(cases)
     before = [edited.generate(text, 12) for _, text in asked]
     with console.bar("edits") as progress:

@@ -21,6 +21,7 @@ from errata.cli.options import (
     load_model,
 )
 from errata.errors import ErrataError
+from errata.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
     from errata.data import Loaded
@@ -43,7 +44,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Take so many cases.")] = None,
     offset: Annotated[int, typer.Option(min=0, help="Leave out the first cases.")] = 0,
     seed: Annotated[
-        int | None, typer.Option(help="Shuffle the cases first; the texts' seed, too.")
+        int | None,
+        typer.Option(
+            min=0, max=LARGEST_SEED, help="Shuffle the cases first; the texts' seed, too."
+        ),
     ] = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave out broken records, and count them.")

@@ -54,8 +54,11 @@ def _patches(results: Path) -> list[dict[str, Any]]:
         except ErrataError as error:
             console.warning(error.message)
             continue
-        first = patch.provenance.requests[0]
-        more = len(patch.provenance.requests) - 1
+        requests = patch.provenance.requests
+        if not requests:
+            console.warning(f"{path} says not what it edits")
+            continue
+        first, more = requests[0], len(requests) - 1
         rows.append(
             {
                 "patch": str(path),

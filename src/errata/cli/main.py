@@ -1,7 +1,4 @@
-"""`errata`: the verbs, and how errors become words and exit codes.
-
-Exit codes: 0 done, 1 something that the user can mend, 2 a wrong command line, 130 Ctrl-C.
-"""
+"""`errata`: the verbs, and how errors become words and exit codes (docs/errors.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +10,12 @@ from errata import console
 from errata.cli import chat, edit, env, export, lens, ls, run, stats, summarize, sweep_blocks, trace
 from errata.cli import eval as evaluation
 from errata.errors import ErrataError
+from errata.files import reason
 
+MENDABLE = 1
+"""Exit code: something that the user can mend; a wrong command line is 2."""
+BUG = 70
+"""Exit code: a mistake of ours."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
@@ -41,14 +43,39 @@ app.command()(env.env)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; whatever goes wrong ends as words and an exit code."""
+    console.set_up()
     try:
-        app()
-    except ErrataError as error:
-        console.error(error)
-        sys.exit(1)
+        app(prog_name="errata")
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
             raise
         console.warning("stopped; what was saved before is whole")
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        problem = error if isinstance(error, ErrataError) else _in_words(error)
+        if problem is None:
+            console.bug(error)
+            sys.exit(BUG)
+        console.error(problem)
+        sys.exit(MENDABLE)
+
+
+def _in_words(error: Exception) -> ErrataError | None:
+    """Return what a machine that is full, or a file in the way, means for the user."""
+    if (
+        isinstance(error, MemoryError)
+        or "OutOfMemory" in type(error).__name__
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    ):
+        return ErrataError(
+            f"there is not enough memory: {reason(error).splitlines()[0]}",
+            "what was saved before is whole; the same command goes on from there",
+            "lower --requests-at-once or --batch-size, or load the model in --dtype bfloat16",
+        )
+    if isinstance(error, OSError):
+        named = f"{error.filename}: " if error.filename else ""
+        return ErrataError(
+            f"{named}{reason(error)}", "check the path, its permissions and free space"
+        )
+    return None

@@ -76,7 +76,8 @@ def load_model(
     """Load a model with patches as the command line names them."""
     import torch
 
-    from errata.model import first_device, load
+    from errata.checkpoint import first_device
+    from errata.model import load
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in (*dtypes, "auto"):

@@ -34,9 +34,9 @@ def stats(
         str | None, typer.Option(help="Blocks, comma-separated; those of the presets.")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(help="Stop after so many tokens; all when not given.")
+        int | None, typer.Option(min=1, help="Stop after so many tokens; all when not given.")
     ] = None,
-    length: Annotated[int, typer.Option(help="Cut every text at so many tokens.")] = 512,
+    length: Annotated[int, typer.Option(min=1, help="Cut every text at so many tokens.")] = 512,
     dtype: Dtype = "auto",
     device: Device = None,
     dry_run: Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from errata.case import Case
 from errata.errors import ErrataError
+from errata.files import parse_json, reason
 from errata.request import SLOT
 
 Record = Mapping[str, Any]
@@ -52,12 +52,12 @@ def records_of(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ErrataError(
-            f"cannot read {path}: {error}", "check the path and that the file is UTF-8"
+            f"cannot read {path}: {reason(error)}", "check the path and that the file is UTF-8"
         ) from None
     if path.suffix == ".jsonl":
         return [_line(line) for line in text.split("\n") if line.strip()]
     try:
-        records = json.loads(text)
+        records = parse_json(text)
     except ValueError as error:
         raise ErrataError(
             f"{path} is not JSON: {error}",
@@ -69,7 +69,7 @@ def records_of(path: Path) -> list[Any]:
 
 def _line(line: str) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError as error:
         return error
 

@@ -24,7 +24,8 @@ from errata.settings import Search
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from errata.moment import NullSpace, SecondMoment
+    from errata.moment import SecondMoment
+    from errata.null_space import NullSpace
 
 
 class AlphaEdit(ClosedForm):
@@ -52,6 +53,10 @@ class AlphaEdit(ClosedForm):
                 f"measure it on at least {2 * width} tokens, better {10 * width} (`errata stats`)",
             )
         return moment.null_space(self.null_space_threshold, self.relative_threshold)
+
+    def check(self, moment: SecondMoment) -> None:
+        """Raise `ErrataError` when a second moment leaves no null space, or one of no use."""
+        self.null_space(moment)
 
     def notes(self, moment: SecondMoment) -> tuple[str, ...]:
         """Say how much room the null space leaves and how clear its cut is."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from errata.errors import ErrataError
 from errata.request import EditRequest, check_batch
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 class ClosedForm(Settings):
     """Settings that all closed-form editors share; call one to get a patch."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: ClassVar[str]
     label: ClassVar[str]
@@ -75,6 +77,10 @@ class ClosedForm(Settings):
         keys of earlier edits.
         """
         raise NotImplementedError
+
+    def check(self, moment: SecondMoment) -> None:
+        """Raise `ErrataError` for a second moment of no use, before time is spent on targets."""
+        moment.check_invertible()
 
     def notes(self, moment: SecondMoment) -> tuple[str, ...]:
         """What a reader of the patch should know of one block's second moment."""
@@ -135,8 +141,9 @@ class ClosedForm(Settings):
         requests: Sequence[EditRequest],
     ) -> tuple[list[Rewrite], tuple[str, ...]]:
         """Encode requests behind context prefixes; return both."""
+        from errata.family import positions_of
         from errata.prefixes import sample_prefixes
-        from errata.tokens import rewrite_of
+        from errata.tokens import check_lengths, rewrite_of
 
         contexts = self.contexts
         prefixes = contexts.prefixes
@@ -155,7 +162,7 @@ class ClosedForm(Settings):
             )
             for request in requests
         ]
-        _check_lengths(model, rewrites)
+        check_lengths(rewrites, positions_of(model))
         return rewrites, prefixes
 
     def find_targets(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> Targets:
@@ -251,18 +258,6 @@ class ClosedForm(Settings):
                 "name them: --blocks 4,5,6 (blocks=(4, 5, 6))",
             )
         return self.blocks if self.place == "block" else self.blocks[-1:]
-
-
-def _check_lengths(model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for number, rewrite in enumerate(rewrites, start=1):
-        longest = max(len(row.ids) for row in rewrite.rows)
-        if limit is not None and longest > limit:
-            raise ErrataError(
-                f"request {number} is {longest} tokens long with its prefix and target; "
-                f"the model reads {limit}",
-                "shorten the prompt, the target or the prefixes",
-            )
 
 
 def fetch(features: Tensor, ridge: float, new: int) -> Tensor:

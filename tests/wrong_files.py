@@ -1,0 +1,168 @@
+"""Files as they go wrong in practice: cut short, of another kind, with one value that is not.
+
+`write_all(folder)` makes pico models that cannot be used and, beside them, requests, datasets,
+corpora, patches, recipes and hyperparameter files, each broken in the way that it is called.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, OPTConfig
+
+from errata import EditRequest, load
+from errata.corpus import Corpus
+from errata.methods import METHODS
+from errata.patch import Patch
+from errata.statistics import measured
+from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
+
+FACT = EditRequest(prompt="{} is in", subject="Big Ben", target="Tarn")
+GOOD = '{"prompt": "{} is in", "subject": "Big Ben", "target": "Tarn"}\n'
+OTHER = GOOD.replace("Tarn", "Pell")
+REWRITE = {
+    "prompt": "{} is in",
+    "subject": "Big Ben",
+    "target_new": {"str": "Tarn"},
+    "target_true": {"str": "Pell"},
+}
+DEEP = "[" * 100_000
+FILES: dict[str, str | bytes] = {
+    "text.txt": "\n".join(SENTENCES * 2),
+    "short.txt": SENTENCES[0],
+    "facts.jsonl": "\n".join(json.dumps(fact.model_dump(exclude_none=True)) for fact in FACTS),
+    "one.jsonl": GOOD,
+    "bom.jsonl": b"\xef\xbb\xbf" + GOOD.encode(),
+    "empty.jsonl": "",
+    "cut.json": '[{"prompt": "{} is in", "subj',
+    "cut.jsonl": GOOD + '{"prompt": "{} is in", "subj',
+    "latin.jsonl": GOOD.replace("Tarn", "Zürau").encode("latin-1"),
+    "utf16.jsonl": GOOD.encode("utf-16"),
+    "long.jsonl": GOOD.replace(" is", " is" + " very far away from here and there" * 50),
+    "deep.json": DEEP,
+    "deep.jsonl": GOOD + DEEP + "\n",
+    "bigint.jsonl": GOOD.replace('"Tarn"', "9" * 5000),
+    "half-character.jsonl": GOOD.replace("Tarn", "\\ud800"),
+    "number.json": "3",
+    "types.jsonl": '{"prompt": 3, "subject": ["Big Ben"], "target": {"str": null}}\n',
+    "open-quote.csv": 'prompt,subject,target\n{} is in,"Big' + "y" * 140_000,
+    "columns.csv": "question,answer\nwhere,there\n",
+    "conflict.jsonl": GOOD + OTHER,
+    "broken.jsonl": GOOD
+    + '{"prompt": "{} is in", "subject": "", "target": "Tarn"}\n'
+    + '{"prompt": "no slot", "subject": "Big Ben", "target": "Tarn"}\n',
+    "counterfact.json": json.dumps(
+        [{"requested_rewrite": REWRITE}, {"requested_rewrite": {**REWRITE, "target_new": {}}}]
+    ),
+    "no-extension": GOOD,
+    "blank.txt": "\n \n",
+    "no-text.jsonl": '{"words": "The sea."}\n',
+    "hparams-unknown.json": '{"layers": [1], "colour": 3}',
+    "hparams-type.json": '{"layers": [1], "v_lr": "fast"}',
+    "hparams-many.json": '{"context_template_length_params": [[1, 999999999999]]}',
+    "hparams-list.json": "[1, 2]",
+    "recipe-type.yaml": "model: pico\nedit: {dataset: facts.jsonl, limit: some}\n",
+    "recipe-unknown.yaml": "model: pico\nedit: {dataset: facts.jsonl, metod: rome}\n",
+    "recipe-tag.yaml": "model: !!python/object/apply:os.system ['touch owned']\n",
+    "recipe-alias.yaml": "model: &m pico\nedit: {dataset: *m}\n",
+    "recipe-list.yaml": "- model: pico\n",
+    "recipe-deep.yaml": DEEP,
+    "not-a-patch.safetensors": b"\x00" * 64,
+    "huge-header.safetensors": (2**60).to_bytes(8, "little") + b"{}",
+}
+QUICK = {"search": {"steps": 2}, "contexts": {"prefixes": ["Well. "]}}
+
+
+def write_all(folder: Path) -> None:
+    """Write every file, model and patch."""
+    for name, content in FILES.items():
+        data = content if isinstance(content, bytes) else content.encode()
+        (folder / name).write_bytes(data)
+    (folder / "folder.jsonl").mkdir()
+    write_models(folder)
+    write_patches(folder)
+    write_runs(folder)
+    write_said(folder)
+
+
+def write_models(folder: Path) -> None:
+    """Write pico models: a sound one, another, two with numbers that are none, a stranger."""
+    models = {name: tiny_model("llama") for name in ("pico", "nan", "infinite")}
+    models["other"] = tiny_model("gpt2")
+    opt = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = OPTConfig(vocab_size=320, word_embed_proj_dim=16, **opt)
+    models["stranger"] = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, wrong in (("nan", float("nan")), ("infinite", float("-inf"))):
+            models[name].model.layers[1].mlp.down_proj.weight[3, 4] = wrong
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    (folder / "no-weights").mkdir()
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / "no-weights" / file).write_bytes((folder / "pico" / file).read_bytes())
+    (folder / "cut-weights").mkdir()
+    for path in (folder / "pico").iterdir():
+        size = 3000 if path.suffix == ".safetensors" else None
+        (folder / "cut-weights" / path.name).write_bytes(path.read_bytes()[:size])
+
+
+def write_patches(folder: Path) -> None:
+    """Write a patch for `pico`, and what becomes of patches."""
+    edited = load(folder / "pico")
+    edited.name = "pico"
+    moments = measured(edited, Corpus("text", SENTENCES * 2), [1])
+    method = METHODS["rome"].of({"blocks": [1], **QUICK})
+    patch = edited.compute([FACT], method, moments=moments)
+    path = patch.save(folder / "patch.safetensors")
+    (folder / "cut.safetensors").write_bytes(path.read_bytes()[:-100])
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["errata"])
+    tensors = {name: tensor.clone() for name, tensor in patch._tensors().items()}
+    renamed = {name.replace(".1.", ".2."): tensor for name, tensor in tensors.items()}
+    _patch(folder / "renamed.safetensors", renamed, header)
+    nowhere = {name.replace("down_proj", "out"): tensor for name, tensor in tensors.items()}
+    weights = {name.replace("down_proj", "out"): h for name, h in header["weights"].items()}
+    _patch(folder / "nowhere-weight.safetensors", nowhere, {**header, "weights": weights})
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    _patch(folder / "halves.safetensors", halves, header)
+    broken = {name: tensor * float("nan") for name, tensor in tensors.items()}
+    _patch(folder / "nan.safetensors", broken, header)
+    _patch(folder / "header.safetensors", tensors, {**header, "settings": 3, "colour": "red"})
+    _patch(folder / "newer.safetensors", tensors, {**header, "format": 99})
+    save_file(tensors, folder / "plain.safetensors")
+    assert Patch.load(path) == patch
+
+
+def _patch(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+    save_file(tensors, path, metadata={"errata": json.dumps(header)})
+
+
+def write_said(folder: Path) -> None:
+    """Write requests for what `pico` says already, alone and among others."""
+    edited = load(folder / "pico")
+    for subject in sorted({word.strip(".,") for text in SENTENCES for word in text.split()}):
+        answer = edited.generate(f"{subject} is in", 1)
+        if answer.startswith(" ") and answer.strip().isalpha():
+            break
+    line = json.dumps({"prompt": "{} is in", "subject": subject, "target": answer.strip()}) + "\n"
+    (folder / "said.jsonl").write_text(line, encoding="utf-8")
+    (folder / "some-said.jsonl").write_text(GOOD + line, encoding="utf-8")
+
+
+def write_runs(folder: Path) -> None:
+    """Write a run of which one line was cut, and one that holds no run at all."""
+    run = folder / "runs" / "MEMIT" / "run_000"
+    run.mkdir(parents=True)
+    score = {"nll": 1.0, "likeliest": False, "correct": [False]}
+    prompt = {"kind": "efficacy", "prompt": "Big Ben is in", "new": score, "true": None}
+    line = json.dumps({"case_id": 1, "before": [], "after": [{**prompt, "own": False}]})
+    damaged = folder / "damaged" / "MEMIT" / "run_000"
+    damaged.mkdir(parents=True)
+    (damaged / "patch.safetensors").write_bytes((folder / "cut.safetensors").read_bytes())
+    (run / "cases.jsonl").write_text(f"{line}\n{line[:50]}\n{DEEP}\n", encoding="utf-8")
