@@ -10,6 +10,7 @@ second is undone here.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -27,7 +28,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 def is_adapter(source: str | Path) -> bool:
     """Tell whether a path is an adapter's folder, which is no model of its own."""
-    return (Path(source) / CONFIG_FILE).is_file()
+    return os.path.isfile(Path(source) / CONFIG_FILE)
 
 
 def read_adapter(adapter: str, kind: str | None = None) -> Any:
@@ -47,7 +48,7 @@ def read_adapter(adapter: str, kind: str | None = None) -> Any:
         if not is_adapter(adapter) and not _HUB_NAME.fullmatch(adapter):
             raise ValueError(f"there is no {Path(adapter) / CONFIG_FILE}")
         config = PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ErrataError(
             f"cannot load the adapter {adapter!r}: {_reason(error)}",
             f"give a folder with {CONFIG_FILE} and adapter_model.safetensors",

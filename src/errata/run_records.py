@@ -164,10 +164,11 @@ def _checked(score: PromptScore) -> PromptScore:
     """Return a score whose values are of the kind that figures are made from."""
     for each in (score.new, score.true):
         if each is not None and (
-            _number(each.nll) < -1 or not all(type(hit) is bool for hit in each.correct)
+            _number(each.nll) < -1
+            or {type(hit) for hit in (each.likeliest, *each.correct)} != {bool}
         ):
             raise ValueError("no likelihood")
-    if not isinstance(score.kind, str) or not isinstance(score.prompt, str):
+    if type(score.own) is not bool or not isinstance(score.kind, str):
         raise ValueError("no prompt")
     return score
 

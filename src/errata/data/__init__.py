@@ -5,6 +5,7 @@ A dataset is named, or is any file in one of the formats; the first record tells
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,7 +133,7 @@ def load_cases(
 
 def is_known(name_or_path: str) -> bool:
     """Whether `locate` would find a dataset of that name, or a file."""
-    return _key(name_or_path) in DATASETS or Path(name_or_path).is_file()
+    return _key(name_or_path) in DATASETS or os.path.isfile(name_or_path)
 
 
 def _key(name: str) -> str:
@@ -150,7 +151,7 @@ def locate(name_or_path: str, cache: Path | None = None) -> tuple[Path, Format |
     """Return the file of a dataset, fetched if need be, and its format if that is known."""
     known = DATASETS.get(_key(name_or_path))
     if known is None:
-        if Path(name_or_path).is_file():
+        if os.path.isfile(name_or_path):
             return Path(name_or_path), None
         raise ErrataError(
             f"there is no dataset or file {name_or_path!r}",
