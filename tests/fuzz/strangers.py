@@ -17,6 +17,7 @@ from typing import Any
 
 from errata import ErrataError, load, read_requests
 from errata.adapter import read_adapter
+from errata.corpus import read_corpus
 from errata.data import load_cases
 from errata.data.references import read_references
 from errata.evaluate import prompts_of
@@ -28,7 +29,6 @@ from errata.patch import Patch
 from errata.recipe import read_recipe
 from errata.request import check_batch
 from errata.run_records import published_summary, read_runs
-from errata.statistics import read_corpus
 from wrong_files import FILES, write_models, write_patches
 
 CORPUS = Path(__file__).parent / "corpus"
