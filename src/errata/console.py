@@ -82,11 +82,15 @@ def progress_line(text: str) -> None:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Show a table; long cells are folded."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        shown.add_column(_plain(column), overflow="fold")
+    console = _console()
+    for index, column in enumerate(columns):
+        cells = [row[index] for row in rows]
+        # A path that can be copied is worth more than even columns.
+        whole = bool(cells) and all("/" in cell and " " not in cell for cell in cells)
+        whole = whole and max(map(len, cells)) <= console.width // 2
+        shown.add_column(_plain(column), overflow="fold", no_wrap=whole)
     for row in rows:
         shown.add_row(*(_plain(cell) for cell in row))
-    console = _console()
     console.soft_wrap = False
     console.print(shown)
 

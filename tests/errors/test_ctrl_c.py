@@ -31,7 +31,10 @@ signal.signal(signal.SIGVTALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 if seconds:
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
 from errata.__main__ import main
-main()
+try:
+    main()
+finally:
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)  # what is left is Python's own end
 """
 
 
@@ -115,7 +118,7 @@ def test_ctrl_c_at_any_moment_loses_nothing(
     said = finish(arguments, whole)
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     stopped = 0
-    for share in (0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+    for share in (0.2, 0.4, 0.55, 0.7, 0.8, 0.9):
         here = place(folder, f"stopped-{share}", tmp_path)
         process = start(arguments, here, share * seconds)
         out, err = process.communicate(timeout=300)
@@ -126,4 +129,4 @@ def test_ctrl_c_at_any_moment_loses_nothing(
             assert err in ("", STOPPED)
             assert finish(arguments, here) == said
         assert left(here) == left(whole), share
-    assert stopped >= 6
+    assert stopped >= 4
