@@ -100,7 +100,7 @@ def read_hparams(path: Path, method: type[ClosedForm]) -> Read:
             place = place.setdefault(part, {})
         try:
             place[parts[-1]] = read(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ErrataError(
                 f"{path}: {key} cannot be {value!r:.80}",
                 "see a published file, such as hparams/MEMIT/gpt2-xl.json",

@@ -28,7 +28,7 @@ from errata.cli.options import (
     settings_flags,
     show_warnings,
 )
-from errata.cli.show import answer_rows, edit_json, show_edit, show_plan
+from errata.cli.show import answer_rows, edit_json, shortfall, show_edit, show_plan
 from errata.errors import ErrataError
 from errata.hparams import read_hparams
 from errata.methods import METHODS, method_named
@@ -210,6 +210,7 @@ def _run(
     alone = len(run.patches) == 1 or plan.sequential
     after = [edited.generate(text, 12) for _, text in asked] if alone else []
     rows = answer_rows(asked, before, after, run) if alone else []
+    show_warnings(shortfall(ready.method, run))
     if json:
         edit_json(edited, ready.method, run, rows, len(cases))
     else:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from errata.runs import Run
 
 
+HELD_BACK = {"moment_weight": "smaller", "ridge": "smaller", "null_space_threshold": "larger"}
+"""Settings that keep an edit small, and how an edit that did not take wants them changed."""
+
+
 def answer_rows(
     asked: Sequence[tuple[str, str]],
     before: Sequence[str],
@@ -37,6 +41,24 @@ def answer_rows(
         }
         for (kind, text), old, new in zip(asked, before, after, strict=True)
     ]
+
+
+def shortfall(method: ClosedForm, run: Run) -> tuple[str, ...]:
+    """Say how many edits did not take, and which settings hold them back."""
+    took = [score.new.likeliest for each in run.after for score in each if score.kind == "efficacy"]
+    if all(took):
+        return ()
+    values = method.model_dump()
+    ways = [
+        f"a {way} --{name.replace('_', '-')} (it is {values[name]:g})"
+        for name, way in HELD_BACK.items()
+        if name in values
+    ]
+    ways += ["more --steps", "other --blocks"]
+    return (
+        f"{took.count(False)} of {len(took)} edits did not take: another answer is still likelier; "
+        f"try {', or '.join(ways)}, or another --method",
+    )
 
 
 def edit_json(
