@@ -4,6 +4,7 @@
 # make check    lint, format, types
 # make floor    the core tests with the oldest libraries that pyproject.toml allows
 # make parity   GOLDEN=DIR: compare with recorded reference results
+# make fuzz     KIND=patch: spoil strangers' files, led by coverage, for a minute
 # make clean    remove caches and builds; .venv and results stay
 #
 # The first of these makes .venv. PYTHON=python3.12 names another interpreter,
@@ -24,7 +25,7 @@ FLOOR_STAMP := $(FLOOR)/.installed
 FLOORED := transformers accelerate safetensors huggingface_hub
 CORE := tests/laws tests/unit
 
-.PHONY: help venv demo test slow check lint types parity clean
+.PHONY: help venv demo test slow check lint types parity fuzz clean
 
 help:
 	@sed -n '/^# /s/^# //p; /^$$/q' Makefile
@@ -76,6 +77,11 @@ parity: $(STAMP)
 	@test -n "$(GOLDEN)" || { echo "error: no golden folder named" >&2; \
 	echo "hint: make parity GOLDEN=DIR" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/parity --golden "$(GOLDEN)" $(ARGS)
+
+fuzz: $(STAMP)
+	@$(RUN) -c "import atheris" 2>/dev/null || { echo "error: fuzzing needs atheris" >&2; \
+	echo "hint: $(RUN) -m pip install atheris   (Linux)" >&2; exit 1; }
+	cd $$(mktemp -d) && $(abspath $(RUN)) $(CURDIR)/tests/fuzz/guided.py $(or $(KIND),patch) -max_total_time=60
 
 clean:
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

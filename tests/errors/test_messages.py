@@ -1,8 +1,8 @@
 """Every kind of bad input, tried end to end, and the words that it is met with.
 
 What is printed stands in `messages.txt`, to be read as a user reads it. After a change that is
-meant, `pytest tests/errors --update-messages` writes it anew. Words that come from a library,
-which differ with its version, stand there as `…`.
+meant, `pytest tests/errors --update-messages` writes it anew. Words that come from a library
+and lists that grow stand there as `…`.
 """
 
 from __future__ import annotations
@@ -157,7 +157,10 @@ WARNED: dict[str, str] = {
     "broken records left out": "eval pico --dataset broken.jsonl --skip-invalid",
     "damaged patches in a list": "ls patches --results damaged",
 }
-LIBRARIES = (  # what PyTorch, Transformers and the Hub's client say in their own words
+ELSEWHERE = (  # the words of libraries, and lists that grow
+    r"(?<=hint: supported types: ).*",
+    r"(?<=hint: known methods: ).*",
+    r"(?<=hint: known datasets: ).*",
     r"(?<=cannot be put on 'gpu': ).*",
     r"(?<=cannot be put on 'cuda:7': ).*",
     r"(?<=cannot load 'nowhere/model': ).*",
@@ -173,7 +176,7 @@ FIRST = re.compile(r"^(error|warning|Usage):? .*", re.MULTILINE)
 def shown(name: str, command: str, said: Said, tmp_path: Path) -> str:
     """What is kept of one command: how it ended and what it said on stderr."""
     text = said.err.replace(str(tmp_path), "TMP").rstrip()
-    for words in LIBRARIES:
+    for words in ELSEWHERE:
         text = re.sub(words, "…", text)
     return f"## {name}\n\n$ errata {command}\n{text}\n[exit {said.code}]\n"
 
