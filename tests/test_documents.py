@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 HOME = Path(__file__).parents[1]
 PAGES = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(console|python|yaml)\n(.*?)```", re.DOTALL)
-NAMED = re.compile(r"`((?:src|tests|docs|examples)/[\w./-]+\.\w+)`|`([\w-]+\.md)`")
+NAMED = re.compile(r"`((?:src|tests|docs|examples)/[\w./-]+\.\w+)`")
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -98,9 +98,8 @@ def test_the_python_of_a_page_runs(page: Path, folder: Path, cache: Path) -> Non
 
 
 def test_the_files_that_a_page_names_are_there(page: Path) -> None:
-    for whole, beside in NAMED.findall(page.read_text("utf-8")):
-        places = [HOME / whole] if whole else [HOME / beside, page.parent / beside]
-        assert any(place.is_file() for place in places), f"{page.name} names {whole or beside}"
+    for name in NAMED.findall(page.read_text("utf-8")):
+        assert (HOME / name).is_file(), f"{page.name} names {name}"
 
 
 def test_the_readme_and_the_tutorial_show_something_to_do() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from errata.family import family_of, width_of
-from errata.files import write_tensors
+from errata.files import parse_json, write_tensors
 from errata.gram import Gram
 from errata.hooks import Site, frozen, record
 from errata.ranks import Ranks
@@ -117,7 +117,7 @@ class Partial:
     def _read(self, digest: str, tensors: Mapping[str, Tensor]) -> int:
         try:
             with safe_open(self.path, framework="pt") as file:
-                header = json.loads(file.metadata()["errata"])
+                header = parse_json((file.metadata() or {}).get("errata", ""))
                 if header["plan"] != digest:
                     return 0
                 for name, tensor in tensors.items():

@@ -120,6 +120,12 @@ class EditedModel:
         originals = {**self._originals, **added}
         try:
             write(self.model, originals, [*self.patches, patch])
+            for name in patch.updates:
+                if not torch.stack(torch.aminmax(weight_of(self.model, name)[1])).isfinite().all():
+                    raise ErrataError(
+                        f"the patch makes {name} infinite in {self.model.dtype}",
+                        "load the model in a wider dtype: --dtype float32, or bfloat16",
+                    )
         except BaseException:
             write(self.model, originals, self.patches)
             raise

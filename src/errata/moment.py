@@ -264,6 +264,12 @@ def measure(
         progress=progress,
     )
     found = {b: SecondMoment(sums.grams.pop(b).mean(sums.tokens), sums.tokens) for b in blocks}
+    for block, moment in found.items():
+        if not moment.matrix.isfinite().all():
+            raise ErrataError(
+                f"the keys of block {block} are not finite in {model.dtype}",
+                "load the model in a wider dtype: --dtype float32, or bfloat16",
+            )
     if held_out is None:
         return found
     keys = sample_keys(model, held_out or rows[-8:], blocks, SAMPLED_KEYS)
