@@ -9,10 +9,12 @@ The names below load on first use, so that importing errata stays instant.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errata.errors import ErrataError
-from errata.request import EditRequest, read_requests
+
+if TYPE_CHECKING:
+    from errata.request import EditRequest, read_requests
 
 _LAZY = {
     "EditedModel": "errata.model",
@@ -28,6 +30,6 @@ __all__ = ["EditRequest", "ErrataError", "read_requests", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in __all__:
+        return getattr(importlib.import_module(_LAZY.get(name, "errata.request")), name)
     raise AttributeError(f"module 'errata' has no attribute {name!r}")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from errata.case import Case
 from errata.evaluate import KINDS
-from errata.files import write_text
+from errata.files import parse_json, reading_own, write_text
 from errata.folders import run_folder
 from errata.methods.closed_form import ClosedForm
 from errata.model import EditedModel
@@ -163,7 +163,8 @@ def sweep_blocks(
                     path,
                     lambda done, _, start=start: progress(start + done, len(methods) * len(cases)),  # type: ignore[misc]
                 )
-            _read(sweep, block, json.loads(path.read_text(encoding="utf-8")))
+            with reading_own(path):
+                _read(sweep, block, parse_json(path.read_text(encoding="utf-8")))
             progress(start + len(cases), len(methods) * len(cases))
         finish(sweep)
         write_text(folder / "report.md", _report(sweep, len(cases), command))

@@ -18,7 +18,7 @@ from typing import Any
 from errata.case import Case
 from errata.corruption import kept_deviation
 from errata.errors import ErrataError
-from errata.files import write_text
+from errata.files import parse_json, reading_own, write_text
 from errata.folders import run_folder
 from errata.model import EditedModel
 from errata.plots import draw_averages, draw_lines, draw_trace, save_figure
@@ -121,7 +121,8 @@ def _traced(
     if kept.exists():
         return Trace.load(kept)
     if aside.exists():
-        return str(json.loads(aside.read_text(encoding="utf-8"))["left_out"])
+        with reading_own(aside):
+            return str(parse_json(aside.read_text(encoding="utf-8"))["left_out"])
     reason, request = None, case.request
     try:
         answer = request.separator + answer_of(case)
