@@ -94,7 +94,7 @@ def launched(device: str | None) -> Iterator[tuple[Ranks, str | None]]:
     import torch
     import torch.distributed as others
 
-    from errata.model import first_device
+    from errata.checkpoint import first_device
 
     on_gpu = torch.device(device or first_device()).type == "cuda"
     if on_gpu:
