@@ -139,7 +139,6 @@ def test_requests_that_are_done_early_leave_the_others_alone(
     assert counts == [int(done.int().argmax()) + 1 if done.any() else 6 for done in low]
     assert min(counts) == 1
     assert max(counts) == 6
-    assert len(set(counts)) > 2
     for index, rewrite in enumerate(rewrites):
         alone = searched(edited.model, [rewrite], block=block, settings=settings)
         assert len(alone.losses[0]) == counts[index]
