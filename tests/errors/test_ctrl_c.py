@@ -27,6 +27,7 @@ STOPPED = "warning: stopped; what was saved before is whole\n"
 TIMED = """
 import os, signal, sys
 seconds = float(sys.argv.pop(1))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 signal.signal(signal.SIGVTALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 if seconds:
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
