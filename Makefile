@@ -25,7 +25,7 @@ FLOOR_STAMP := $(FLOOR)/.installed
 FLOORED := transformers accelerate safetensors huggingface_hub
 CORE := tests/laws tests/unit
 
-.PHONY: help venv demo test slow check lint types parity fuzz clean
+.PHONY: help venv demo test slow floor check lint types parity fuzz clean
 
 help:
 	@sed -n '/^# /s/^# //p; /^$$/q' Makefile
