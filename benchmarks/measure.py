@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -35,6 +36,12 @@ from transformers import (
 )
 
 from errata.request import EditRequest
+from errata.tokens import Rewrite, rewrite_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import plain
+
+__all__ = ["plain"]
 
 Work = Callable[[], Any]
 
@@ -85,6 +92,13 @@ def medians(*works: Work, rounds: int = 3) -> list[tuple[float, Any]]:
             seconds, results[index] = cpu_seconds(work)
             taken[index].append(seconds)
     return [(statistics.median(t), result) for t, result in zip(taken, results, strict=True)]
+
+
+def flops_of(work: Work) -> float:
+    """Return how many multiplications and additions of matrix products `work` makes."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
 
 
 Cases = Mapping[str, Callable[[], Timing]]
@@ -224,6 +238,32 @@ def requests(count: int) -> list[EditRequest]:
         if len(found) == count:
             break
     return list(found.values())
+
+
+PREFIXES = (
+    "The name of the house was known to the many. ",
+    "Therefore the man is a part of it now as. ",
+    "Because of this the people of the town went on. ",
+    "I was in the old part of the city on. ",
+    "You can see that it is not the same thing. ",
+)
+"""Contexts of about ten tokens, as the published editors sample them from the model."""
+
+
+def rewrites(count: int) -> list[Rewrite]:
+    """Return edits in token ids: the bare prompt and five prefixed ones, and the essence."""
+    reads = tokenizer()
+    return [
+        rewrite_of(
+            reads,
+            request,
+            PREFIXES,
+            where="subject_last",
+            essence_prompt="{} is a",
+            mean_by_type=True,
+        )
+        for request in requests(count)
+    ]
 
 
 _RELATIONS = ("mother tongue", "official religion", "capital city", "field of work", "employer")

@@ -11,13 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.case import Case
 from errata.evaluate import prompts_of
 from errata.family import family_of, oriented
+from errata.keys import TOKENS_AT_ONCE
 from errata.likelihood import answer_row, tokens_run
 from errata.methods import ClosedForm
+from errata.objective import tokens_run as tokens_searched
 from errata.tokens import Rewrite
 
 HEADER_BYTES, REQUEST_BYTES = 2500, 200
@@ -53,6 +56,8 @@ class Shape:
 
     blocks: tuple[int, ...]
     """Numbers in the matrices of each block."""
+    last_mlp: int
+    """Numbers in those of the last block's MLP."""
     vocabulary: int
     width: int
     """The hidden size."""
@@ -61,13 +66,10 @@ class Shape:
     def of(cls, model: PreTrainedModel) -> Shape:
         """Read a model's sizes off its weights."""
         family = family_of(model)
-        sizes = tuple(
-            sum(weight.numel() for weight in family.block(model, index).parameters()
-                if weight.ndim > 1)
-            for index in range(family.block_count(model))
-        )  # fmt: skip
+        count = family.block_count(model)
+        sizes = tuple(_numbers(family.block(model, index)) for index in range(count))
         vocabulary, width = model.get_output_embeddings().weight.shape
-        return cls(sizes, vocabulary, width)
+        return cls(sizes, _numbers(family.mlp(model, count - 1)), vocabulary, width)
 
     def forward(self, tokens: float, heads: float, blocks: Iterable[int] | None = None) -> float:
         """Return the FLOPs of `tokens` through `blocks` (all), `heads` of them to logits."""
@@ -76,15 +78,16 @@ class Shape:
         return 2 * (tokens * numbers + heads * self.vocabulary * self.width)
 
 
+def _numbers(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
+
+
 def search_flops(shape: Shape, rewrites: Sequence[Rewrite], block: int, steps: int) -> float:
     """Return the FLOPs of searching target values at `block` for so many steps."""
-    rows = [row for rewrite in rewrites for row in rewrite.rows]
-    once = len(rows) * max(len(row.ids) for row in rows)  # padded
-    once += sum(len(rewrite.essence.ids) for rewrite in rewrites)
-    suffix = sum(len(row.ids) - row.position for row in rows) + len(rewrites)
-    heads = sum(len(row.targets) for row in rows) + len(rewrites)
+    once, suffix, heads = tokens_searched(rewrites, TOKENS_AT_ONCE)
     above = range(block + 1, len(shape.blocks))
-    step = 2 * shape.forward(suffix, heads, above)  # there and back, to the states alone
+    spared = 2 * (suffix - heads) * shape.last_mlp if above else 0  # not read, so not run
+    step = 2 * (shape.forward(suffix, heads, above) - spared)  # there and back, to the states alone
     return shape.forward(once, 0) + (steps - 0.5) * step
 
 

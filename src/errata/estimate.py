@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from errata.budget import group_bytes
 from errata.case import Case
 from errata.corpus import Corpus, read_corpus
 from errata.cost import (
@@ -85,10 +86,12 @@ def edit_costs(
     The model is as it was found afterwards.
     """
     model, shape, blocks = edited.model, Shape.of(edited.model), method.edited_blocks
-    few = _spread(cases, min(SAMPLE_REQUESTS, method.requests_at_once))
+    few = _spread(cases, min(SAMPLE_REQUESTS, method.requests_at_once or SAMPLE_REQUESTS))
     rewrites, _ = method.rewrites(model, edited.tokenizer, [case.request for case in few])
     scale = len(cases) / len(few)
-    searched, held = _search_cost(edited, method, rewrites)
+    together = min(len(cases), method.grouped(model, rewrites).requests_at_once or 1)
+    held = group_bytes(model, blocks[-1], rewrites, together)
+    searched = _search_seconds(edited, method, rewrites)
     searching = search_flops(shape, rewrites, blocks[-1], method.search.steps)
     size = min(plan.batch_size or len(cases), len(cases))
     sizes = [min(size, len(cases) - start) for start in range(0, len(cases), size)]
@@ -166,35 +169,17 @@ def _writing_steps(plain: EditedModel, cases: Sequence[Case], asking: Asking) ->
     return found
 
 
-def _search_cost(
-    edited: EditedModel, method: ClosedForm, rewrites: Sequence[Rewrite]
-) -> tuple[float, int]:
-    """Measure short searches; return the seconds of a whole one, and the bytes that it holds."""
+def _search_seconds(edited: EditedModel, method: ClosedForm, rewrites: Sequence[Rewrite]) -> float:
+    """Measure short searches; return the seconds of a whole one."""
     search = {**method.search.model_dump(), "stop_at": 0.0}
 
     def run(steps: int) -> None:
         short = method.with_values(search={**search, "steps": steps})
         short.find_targets(edited.model, rewrites)
 
-    held = _bytes_saved(lambda: run(2))
     taken = [_seconds(lambda steps=steps: run(steps)) for steps in STEPS]  # type: ignore[misc]
     step = max(taken[1] - taken[0], 0.0) / (STEPS[1] - STEPS[0])
-    return taken[0] + (method.search.steps - STEPS[0]) * step, held
-
-
-def _bytes_saved(work: Callable[[], Any]) -> int:
-    """Return the bytes of all tensors that are kept for a backward pass, weights left out."""
-    seen: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        work()
-    return sum(seen.values())
+    return taken[0] + (method.search.steps - STEPS[0]) * step
 
 
 def _solving_rate(device: torch.device, size: int = 512) -> float:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 
 class Site(NamedTuple):
@@ -71,23 +72,43 @@ def record(
                 handle = module.register_forward_hook(lambda _, args, out, i=index: keep(i, out))
             stack.callback(handle.remove)
         with suppress(_Stop):
-            model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                **{"use_cache": False, **forward},
-            )
+            usual = {"attention_mask": torch.ones_like(ids), "use_cache": False}
+            model(input_ids=ids, **{**usual, **forward})
     assert len(seen) == len(sites), "a recorded module did not run"
     return [seen[index] for index in range(len(sites))]
 
 
+class _FinalStates(BaseModelOutputWithPastAndCrossAttentions):
+    """What any base model returns, with its final states alone."""
+
+    image_hidden_states = None
+
+
 def logits_at(model: PreTrainedModel, keep: Tensor, **forward: Any) -> Tensor:
     """Return logits (kept, vocabulary) at the places that the mask `keep` (rows, tokens) marks."""
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][keep][None],))
-    try:
-        return model(**forward).logits[0]
-    finally:
-        handle.remove()
+    return logits_of(model, states_at(model, keep, **forward))
+
+
+def states_at(model: PreTrainedModel, keep: Tensor, **forward: Any) -> Tensor:
+    """Return what the head would read, (kept, d), at the places that the mask `keep` marks."""
+    states: Tensor = model.base_model(**forward)[0]
+    return states[keep]
+
+
+def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Return the logits (n, vocabulary) of final states (n, d).
+
+    The model's own forward makes them, so that whatever it does to logits (scaling, soft-capping)
+    is done; only what comes before its head is skipped.
+    """
+
+    def hand_over(*args: Any, **kwargs: Any) -> _FinalStates:
+        return _FinalStates(last_hidden_state=states[None])
+
+    with replaced({model.base_model: hand_over}):
+        ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    return logits
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 A key is the input of that matrix at one token (d_in numbers), averaged over context
 prefixes. Rows are cut at the position, since a causal model cannot see further, run in
-batches by length, and stopped at the module that is read.
+batches by length, and stopped at the module that is read; what they begin alike with, the
+prefixes above all, is run once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from errata.family import family_of
 from errata.hooks import Site, first_tensor, record
+from errata.past import common_past
 from errata.tokens import Rewrite, Row, batches_by_length, pad_right
 
 TOKENS_AT_ONCE = 4096
@@ -28,12 +30,17 @@ def read_at(
     """Return, per site, what stands there at each row's position: (rows, width), model's dtype."""
     rows = [row.key for row in rows]
     found: list[list[Tensor | None]] = [[None] * len(rows) for _ in sites]
-    for batch in batches_by_length([len(row.ids) for row in rows], budget):
-        ids = pad_right([rows[i].ids for i in batch], model.device)
-        place = torch.tensor([rows[i].position for i in batch], device=model.device)
+    past = common_past(model, [row.ids for row in rows], [row.position for row in rows], sites)
+    done = past.lengths.tolist()
+    lengths = [len(row.ids) - n for row, n in zip(rows, done, strict=True)]
+    for batch in batches_by_length(lengths, budget):
+        before = past.select(torch.tensor(batch, device=model.device))
+        ids = pad_right([rows[i].ids[done[i] :] for i in batch], model.device)
+        ends = torch.tensor([lengths[i] for i in batch], device=model.device)
         line = torch.arange(len(batch), device=model.device)
-        for site, value in enumerate(record(model, ids, sites)):
-            for i, vector in zip(batch, first_tensor(value)[line, place], strict=True):
+        around = before.around(ends, ids.shape[1]) if before.width else {}
+        for site, value in enumerate(record(model, ids, sites, **around)):
+            for i, vector in zip(batch, first_tensor(value)[line, ends - 1], strict=True):
                 found[site][i] = vector
     return [torch.stack([vector for vector in vectors if vector is not None]) for vectors in found]
 

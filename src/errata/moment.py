@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,7 @@ from errata.gram import panel_edges, whole
 from errata.null_space import NullSpace
 from errata.ranks import Ranks
 from errata.settings import Settings
+from errata.solve import Grown
 from errata.tokens import encode
 
 SAMPLED_KEYS = 256
@@ -101,34 +103,42 @@ class SecondMoment:
             return
         pivots = None if self.factor is None else self.factor.diagonal() ** 2
         if pivots is None or pivots.min() < 1e-6 * pivots.max():
-            raise self._singular()
+            raise self.singular()
 
-    def _singular(self) -> ErrataError:
+    def solve_system(self, system: Tensor, columns: Tensor) -> Tensor:
+        """Solve a system built on C by LU, where Cholesky failed; singular is an `ErrataError`."""
+        solved, failed = torch.linalg.solve_ex(system, columns)
+        if failed or not solved.isfinite().all():
+            raise self.singular()
+        return solved
+
+    def singular(self) -> ErrataError:
+        """Return the error of a moment that cannot be inverted."""
         return ErrataError(
             f"the second moment of {self.count} tokens is singular: "
             f"it has {self.matrix.shape[0]} dimensions and cannot be inverted",
             "measure it on several times as many tokens as dimensions (`errata stats`)",
         )
 
-    def solve_system(self, system: Tensor, columns: Tensor) -> Tensor:
-        """Solve a system built on C by LU, where Cholesky failed; singular is an `ErrataError`."""
-        solved, failed = torch.linalg.solve_ex(system, columns)
-        if failed or not solved.isfinite().all():
-            raise self._singular()
-        return solved
+    @cached_property
+    def _kept(self) -> dict[Any, Any]:
+        """What was computed from the matrix and may be wanted again."""
+        return {}
+
+    def grown(self, settings: tuple[Any, ...]) -> Grown:
+        """Return what earlier keys have left of the system that a method with `settings` solves."""
+        found: Grown = self._kept.setdefault(settings, Grown())
+        return found
 
     def null_space(self, threshold: float, relative: bool = False) -> NullSpace:
         """Return the directions with eigenvalues below `threshold` (of the largest, if `relative`).
 
-        Computed in float64: in float32 the cut can fall one direction off. It is kept.
+        Computed once, in float64: in float32 the cut can fall one direction off.
         """
-        if (threshold, relative) not in self._null_spaces:
-            self._null_spaces[threshold, relative] = self._cut(threshold, relative)
-        return self._null_spaces[threshold, relative]
-
-    @cached_property
-    def _null_spaces(self) -> dict[tuple[float, bool], NullSpace]:
-        return {}
+        if (threshold, relative) not in self._kept:
+            self._kept[threshold, relative] = self._cut(threshold, relative)
+        found: NullSpace = self._kept[threshold, relative]
+        return found
 
     def _cut(self, threshold: float, relative: bool) -> NullSpace:
         values, vectors = torch.linalg.eigh(self.matrix.double())
@@ -141,7 +151,7 @@ class SecondMoment:
                 "raise the null space threshold, or make it relative",
             )
         above = float(values[~unused][0]) if not unused.all() else float("inf")
-        return NullSpace(vectors[:, ~unused], cut, float(values[unused][-1]), above)
+        return NullSpace.cut(vectors, unused, cut, float(values[unused][-1]), above)
 
     @cached_property
     def digest(self) -> str:

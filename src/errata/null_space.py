@@ -1,4 +1,8 @@
-"""The null space of a second moment: what AlphaEdit may write to (arXiv 2410.02355)."""
+"""The null space of a second moment: the directions that a weight's inputs hardly use.
+
+AlphaEdit (arXiv 2410.02355) writes only there, through the projector P. Whichever is smaller is
+kept, the basis of these directions or that of the others.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,15 @@ from errata.errors import ErrataError
 
 @dataclass(frozen=True)
 class NullSpace:
-    """The directions that a weight's inputs hardly use, as the complement V of them.
+    """The directions that a weight's inputs hardly use (AlphaEdit, arXiv 2410.02355).
 
-    P = I - V Vᵀ projects onto the null space (AlphaEdit, arXiv 2410.02355).
+    P = U Uᵀ projects onto them, P = I - V Vᵀ with those in use; the smaller of U, V is kept.
     """
 
-    complement: Tensor
-    """V: (d_in, q), float64, orthonormal columns: the directions that are in use."""
+    basis: Tensor
+    """U or V: (d_in, at most d_in / 2), float64, orthonormal columns."""
+    used: bool
+    """Whether `basis` spans the directions in use (V), not those that are not (U)."""
     threshold: float
     """Eigenvalues below this count as unused."""
     below: float
@@ -26,10 +32,21 @@ class NullSpace:
     above: float
     """The smallest eigenvalue over the cut."""
 
+    @classmethod
+    def cut(cls, vectors: Tensor, unused: Tensor, *cut: float) -> NullSpace:
+        """Keep the smaller part of the eigenvectors (d_in, d_in), of which a mask is unused."""
+        used = bool(unused.sum() * 2 >= len(unused))
+        return cls(vectors[:, ~unused if used else unused].contiguous(), used, *cut)
+
+    @property
+    def width(self) -> int:
+        """d_in."""
+        return self.basis.shape[0]
+
     @property
     def kept(self) -> int:
         """Dimension of the null space."""
-        return self.complement.shape[0] - self.complement.shape[1]
+        return self.width - self.basis.shape[1] if self.used else self.basis.shape[1]
 
     @property
     def gap(self) -> float:
@@ -38,8 +55,9 @@ class NullSpace:
 
     def project(self, vectors: Tensor) -> Tensor:
         """Return P applied to columns (d_in, n), float64."""
-        vectors = vectors.to(self.complement)
-        return vectors - self.complement @ (self.complement.T @ vectors)
+        vectors = vectors.to(self.basis)
+        within = self.basis @ (self.basis.T @ vectors)
+        return vectors - within if self.used else within
 
     @classmethod
     def from_projector(cls, projector: Tensor) -> NullSpace:
@@ -47,4 +65,4 @@ class NullSpace:
         values, vectors = torch.linalg.eigh(projector.double())
         if not torch.allclose(values, values.round().clamp(0, 1), atol=1e-3):
             raise ErrataError("the given P is not a projector: its eigenvalues are not 0 and 1")
-        return cls(vectors[:, values < 0.5], float("nan"), float("nan"), float("nan"))
+        return cls.cut(vectors, values >= 0.5, float("nan"), float("nan"), float("nan"))

@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from errata.family import family_of
 from errata.hooks import Site, first_tensor, record, replaced, steered
+from errata.past import Past
 from errata.tail import Tail
 
 Changes = Mapping[nn.Module, Callable[[Tensor], Tensor]]
@@ -54,20 +55,21 @@ class Recording:
         """Return the tail behind `block` from `position` on; of some rows, in their order."""
         chosen = torch.arange(len(self.ids)) if rows is None else torch.tensor(list(rows))
         chosen = chosen.to(self.ids.device)
-        prefix = []
+        layers = []
         for index, (keys, values) in enumerate(self.cache):
             if index > block:
-                prefix.append((keys[chosen, :, :position], values[chosen, :, :position]))
-            else:  # it will not run, and only tells how wide the prefix is
-                none = keys.new_zeros(1, 1, 1, 1).expand(1, 1, position, 1)
-                prefix.append((none, none))
+                layers.append((keys[chosen, :, :position], values[chosen, :, :position]))
+            else:  # it will not run, and only tells how wide the past is
+                none = keys.new_zeros(1, 1, 1, 1).expand(len(chosen), 1, position, 1)
+                layers.append((none, none))
+        ends = torch.full((len(chosen),), self.ids.shape[1] - position, device=self.ids.device)
         return Tail(
             model=self.model,
             block=block,
             ids=self.ids[chosen, position:],
+            ends=ends,
             states=self.states[block][chosen, position:],
-            prefix=tuple(prefix),
-            lengths=torch.full((len(chosen),), position, device=self.ids.device),
+            past=Past(tuple(layers), torch.full_like(ends, position)),
             said=None,
             tuple_size=self.tuple_size,
         )

@@ -30,6 +30,8 @@ from errata.settings import Settings
 
 CASES_PER_PART = 64
 """Cases that are scored together where they need not follow a batch."""
+GROUPING_SAMPLE = 64
+"""Cases by whose length is told how many fit into memory at once."""
 
 
 class Plan(Settings):
@@ -92,6 +94,7 @@ def run_edits(
     }
     with run_folder(results, method.label, params, command) as (folder, resumed):
         run = Run(folder, resumed)
+        method = _grouped(method, edited, cases, folder / "parts" / "grouping.json")
         work = _Work(edited, cases, method, found, plan, run, command, progress)
         run.before = work.scored("before", cases)
         run.after = work.stacked() if plan.sequential else work.apart()
@@ -109,6 +112,19 @@ def _with_prefixes(method: ClosedForm, edited: EditedModel) -> ClosedForm:
         edited.model, edited.tokenizer, contexts.prefix_lengths, contexts.prefix_seed
     )
     return method.with_values(contexts={**contexts.model_dump(), "prefixes": prefixes})
+
+
+def _grouped(
+    method: ClosedForm, edited: EditedModel, cases: Sequence[Case], kept: Path
+) -> ClosedForm:
+    """Settle how many requests are searched at once, and keep it: it decides what is a group."""
+    if kept.exists():
+        return method.with_values(requests_at_once=json.loads(kept.read_text("utf-8")))
+    some = [case.request for case in cases[:GROUPING_SAMPLE]]
+    rewrites, _ = method.rewrites(edited.model, edited.tokenizer, some)
+    method = method.grouped(edited.model, rewrites)
+    write_text(kept, json.dumps(method.requests_at_once))
+    return method
 
 
 @dataclass
@@ -150,7 +166,7 @@ class _Work:
         All start from the same model, so the targets of small batches are searched together.
         """
         batches, after = self.batches, []
-        together = max(1, self.method.requests_at_once // len(batches[0]))
+        together = max(1, (self.method.requests_at_once or 1) // len(batches[0]))
         for first in range(0, len(batches), together):
             group = batches[first : first + together]
             done = all(

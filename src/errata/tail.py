@@ -5,22 +5,21 @@ to b, nor any token before p. `Tail` computes those once, keeps the states at bl
 from p on and the keys and values of the tokens before p, and then runs only the blocks
 above b on only the tokens from p on, through the model's own forward.
 
-All rows of a tail have the same number of tokens from p on; the tokens before p are
-moved to the right end of a common width and the gap is masked.
+Rows that have fewer tokens from p on than others are padded on the right, where nothing sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
 from errata.family import family_of
-from errata.hooks import Site, first_tensor, logits_at, record, replaced
+from errata.hooks import Site, first_tensor, logits_of, record, replaced, states_at
+from errata.past import Past, common_past
 from errata.tokens import Row, pad_right
 
 
@@ -31,62 +30,69 @@ class Tail:
     model: PreTrainedModel
     block: int
     ids: Tensor  # (rows, suffix)
+    ends: Tensor  # (rows,): real tokens in the suffix
     states: Tensor  # (rows, suffix, d): output of `block` from the position on
-    prefix: tuple[
-        tuple[Tensor, Tensor], ...
-    ]  # per block: keys, values (rows, heads, prefix, d_head)
-    lengths: Tensor  # (rows,): real tokens in the prefix
+    past: Past  # of the blocks above, before the position
     said: Tensor | None  # (rows, d): what the MLP says at the position, where a norm follows it
     tuple_size: int  # how many things a block returns; 0 for a bare tensor
 
     @classmethod
     @torch.no_grad()
-    def prepare(cls, model: PreTrainedModel, rows: Sequence[Row], block: int) -> Tail:
-        """Run `rows` once in full and keep what `run` needs. All suffixes must be equally long."""
-        suffix = len(rows[0].ids) - rows[0].position
-        assert all(len(row.ids) - row.position == suffix for row in rows), "unequal suffixes"
+    def prepare(
+        cls, model: PreTrainedModel, rows: Sequence[Row], block: int, before: Past | None = None
+    ) -> Tail:
+        """Run `rows` once and keep what `run` needs.
+
+        `before` is the past of their beginnings, where that was already run (see `beginnings`).
+        """
         family, device = family_of(model), model.device
-        cache = DynamicCache()
-        read = [block, family.block_count(model) - 1]
-        modules = [*dict.fromkeys(family.block(model, index) for index in read)]
+        last = family.block_count(model) - 1
+        if before is None:
+            before = Past.empty(len(rows), device)
+        position = torch.tensor([row.position for row in rows], device=device)
+        ends = torch.tensor([len(row.ids) for row in rows], device=device) - position
+        done = before.lengths.tolist()
+        ids = pad_right([row.ids[n:] for row, n in zip(rows, done, strict=True)], device)
+        around = before.around(position + ends - before.lengths, ids.shape[1])
         normed = family.post_norm(model, block) is not None
-        modules += [family.write(model, block)] if normed else []
-        output, *others = record(
-            model,
-            pad_right([row.ids for row in rows], device),
-            [Site(module, "output") for module in modules],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        lengths = torch.tensor([row.position for row in rows], device=device)
-        place = lengths[:, None] + torch.arange(suffix, device=device)  # (rows, suffix)
-        state = first_tensor(output)
+        sites = _sites(model, block)
+        sites += [Site(family.write(model, block), "output")] if normed else []
+        output, *others = record(model, ids, sites, **around)
+        steps = torch.arange(int(ends.max()), device=device)
+        place = (position - before.lengths)[:, None] + torch.minimum(steps, ends[:, None] - 1)
+        state, line = first_tensor(output), torch.arange(len(rows), device=device)
         return cls(
             model=model,
             block=block,
-            ids=torch.tensor([row.ids[row.position :] for row in rows], device=device),
+            ids=pad_right([row.ids[row.position :] for row in rows], device),
+            ends=ends,
             states=state.gather(1, place[..., None].expand(-1, -1, state.shape[-1])),
-            prefix=tuple(
-                _shift(layer, lengths, index > block) for index, layer in enumerate(cache.layers)
+            past=Past.read(
+                around["past_key_values"],
+                before.width - before.lengths,
+                position,
+                range(block + 1, last + 1),
             ),
-            lengths=lengths,
-            said=others[-1][torch.arange(len(rows)), lengths] if normed else None,
+            said=others[-1][line, place[:, 0]] if normed else None,
             tuple_size=len(output) if isinstance(output, tuple) else 0,
         )
 
+    @staticmethod
+    @torch.no_grad()
+    def beginnings(model: PreTrainedModel, rows: Sequence[Row], block: int) -> Past:
+        """Run what rows begin alike with, up to their positions, for tails to be prepared from."""
+        ids, limits = [row.ids for row in rows], [row.position for row in rows]
+        return common_past(model, ids, limits, _sites(model, block))
+
     def select(self, rows: Tensor) -> Tail:
         """Return the tail of some of its rows: a mask or indices."""
-        prefix = tuple(
-            (keys[rows], values[rows]) if index > self.block else (keys, values)
-            for index, (keys, values) in enumerate(self.prefix)
-        )
         return replace(
             self,
             ids=self.ids[rows],
+            ends=self.ends[rows],
             states=self.states[rows],
-            lengths=self.lengths[rows],
+            past=self.past.select(rows),
             said=None if self.said is None else self.said[rows],
-            prefix=prefix,
         )
 
     def moved(self, delta: Tensor) -> Tensor:
@@ -109,6 +115,10 @@ class Tail:
         With `last_block` the blocks after it are left out, and the final norm and head
         read its output.
         """
+        return logits_of(self.model, self.hidden(states, keep, last_block))
+
+    def hidden(self, states: Tensor, keep: Tensor, last_block: int | None = None) -> Tensor:
+        """Like `run`, but return what the head reads: (kept, d)."""
         family = family_of(self.model)
         count = family.block_count(self.model)
         end = count if last_block is None else last_block + 1
@@ -124,50 +134,30 @@ class Tail:
             family.block(self.model, index): inject if index == self.block else hand_on
             for index in skipped
         }
+        if end > self.block + 1:
+            mlp = family.mlp(self.model, end - 1)
+            forwards[mlp] = _only_where(keep, mlp.forward)
+        around = self.past.around(self.ends, self.ids.shape[1])
         with replaced(forwards):
-            return logits_at(self.model, keep, input_ids=self.ids, **self._surroundings())
-
-    def _surroundings(self) -> dict[str, object]:
-        """The cache, mask and positions that make the suffix see its prefix, new at every call."""
-        rows, suffix = self.ids.shape
-        width = self.prefix[0][0].shape[-2]
-        steps = torch.arange(suffix, device=self.ids.device)
-        cache = DynamicCache()
-        if width:
-            cache.layers = [_layer(keys, values, rows) for keys, values in self.prefix]
-        real = torch.arange(width, device=self.ids.device) >= width - self.lengths[:, None]
-        ones = torch.ones(rows, suffix, dtype=torch.bool, device=self.ids.device)
-        return {
-            "past_key_values": cache,
-            "use_cache": True,
-            "attention_mask": torch.cat([real, ones], dim=1).long(),
-            "position_ids": self.lengths[:, None] + steps,
-        }
+            return states_at(self.model, keep, input_ids=self.ids, **around)
 
 
-def _shift(layer: DynamicLayer, lengths: Tensor, needed: bool) -> tuple[Tensor, Tensor]:
-    """Right-align the first `lengths` entries of a layer's keys and values.
-
-    Blocks that will not run only tell their width, without memory.
-    """
-    assert type(layer) is DynamicLayer, type(layer)
-    width = int(lengths.max())
-    if not needed:
-        empty = layer.keys.new_zeros(1, 1, 1, 1).expand(1, 1, width, 1)
-        return empty, empty
-    source = torch.arange(width, device=lengths.device) - (
-        width - lengths[:, None]
-    )  # (rows, width)
-    index = source.clamp(min=0)[:, None, :, None]
-    return tuple(
-        tensor.gather(2, index.expand(-1, tensor.shape[1], -1, tensor.shape[-1]))
-        for tensor in (layer.keys, layer.values)
-    )
+def _sites(model: PreTrainedModel, block: int) -> list[Site]:
+    """Return what to read: the block's output, and where all keys and values are there."""
+    family = family_of(model)
+    last = family.block_count(model) - 1
+    sites = [Site(family.block(model, block), "output")]
+    if block < last:  # the last block's are there once its attention ran
+        attention = family.block(model, last).get_submodule(family.block_attention)
+        sites.append(Site(attention, "output"))
+    return sites
 
 
-def _layer(keys: Tensor, values: Tensor, rows: int) -> DynamicLayer:
-    """A cache layer that holds the prefix; appending makes new tensors and leaves these alone."""
-    layer = DynamicLayer()
-    layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
-    return layer
+def _only_where(keep: Tensor, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a `forward` that works on the kept places alone, since no other is read after it."""
+
+    def run(hidden: Tensor) -> Tensor:
+        out = forward(hidden[keep][None])[0]
+        return out.new_zeros(*keep.shape, out.shape[-1]).masked_scatter(keep[..., None], out)
+
+    return run

@@ -96,7 +96,7 @@ def test_a_failing_read_leaves_everything_as_found(
 def test_a_failing_search_leaves_everything_as_found(
     model_type: str, method_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edited, real, calls = edited_model(model_type), Tail.run, []
+    edited, real, calls = edited_model(model_type), Tail.hidden, []
 
     def run(*arguments: Any) -> Any:
         calls.append(len(calls))
@@ -104,7 +104,7 @@ def test_a_failing_search_leaves_everything_as_found(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(Tail, "run", run)
+    monkeypatch.setattr(Tail, "hidden", run)
     untidy(edited.model)
     before = found(edited.model)
     with pytest.raises(KeyboardInterrupt):

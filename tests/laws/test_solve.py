@@ -8,10 +8,10 @@ from torch import Tensor
 
 from errata.errors import ErrataError
 from errata.methods.alphaedit import AlphaEdit
-from errata.methods.closed_form import fetch
 from errata.methods.memit import Memit
 from errata.methods.rome import Rome
 from errata.moment import SecondMoment
+from errata.solve import Grown
 from errata.values import Targets
 from laws.bench import (
     closeness,
@@ -33,6 +33,15 @@ SOURCE = 11
 def drawn(*shape: int, seed: int = SOURCE) -> Tensor:
     source = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=source, dtype=torch.float64)
+
+
+def blocks(keys: Tensor) -> list[Tensor]:
+    """Cut keys into batches of four, as earlier patches hold them."""
+    return list(keys.split(4, dim=1)) if keys.shape[1] else []
+
+
+def unchanged(keys: Tensor) -> Tensor:
+    return keys
 
 
 def moment_of(spectrum: Tensor) -> SecondMoment:
@@ -72,13 +81,13 @@ def test_memit_is_its_dense_form(count: int, weight: float) -> None:
 @pytest.mark.parametrize("earlier", [1, 6, 2 * D_IN])
 def test_memit_with_history_is_its_dense_form(count: int, earlier: int) -> None:
     K, K_p = drawn(D_IN, count), drawn(D_IN, earlier, seed=5)
-    A = Memit(moment_weight=2.0, history=True).read(K, K, MOMENT, K_p)
+    A = Memit(moment_weight=2.0, history=True).read(K, K, MOMENT, blocks(K_p))
     assert closeness(A, dense_memit(K, MOMENT.matrix, 2.0, K_p)) < 1e-9
 
 
 def test_memit_without_history_does_not_look_at_earlier_keys() -> None:
     K, K_p = drawn(D_IN, 4), drawn(D_IN, 6, seed=5)
-    A = Memit(moment_weight=2.0).read(K, K, MOMENT, K_p)
+    A = Memit(moment_weight=2.0).read(K, K, MOMENT, blocks(K_p))
     assert torch.equal(A, Memit(moment_weight=2.0).read(K, K, MOMENT, None))
 
 
@@ -90,7 +99,7 @@ def test_alphaedit_is_its_dense_form(count: int, earlier: int | None) -> None:
     method = AlphaEdit(ridge=0.7, null_space_threshold=0.05)
     P = projector(MOMENT.matrix, 0.05)
     assert 0 < round(float(P.trace())) < D_IN
-    A = method.read(K, K, MOMENT, K_p)
+    A = method.read(K, K, MOMENT, None if K_p is None else blocks(K_p))
     assert closeness(A, dense_alphaedit(K, P, 0.7, K_p)) < 1e-9
     R = drawn(D_OUT, count, seed=8)
     memory = torch.zeros_like(P) if K_p is None else K_p @ K_p.T
@@ -101,7 +110,7 @@ def test_alphaedit_answers_earlier_keys_as_the_dense_form_does() -> None:
     K, K_p = drawn(D_IN, 4), drawn(D_IN, 6, seed=5)
     method = AlphaEdit(ridge=0.7, null_space_threshold=0.05)
     P = projector(MOMENT.matrix, 0.05)
-    ours = method.read(K, K, MOMENT, K_p) @ K_p
+    ours = method.read(K, K, MOMENT, blocks(K_p)) @ K_p
     assert closeness(ours, dense_alphaedit(K, P, 0.7, K_p) @ K_p) < 1e-9
     forgetful = method.read(K, K, MOMENT, None) @ K_p
     assert ours.norm() < 0.8 * forgetful.norm()
@@ -112,7 +121,7 @@ def test_alphaedit_says_nothing_where_the_model_already_listens(count: int) -> N
     K = drawn(D_IN, count)
     method = AlphaEdit(ridge=0.7, null_space_threshold=0.05)
     P = projector(MOMENT.matrix, 0.05)
-    A = method.read(K, K, MOMENT, drawn(D_IN, 3, seed=5))
+    A = method.read(K, K, MOMENT, blocks(drawn(D_IN, 3, seed=5)))
     served = drawn(D_IN, 8, seed=6)
     served = served - P @ served
     assert (A @ served).abs().max() < 1e-12 * A.norm() * served.norm()
@@ -137,16 +146,69 @@ def test_rome_refuses_a_key_that_the_bare_prompt_does_not_share() -> None:
 
 @pytest.mark.parametrize("features", [6, 14, 40])
 @pytest.mark.parametrize("new", [1, 5])
-def test_both_branches_of_fetch_are_one_formula(features: int, new: int) -> None:
+def test_both_forms_of_the_system_are_one_formula(features: int, new: int) -> None:
     F = drawn(D_IN, features)
     system = 0.3 * torch.eye(features, dtype=torch.float64) + F.T @ F
     dense = (F @ torch.linalg.inv(system))[:, features - new :]
-    assert closeness(fetch(F, 0.3, new), dense) < 1e-10
+    earlier, base = blocks(F[:, :-new]), 0.3 * torch.eye(D_IN, dtype=torch.float64)
+    assert closeness(Grown().fetch(earlier, F[:, -new:], unchanged, 0.3), dense) < 1e-10
+    assert closeness(Grown().direct(earlier, F[:, -new:], unchanged, base), dense) < 1e-10
 
 
 def test_keys_that_cannot_be_told_apart_are_refused_in_words() -> None:
+    nothing = torch.full((D_IN, 1), float("nan"), dtype=torch.float64)
     with pytest.raises(ErrataError, match="cannot be told apart"):
-        fetch(torch.full((D_IN, 2), float("nan"), dtype=torch.float64), 0.3, 1)
+        Grown().fetch([], nothing, unchanged, 0.3)
+    with pytest.raises(ErrataError, match="cannot be told apart"):
+        Grown().direct([], nothing, unchanged, torch.eye(D_IN, dtype=torch.float64))
+
+
+class Counted:
+    """Features that tell how many keys they were asked for."""
+
+    def __init__(self) -> None:
+        self.columns = 0
+
+    def __call__(self, keys: Tensor) -> Tensor:
+        self.columns += keys.shape[1]
+        return keys
+
+
+@pytest.mark.parametrize("form", ["fetch", "direct"])
+def test_batch_upon_batch_costs_each_its_own_keys_and_gives_the_same_bits(form: str) -> None:
+    batches = [drawn(D_IN, 3, seed=seed) for seed in range(6)]
+    base: Tensor | float = torch.eye(D_IN, dtype=torch.float64) if form == "direct" else 1.0
+    grown = Grown()
+    for count, batch in enumerate(batches):
+        counted = Counted()
+        going_on = getattr(grown, form)(batches[:count], batch, counted, base)
+        assert counted.columns <= 6  # its own, and those of the batch before, once
+        anew = getattr(Grown(), form)(batches[:count], batch, unchanged, base)
+        assert torch.equal(going_on, anew)
+    assert (grown.gram is None) == (form == "fetch")
+    other = getattr(grown, form)(batches[3:4], batches[0], unchanged, base)
+    assert torch.equal(other, getattr(Grown(), form)(batches[3:4], batches[0], unchanged, base))
+
+
+@pytest.mark.parametrize("method", [AlphaEdit(), Memit(history=True)], ids=["alphaedit", "memit"])
+def test_a_moment_is_taken_apart_once(
+    method: AlphaEdit | Memit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment, calls = SecondMoment(MOMENT.matrix, 1000), []
+    for name in ("eigh", "cholesky_ex"):
+        real = getattr(torch.linalg, name)
+
+        def counted(matrix: Tensor, *given: object, real: object = real) -> object:
+            calls.append(matrix.shape)
+            return real(matrix, *given)  # type: ignore[operator]
+
+        monkeypatch.setattr(torch.linalg, name, counted)
+    batches = [drawn(D_IN, 1, seed=seed) for seed in range(5)]
+    for count, batch in enumerate(batches):
+        method.read(batch, batch, moment, batches[:count])
+        method.notes(moment)
+    assert calls.count((D_IN, D_IN)) == 1
+    assert calls.count((1, 1)) == 2 * len(batches) - 1
 
 
 INDEFINITE = moment_of(torch.cat([torch.tensor([-1e-9]), torch.logspace(-3, 1, D_IN - 1)]))
@@ -157,12 +219,14 @@ def test_a_moment_that_rounding_left_indefinite_falls_back_to_the_dense_solve() 
     assert INDEFINITE.factor is None
     A = Memit(moment_weight=2.0).read(K, K, INDEFINITE, None)
     assert closeness(A, dense_memit(K, INDEFINITE.matrix, 2.0)) < 1e-6
+    assert "solved by LU" in Memit().notes(INDEFINITE)[0]
+    assert Memit().notes(MOMENT) == ()
     assert closeness(INDEFINITE.solve(K), torch.linalg.inv(INDEFINITE.matrix) @ K) < 1e-3
 
 
 def test_the_fallback_weighs_history_too() -> None:
     K, K_p = drawn(D_IN, 4), drawn(D_IN, 3, seed=5)
-    A = Memit(moment_weight=2.0, history=True).read(K, K, INDEFINITE, K_p)
+    A = Memit(moment_weight=2.0, history=True).read(K, K, INDEFINITE, blocks(K_p))
     assert closeness(A, dense_memit(K, INDEFINITE.matrix, 2.0, K_p)) < 1e-6
 
 

@@ -89,7 +89,7 @@ def hold_null_space(
         settings["projector"][str(block)],
     )
     assert space.kept == numbers["rank"], f"block {block}: {space.kept} not {numbers['rank']}"
-    assert len(space.complement) == numbers["dim"]
+    assert space.width == numbers["dim"]
     beside = [space.above, space.below]
     theirs = [numbers["nearest_above"], numbers["nearest_below"]]
     recorded.hold_each(TOPIC, "P", "singular values", beside, theirs)

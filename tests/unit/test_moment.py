@@ -37,7 +37,7 @@ def moment(spectrum: list[float], count: int = 1000) -> SecondMoment:
 
 
 def projector(space: NullSpace) -> Tensor:
-    return space.project(torch.eye(len(space.complement), dtype=torch.float64))
+    return space.project(torch.eye(space.width, dtype=torch.float64))
 
 
 def test_progress_is_told_in_tokens() -> None:

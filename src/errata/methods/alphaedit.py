@@ -4,7 +4,7 @@
 
 P projects onto the directions whose second moment is below a threshold; K_p are the keys of
 earlier edits, which live in their patches. P is symmetric and idempotent, so with F = P [K_p K]
-this is F (ε I + FᵀF)⁻¹, an N x N system.
+this is F (ε I + FᵀF)⁻¹, an N x N system, or (ε I + F Fᵀ)⁻¹ F for large N.
 
 Differs from jianghoucheng/AlphaEdit: no globals (P is the moment's, the keys the patches'),
 float64 throughout, and the keys of a batch are not read a second time after it was written:
@@ -13,12 +13,13 @@ a block's keys depend only on the blocks below, which stand edited when they are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from errata.errors import ErrataError
-from errata.methods.closed_form import ClosedForm, fetch
+from errata.methods.closed_form import ClosedForm
 from errata.settings import Search
 
 if TYPE_CHECKING:
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
     from errata.moment import SecondMoment
     from errata.null_space import NullSpace
 
+DIRECT = 1 / 2
+"""From so many keys per dimension on, the d x d system is solved instead."""
+
 
 class AlphaEdit(ClosedForm):
     """Write many facts at once into the null space of what the matrix already serves."""
 
     name: ClassVar[str] = "alphaedit"
     label: ClassVar[str] = "AlphaEdit"
+    inverts: ClassVar[bool] = False
 
     search: Search = Search(clamp=0.75)
     """How target values are searched."""
@@ -66,11 +71,20 @@ class AlphaEdit(ClosedForm):
         return (f"null space {space.kept} of {width} directions, gap {space.gap:.3f}x{clear}",)
 
     def read(
-        self, keys: Tensor, bare: Tensor, moment: SecondMoment | None, memory: Tensor | None
+        self,
+        keys: Tensor,
+        bare: Tensor,
+        moment: SecondMoment | None,
+        memory: Sequence[Tensor] | None,
     ) -> Tensor:
         """Return A: (n, d_in)."""
         import torch
 
         assert moment is not None
-        held = keys if memory is None else torch.cat([memory.to(keys), keys], dim=1)
-        return fetch(self.null_space(moment).project(held), self.ridge, keys.shape[1]).T
+        space, earlier = self.null_space(moment), list(memory or ())
+        grown = moment.grown((self.name, self.ridge, space.threshold))
+        count = keys.shape[1] + sum(block.shape[1] for block in earlier)
+        if count <= DIRECT * len(keys):
+            return grown.fetch(earlier, keys, space.project, self.ridge).T
+        unit = torch.eye(len(keys), dtype=torch.float64, device=keys.device)
+        return grown.direct(earlier, keys, space.project, self.ridge * unit).T

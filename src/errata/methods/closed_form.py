@@ -10,7 +10,7 @@ of a block are read on the model with the blocks below already edited.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -38,6 +38,8 @@ class ClosedForm(Settings):
     """The name as the field writes it."""
     place: ClassVar[Literal["block", "mlp"]] = "block"
     """Where the target value stands: at the output of the last block, or of its MLP."""
+    inverts: ClassVar[bool] = True
+    """Whether the second moment is inverted."""
     batch_limit: ClassVar[int | None] = None
     """How many requests are written at once; None for all."""
     depth: ClassVar[tuple[float, float]] = (0.15, 0.3)
@@ -53,8 +55,10 @@ class ClosedForm(Settings):
     """How target values are searched."""
     contexts: Contexts = Contexts()
     """Texts put before the prompt."""
-    requests_at_once: int = Field(16, ge=1)
-    """Requests searched together; it changes speed and memory, not results."""
+    requests_at_once: int | None = Field(None, ge=1)
+    """Requests searched together, as many as memory allows when not given; it changes speed."""
+    memory: float | None = Field(None, gt=0)
+    """Gigabytes that the search may take; a share of what the machine has when not given."""
 
     @field_validator("blocks")
     @classmethod
@@ -69,12 +73,16 @@ class ClosedForm(Settings):
         return True
 
     def read(
-        self, keys: Tensor, bare: Tensor, moment: SecondMoment | None, memory: Tensor | None
+        self,
+        keys: Tensor,
+        bare: Tensor,
+        moment: SecondMoment | None,
+        memory: Sequence[Tensor] | None,
     ) -> Tensor:
         """Return A: (n, d_in), float64.
 
-        `keys` and `bare`: (d_in, n), the keys with and without prefixes; `memory`: (d_in, N),
-        keys of earlier edits.
+        `keys` and `bare`: (d_in, n), the keys with and without prefixes; `memory`: the keys of
+        earlier edits, (d_in, …) for each batch.
         """
         raise NotImplementedError
 
@@ -84,6 +92,8 @@ class ClosedForm(Settings):
 
     def notes(self, moment: SecondMoment) -> tuple[str, ...]:
         """What a reader of the patch should know of one block's second moment."""
+        if self.inverts and moment.factor is None:
+            return ("the second moment is not positive definite: solved by LU, less exactly",)
         return ()
 
     def __call__(
@@ -110,15 +120,18 @@ class ClosedForm(Settings):
 
         warnings = check_batch(requests)
         rewrites, prefixes = self.rewrites(model, tokenizer, requests)
+        grouped = self.grouped(model, rewrites)
         if targets is None:
-            targets = self.find_targets(model, rewrites)
+            targets = grouped.find_targets(model, rewrites)
+        if targets.at_once is not None and targets.at_once < (grouped.requests_at_once or 0):
+            warnings.append(f"memory ran out: {targets.at_once} requests were searched at once")
         updates = self.updates(model, rewrites, targets, moments, earlier)
         base_weights = {name: weight_of(model, name)[1] for name in updates} | dict(originals or {})
         used = {block: moments[block] for block in self.edited_blocks if self.needs_moment}
         provenance = Provenance(
             base=base,
             method=self.name,
-            settings=self.model_dump(mode="json"),
+            settings=grouped.model_dump(mode="json"),
             requests=tuple(requests),
             prefixes=prefixes,
             parents=tuple(patch.digest for patch in earlier),
@@ -172,9 +185,18 @@ class ClosedForm(Settings):
 
         block = self.edited_blocks[-1]
         site = target_site(model, block, self.place)
-        return search_targets(
-            model, rewrites, block, site, self.search, at_once=self.requests_at_once
-        )
+        at_once = self.grouped(model, rewrites).requests_at_once
+        assert at_once is not None
+        return search_targets(model, rewrites, block, site, self.search, at_once=at_once)
+
+    def grouped(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> Self:
+        """Return the method with the number of requests that it searches at once settled."""
+        from errata.budget import searched_at_once
+
+        if self.requests_at_once is not None:
+            return self
+        count = searched_at_once(model, self.edited_blocks[-1], rewrites, self.memory)
+        return self.with_values(requests_at_once=count)
 
     def updates(
         self,
@@ -231,7 +253,6 @@ class ClosedForm(Settings):
         memory: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return R (d_out, n), A (n, d_in) and K (d_in, n) of one block for one batch."""
-        import torch
 
         from errata.keys import bare_rows, keys_of
         from errata.moment import solving_device
@@ -245,7 +266,7 @@ class ClosedForm(Settings):
         keys, bare = (read.to(device) for read in keys_of(model, rewrites, block))
         rows, blocks = bare_rows(rewrites), self.edited_blocks
         R = residual(model, rows, wanted.to(device), block, self.place, blocks)
-        held = torch.cat([K.to(keys) for K in memory], dim=1) if memory else None
+        held = [K.to(device) for K in memory]
         A = self.read(keys.T, bare.T, moment if self.needs_moment else None, held)
         return R, A, keys.T
 
@@ -258,32 +279,3 @@ class ClosedForm(Settings):
                 "name them: --blocks 4,5,6 (blocks=(4, 5, 6))",
             )
         return self.blocks if self.place == "block" else self.blocks[-1:]
-
-
-def fetch(features: Tensor, ridge: float, new: int) -> Tensor:
-    """Return F (ρ I + FᵀF)⁻¹ restricted to the last `new` columns: (d, new), float64.
-
-    The smaller of the two equal systems is solved: N x N, or (ρ I + F Fᵀ)⁻¹ F at d x d.
-    """
-    import torch
-
-    d, count = features.shape
-    wanted = features[:, count - new :]
-    if count <= d:
-        system = features.T @ features
-        unit = torch.eye(count, dtype=features.dtype, device=features.device)
-        return features @ torch.cholesky_solve(unit[:, count - new :], _chol(system + ridge * unit))
-    unit = torch.eye(d, dtype=features.dtype, device=features.device)
-    return torch.cholesky_solve(wanted, _chol(features @ features.T + ridge * unit))
-
-
-def _chol(system: Tensor) -> Tensor:
-    import torch
-
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if failed or not factor.isfinite().all():
-        raise ErrataError(
-            "the edits cannot be told apart: their keys are not finite or not independent",
-            "are two requests about the same subject and prompt, or does the model hold NaN?",
-        )
-    return factor

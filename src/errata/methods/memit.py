@@ -2,7 +2,8 @@
 
     A = Kᵀ (λ C + K Kᵀ)⁻¹        R = (Z - what the last block says now) / blocks left
 
-solved as an n x n system: with C = L Lᵀ and F = L⁻¹ K, A = ((F (λ I + FᵀF)⁻¹)ᵀ L⁻¹.
+solved as an n x n system: with C = L Lᵀ and F = L⁻¹ K, A = ((F (λ I + FᵀF)⁻¹)ᵀ L⁻¹;
+where n is large, or C has no Cholesky factor, as it stands.
 With `history` the keys of earlier edits join K Kᵀ (arXiv 2605.26670).
 
 Differs from kmeng01/memit: the order of `blocks` is ascending whatever the order given.
@@ -10,17 +11,22 @@ Differs from kmeng01/memit: the order of `blocks` is ascending whatever the orde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from errata.methods.closed_form import ClosedForm, fetch
+from errata.errors import ErrataError
+from errata.methods.closed_form import ClosedForm
 from errata.settings import Search
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from errata.moment import SecondMoment
+
+DIRECT = 1 / 2
+"""From so many keys per dimension on, the d x d system is solved instead."""
 
 
 class Memit(ClosedForm):
@@ -37,19 +43,32 @@ class Memit(ClosedForm):
     """Let the keys of earlier patches weigh like those of this one."""
 
     def read(
-        self, keys: Tensor, bare: Tensor, moment: SecondMoment | None, memory: Tensor | None
+        self,
+        keys: Tensor,
+        bare: Tensor,
+        moment: SecondMoment | None,
+        memory: Sequence[Tensor] | None,
     ) -> Tensor:
         """Return A: (n, d_in)."""
         import torch
 
         assert moment is not None
-        held = keys.double()
-        if self.history and memory is not None:
-            held = torch.cat([memory.to(held), held], dim=1)  # (d_in, earlier + n)
-        factor = moment.factor
-        if factor is None:
-            system = self.moment_weight * moment.matrix.to(held) + held @ held.T
-            return moment.solve_system(system, keys.double()).T
-        white = torch.linalg.solve_triangular(factor, held, upper=False)
-        fetched = fetch(white, self.moment_weight, keys.shape[1])
+        keys, weight = keys.double(), self.moment_weight
+        earlier = list(memory or ()) if self.history else []
+        grown = moment.grown((self.name, weight))
+        factor, width = moment.factor, len(keys)
+        count = keys.shape[1] + sum(block.shape[1] for block in earlier)
+        if factor is None or count > DIRECT * width:
+            base = weight * moment.matrix.to(keys)
+            try:
+                return grown.direct(earlier, keys, lambda block: block.to(keys), base).T
+            except ErrataError:
+                if factor is None:
+                    raise moment.singular() from None
+                raise
+
+        def whiten(block: Tensor) -> Tensor:
+            return torch.linalg.solve_triangular(factor, block.to(factor), upper=False)
+
+        fetched = grown.fetch(earlier, keys, whiten, weight)
         return torch.linalg.solve_triangular(factor.T, fetched, upper=True).T

@@ -11,6 +11,7 @@ requests is edited whole, not only its first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from errata.errors import ErrataError
@@ -43,7 +44,11 @@ class Rome(ClosedForm):
         return self.second_moment
 
     def read(
-        self, keys: Tensor, bare: Tensor, moment: SecondMoment | None, memory: Tensor | None
+        self,
+        keys: Tensor,
+        bare: Tensor,
+        moment: SecondMoment | None,
+        memory: Sequence[Tensor] | None,
     ) -> Tensor:
         """Return A: (1, d_in)."""
         u = keys.double() if moment is None else moment.solve(keys)  # (d_in, 1)

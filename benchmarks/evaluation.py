@@ -1,0 +1,118 @@
+"""Evaluation: prompts batched by length over cases, against one padded batch a case.
+
+Plain is what the published editors do for every case: each prompt with each target, padded to one
+width, in full, logits everywhere. Prompts are CounterFact's where ERRATA_DATA names them: one
+rewrite, two paraphrases and ten neighbours a case, two targets each.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.case import Case
+from errata.evaluate import prompts_of, score_cases
+from errata.hooks import frozen
+from errata.likelihood import answer_row
+from errata.tokens import pad_right
+from measure import (
+    Timing,
+    cpu_seconds,
+    data_folder,
+    flops_of,
+    gpt2_small,
+    llama_128k,
+    main,
+    requests,
+    tokenizer,
+)
+
+CASES_ASKED = 32
+SAMPLE = 3
+"""Cases that the plain way is timed on, in each of three rounds."""
+
+
+def cases(count: int) -> list[Case]:
+    """Return CounterFact's cases, or made-up ones with as many prompts of like length."""
+    folder = data_folder()
+    if folder is None:
+        wanted = requests(2 * count)
+        return [
+            Case(
+                request=request,
+                target_true="another one",
+                paraphrases=tuple(f"{other.text} so. {request.text}" for other in wanted[:2]),
+                neighbours=tuple(other.text for other in wanted[-10:]),
+            )
+            for request in wanted[:count]
+        ]
+    from errata.data import read_cases
+
+    return read_cases(str(folder / "counterfact_full.json"), count)
+
+
+@torch.no_grad()
+def plain_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Case]
+) -> list[list[float]]:
+    """Return the mean NLL of every prompt's targets, case by case."""
+    found = []
+    for case in asked:
+        rows = [
+            answer_row(tokenizer, prompt.text, case.request.separator + target)
+            for prompt in prompts_of(case)
+            for target in (prompt.new, prompt.true)
+            if target is not None
+        ]
+        ids = pad_right([row.ids for row in rows], model.device)
+        said = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+        found.append(
+            [
+                -statistics.fmean(
+                    float(said[line, len(row.ids) - len(row.targets) + i, target])
+                    for i, target in enumerate(row.targets)
+                )
+                for line, row in enumerate(rows)
+            ]
+        )
+    return found
+
+
+def case(build: Callable[[], PreTrainedModel]) -> Timing:
+    """Time the scores of all cases, in turns with the plain ones of a few."""
+    model, reads, asked = build(), tokenizer(), cases(CASES_ASKED)
+    sample = asked[:SAMPLE]
+    prompts = sum(len(prompts_of(each)) for each in asked)
+    share = prompts / sum(len(prompts_of(each)) for each in sample)
+    theirs, mine, apart = [], [], 0.0
+    with frozen(model):
+        for _ in range(3):
+            taken, wants = cpu_seconds(partial(plain_scores, model, reads, sample))
+            theirs.append(share * taken)
+            taken, found = cpu_seconds(partial(score_cases, model, reads, asked))
+            mine.append(taken)
+            for scores, wanted in zip(found, wants, strict=False):
+                ours = [s.nll for score in scores for s in (score.new, score.true) if s is not None]
+                apart = max(apart, *(abs(one - two) for one, two in zip(ours, wanted, strict=True)))
+        flops = flops_of(partial(score_cases, model, reads, asked))
+    return Timing(
+        plain_seconds=statistics.median(theirs),
+        seconds=statistics.median(mine),
+        difference=apart,
+        flops=flops,
+        sampled=f"plain: {SAMPLE} cases, scaled by the number of prompts",
+        more={"cases": len(asked), "prompts": prompts},
+    )
+
+
+CASES = {
+    f"gpt2-small n={CASES_ASKED}": partial(case, gpt2_small),
+    f"llama-128k n={CASES_ASKED}": partial(case, llama_128k),
+}
+
+if __name__ == "__main__":
+    main(CASES, __doc__)

@@ -1,0 +1,87 @@
+"""Keys: rows cut at the subject and stopped at the weight, against whole texts in full forwards.
+
+Plain is what the published editors do per block: every request's texts, prompt and prefixes, in
+one padded forward pass of the whole model, logits included.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from errata.family import family_of
+from errata.hooks import frozen
+from errata.keys import keys_of
+from errata.tokens import Rewrite, pad_right
+from measure import Timing, cpu_seconds, flops_of, gpt2_small, llama_128k, main, rewrites
+
+BLOCKS = {"gpt2-small": (3, 4, 5, 6, 7), "llama-128k": (2, 3, 4)}
+REQUESTS = 100
+SAMPLE = 3
+"""Requests that the plain way is timed on, in each of three rounds."""
+
+
+@torch.no_grad()
+def plain_keys(model: PreTrainedModel, wanted: Sequence[Rewrite], block: int) -> Tensor:
+    """Return the keys of requests (n, d_in), one full forward pass of all texts per request."""
+    seen: list[Tensor] = []
+    write = family_of(model).write(model, block)
+    handle = write.register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    found = []
+    for rewrite in wanted:
+        # whole prompts without their targets: the last of `ids` that belong to the prompt
+        rows = [row.ids[: len(row.ids) - len(row.targets) + 1] for row in rewrite.rows]
+        model(input_ids=pad_right(rows, model.device), use_cache=False)
+        states = seen.pop()
+        at = [states[line, row.position] for line, row in enumerate(rewrite.rows)]
+        found.append((at[0] + torch.stack(at[1:]).mean(0)) / 2)
+    handle.remove()
+    return torch.stack(found)
+
+
+def case(name: str, build: Callable[[], PreTrainedModel], count: int) -> Timing:
+    """Time the keys of `count` requests at every block, as an edit reads them."""
+    model, wanted, blocks = build(), rewrites(count), BLOCKS[name]
+    sample = wanted[: min(count, SAMPLE)]
+
+    def ours(chosen: Sequence[Rewrite]) -> list[Tensor]:
+        return [keys_of(model, chosen, block)[0] for block in blocks]
+
+    def theirs() -> list[Tensor]:
+        return [plain_keys(model, sample, block) for block in blocks]
+
+    plain_seconds, seconds, apart = [], [], []
+    with frozen(model):
+        for _ in range(3):
+            taken, wants = cpu_seconds(theirs)
+            plain_seconds.append(taken * count / len(sample))
+            taken, found = cpu_seconds(partial(ours, wanted))
+            seconds.append(taken)
+            apart += [
+                float(((one[: len(two)] - two).norm(dim=1) / two.norm(dim=1)).max())
+                for one, two in zip(found, wants, strict=True)
+            ]
+        flops = flops_of(partial(ours, wanted))
+    return Timing(
+        plain_seconds=statistics.median(plain_seconds),
+        seconds=statistics.median(seconds),
+        difference=max(apart),
+        flops=flops,
+        sampled=f"plain: {len(sample)} requests" if len(sample) < count else None,
+        more={"requests": count, "blocks": list(blocks)},
+    )
+
+
+CASES = {
+    f"{name} n={count}": partial(case, name, build, count)
+    for name, build in (("gpt2-small", gpt2_small), ("llama-128k", llama_128k))
+    for count in (REQUESTS, 1)
+}
+
+if __name__ == "__main__":
+    main(CASES, __doc__)
