@@ -94,7 +94,10 @@ class SecondMoment:
         if self.factor is not None:
             half = torch.linalg.solve_triangular(self.factor, columns, upper=False)
             return torch.linalg.solve_triangular(self.factor.T, half, upper=True)
-        return self.solve_system(self.matrix.double(), columns)
+        solved, failed = torch.linalg.solve_ex(self.matrix.double(), columns)
+        if failed or not solved.isfinite().all():
+            raise self.singular()
+        return solved
 
     def check_invertible(self) -> None:
         """Raise `ErrataError` when so few tokens were read that C cannot be inverted."""
@@ -105,13 +108,6 @@ class SecondMoment:
         if pivots is None or pivots.min() < 1e-6 * pivots.max():
             raise self.singular()
 
-    def solve_system(self, system: Tensor, columns: Tensor) -> Tensor:
-        """Solve a system built on C by LU, where Cholesky failed; singular is an `ErrataError`."""
-        solved, failed = torch.linalg.solve_ex(system, columns)
-        if failed or not solved.isfinite().all():
-            raise self.singular()
-        return solved
-
     def singular(self) -> ErrataError:
         """Return the error of a moment that cannot be inverted."""
         return ErrataError(
@@ -121,24 +117,25 @@ class SecondMoment:
         )
 
     @cached_property
-    def _kept(self) -> dict[Any, Any]:
-        """What was computed from the matrix and may be wanted again."""
+    def _spaces(self) -> dict[tuple[float, bool], NullSpace]:
+        return {}
+
+    @cached_property
+    def _systems(self) -> dict[tuple[Any, ...], Grown]:
         return {}
 
     def grown(self, settings: tuple[Any, ...]) -> Grown:
         """Return what earlier keys have left of the system that a method with `settings` solves."""
-        found: Grown = self._kept.setdefault(settings, Grown())
-        return found
+        return self._systems.setdefault(settings, Grown())
 
     def null_space(self, threshold: float, relative: bool = False) -> NullSpace:
         """Return the directions with eigenvalues below `threshold` (of the largest, if `relative`).
 
         Computed once, in float64: in float32 the cut can fall one direction off.
         """
-        if (threshold, relative) not in self._kept:
-            self._kept[threshold, relative] = self._cut(threshold, relative)
-        found: NullSpace = self._kept[threshold, relative]
-        return found
+        if (threshold, relative) not in self._spaces:
+            self._spaces[threshold, relative] = self._cut(threshold, relative)
+        return self._spaces[threshold, relative]
 
     def _cut(self, threshold: float, relative: bool) -> NullSpace:
         values, vectors = torch.linalg.eigh(self.matrix.double())
