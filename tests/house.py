@@ -34,7 +34,8 @@ ROOMS: dict[int, tuple[str, ...]] = {
     ),
     3: ("methods", "methods.*"),
     4: (
-        *("model", "presets", "hparams", "statistics", "evaluate", "trace", "tune", "downstream"),
+        *("model", "presets", "hparams", "statistics", "evaluate", "trace"),
+        *("tune", "tune.*", "downstream", "downstream.*"),
         *("corpus", "cost", "store", "likelihood", "generate", "fluency", "run_records"),
         *("tracing", "trace_average", "trace_memory", "plots", "lens"),
         *("data", "data.*", "report", "export", "card"),

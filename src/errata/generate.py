@@ -44,19 +44,24 @@ def continuations(
     prompts: Sequence[str],
     max_new_tokens: int = 32,
     budget: int = TOKENS_AT_ONCE,
+    *,
+    beams: int = 1,
 ) -> list[str]:
-    """Continue prompts greedily until the model ends them, at most `max_new_tokens` tokens."""
+    """Continue prompts until the model ends them, at most `max_new_tokens` tokens.
+
+    Greedily, or with more `beams` the likeliest text that the beam finds.
+    """
     coded = [encode(tokenizer, prompt).ids for prompt in prompts]
     different = sorted(set(coded))
     found: dict[tuple[int, ...], str] = {}
     lengths = [len(ids) + max_new_tokens for ids in different]
-    for batch in batches_by_length(lengths, budget):
+    for batch in batches_by_length(lengths, max(1, budget // beams)):
         # At the end of what a model can see each row has room of its own.
         fits = max(lengths[i] for i in batch) <= positions_of(model)
         for group in [batch] if fits else [[i] for i in batch]:
             rows = [different[i] for i in group]
             room = min(max_new_tokens, max(1, positions_of(model) - max(map(len, rows))))
-            settings = _settings(model, tokenizer, stop=True, max_new_tokens=room)
+            settings = _settings(model, tokenizer, stop=True, max_new_tokens=room, num_beams=beams)
             for ids, new in zip(rows, _written(model, rows, settings), strict=True):
                 found[ids] = str(tokenizer.decode(new, skip_special_tokens=True))
     return [found[ids] for ids in coded]
