@@ -4,24 +4,33 @@
     DoRA  W ← m (W + s B A) / ‖W + s B A‖        (arXiv 2402.09353, eq. 5)
 
 Merged, since editors read and write plain weights at their usual names. Only this module
-imports `peft`, which merges in the model's dtype and leaves what it touched frozen; the
+imports `peft` to load, which merges in the model's dtype and leaves what it touched frozen; the
 second is undone here.
+
+An adapter that was tuned on an edited model belongs on top of the patches that were there: a
+record beside it names them (`below`), and those that were added once more (`above`).
 """
 
 from __future__ import annotations
 
 import os
+import json
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from errata.errors import ErrataError
+from errata.family import weight_of
+from errata.identity import model_hash
+from errata.patch import Patch, add, write
 
 KINDS = ("lora", "dora")
+RECORD = "errata.json"
+"""What stands beside an adapter or checkpoint that was tuned here."""
 CONFIG_FILE = "adapter_config.json"
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -29,6 +38,75 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 def is_adapter(source: str | Path) -> bool:
     """Tell whether a path is an adapter's folder, which is no model of its own."""
     return os.path.isfile(Path(source) / CONFIG_FILE)
+
+
+class Tuned(NamedTuple):
+    """What a folder that was given as an adapter holds: an adapter, or a whole checkpoint."""
+
+    adapter: str | None
+    checkpoint: str | None
+    below: tuple[Patch, ...] = ()
+    """Patches that belong under the adapter."""
+    above: tuple[Patch, ...] = ()
+    """Patches that were added once more, on top of it."""
+
+
+def find_tuned(source: str) -> Tuned:
+    """Find what was tuned: in a run of `errata tune`, an adapter's folder, or a checkpoint's.
+
+    Anything else is handed on as the name of an adapter.
+    """
+    for folder in (Path(source), Path(source) / "adapter"):
+        if is_adapter(folder):
+            return Tuned(str(folder), None, *_recorded(folder))
+    for folder in (Path(source), Path(source) / "checkpoint"):
+        if (folder / "config.json").is_file():
+            return Tuned(None, str(folder))
+    return Tuned(source, None)
+
+
+def _recorded(folder: Path) -> tuple[tuple[Patch, ...], tuple[Patch, ...]]:
+    """Return the patches below and above an adapter, from the record beside it."""
+    if not (folder / RECORD).is_file():
+        return (), ()
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        below, above = (list(record[name]) for name in ("below", "above"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ErrataError(
+            f"cannot read {folder / RECORD}: {error!r}", "copy the adapter's whole folder again"
+        ) from None
+    return (
+        tuple(Patch.load(folder / name) for name in below),
+        tuple(Patch.load(folder / name) for name in above),
+    )
+
+
+def merge_tuned(
+    model: PreTrainedModel, tuned: Tuned, config: Any, allow_base: bool = False
+) -> PreTrainedModel:
+    """Write the patches below, merge the adapter, add the patches above; in place.
+
+    Raises `ErrataError` when a patch below was made for other weights, unless `allow_base`, and
+    for what `merge_adapter` refuses.
+    """
+    assert tuned.adapter is not None
+    made_for = {patch.provenance.base.weights for patch in tuned.below}
+    if made_for and not allow_base and made_for != {model_hash(model)}:
+        raise ErrataError(
+            f"the adapter {tuned.adapter!r} was tuned on an edited "
+            f"{tuned.below[0].provenance.base.name}, and this is another model",
+            "load the model it was made for",
+            "to put it on all the same, say --allow-base (in Python: allow_base=True)",
+        )
+    names = {name for patch in tuned.below for name in patch.updates}
+    originals = {name: weight_of(model, name)[1].detach().clone() for name in names}
+    write(model, originals, tuned.below)
+    model = merge_adapter(model, tuned.adapter, config)
+    for patch in tuned.above:
+        for name, update in patch.updates.items():
+            add(model, name, update.delta())
+    return model
 
 
 def read_adapter(adapter: str, kind: str | None = None) -> Any:

@@ -19,6 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.adapter import check_kind, is_adapter, merge_adapter, read_adapter
 from errata.checkpoint import moved, pretrained
+from errata import demo
+from errata.adapter import check_kind, find_tuned, is_adapter, merge_tuned, read_adapter
 from errata.errors import ErrataError
 from errata.family import family_of, positions_of, weight_of
 from errata.hooks import frozen
@@ -160,6 +162,12 @@ class EditedModel:
         finally:
             write(self.model, self._originals, self.patches)
 
+    def settle(self) -> None:
+        """Take the model as it stands for a base of its own: patches become part of the weights."""
+        self.patches.clear()
+        self._originals = {}
+        self.__dict__.pop("base", None)
+
     @torch.no_grad()
     def generate(self, prompt: str, max_new_tokens: int = 32) -> str:
         """Continue a prompt greedily, until the model ends it; return the new text."""
@@ -199,7 +207,9 @@ def load(
     in the name's place; one that is empty or blank means the name. `adapter` is a PEFT LoRA or
     DoRA folder, blank for none, `adapter_kind` ("lora" or "dora") what it has to be. It is
     merged into the weights, in the model's dtype, so that the model can be edited like any
-    other; its identity, to which patches belong, is that of the merged weights.
+    other; its identity, to which patches belong, is that of the merged weights. An adapter that
+    `errata tune` made brings the patches that belong below it; a run of `errata tune`, or a
+    whole checkpoint from one, may be given as `adapter` as well.
 
     `dtype` is "auto" (as stored; the demo in float32), or a torch dtype. Raises `ErrataError`
     when there is no such model or adapter, it cannot be reached, or its type has no family.
@@ -216,7 +226,10 @@ def load(
     check_kind(kind)
     if adapter is None and kind is not None:
         raise ErrataError("a kind of adapter is given, but no adapter", "name it: --adapter DIR")
-    config = None if top is None else read_adapter(top, kind)
+    tuned = None if top is None else find_tuned(top)
+    if tuned is not None and tuned.checkpoint is not None:
+        name, tuned = tuned.checkpoint, None
+    config = None if tuned is None else read_adapter(str(tuned.adapter), kind)
     if name == "demo" and dtype == "auto":
         dtype = torch.float32
     model, tokenizer = pretrained(name, dtype)
@@ -225,11 +238,14 @@ def load(
     if top is not None:
         model = merge_adapter(model, top, config)
     check_finite(model)
+        model = model.to(device)
+    given = [each if isinstance(each, Patch) else Patch.load(each) for each in patches]
+    if tuned is not None:
+        model = merge_tuned(model, tuned, config, allow_base)
+        given = [patch for patch in given if patch not in tuned.below]
     edited = EditedModel(model.eval(), tokenizer, name)
-    for patch in patches:
-        edited.apply(
-            patch if isinstance(patch, Patch) else Patch.load(patch), allow_base=allow_base
-        )
+    for patch in given:
+        edited.apply(patch, allow_base=allow_base)
     return edited
 
 

@@ -1,0 +1,114 @@
+"""`errata tune`: fine-tune a model as it stands, edits included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from errata import console
+from errata.cli.options import (
+    Adapter,
+    AdapterKind,
+    AllowBase,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Patches,
+    Results,
+    command_line,
+    given_settings,
+    load_model,
+    settings_flags,
+)
+from errata.tune.settings import PRESETS, TuneSettings, settle_tuning
+
+
+@settings_flags({"tune": TuneSettings})
+def tune(
+    model: Model,
+    *,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Rows {instruction, input, output}: .json, .jsonl, or hf:DATASET.",
+            metavar="FILE",
+        ),
+    ],
+    preset: Annotated[
+        str | None, typer.Option(help=f"Settings to begin with: {', '.join(PRESETS)}.")
+    ] = None,
+    mirror: Annotated[
+        Path | None, typer.Option(help="A folder with copies of Hub datasets.", metavar="DIR")
+    ] = None,
+    patch: Patches = None,
+    results: Results = Path("results"),
+    adapter: Adapter = None,
+    adapter_kind: AdapterKind = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    allow_base: AllowBase = False,
+    json: Json = False,
+    given: dict[str, Any],
+) -> None:
+    """Fine-tune a model, with an adapter or whole; edits on it are tuned as they stand.
+
+    What comes out loads with --adapter RUN everywhere. A run that was stopped goes on and ends
+    as if it had not been.
+
+    Example: errata tune demo --patch P --data rows.jsonl --method lora --blocks edited
+    """
+    settings = settle_tuning(
+        given_settings(TuneSettings, given), preset or ("demo" if model == "demo" else None)
+    )
+
+    from errata.tune.rows import read_rows
+    from errata.tune.run import run_tuning
+
+    rows = read_rows(data, mirror)
+    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
+    with console.bar("steps") as progress:
+        summary, folder = run_tuning(
+            edited,
+            rows,
+            settings,
+            results,
+            source=data,
+            command=command_line(),
+            progress=progress,
+        )
+    if json:
+        console.as_json({"model": model, "run": str(folder), "summary": summary})
+        return
+    _show(model, settings, summary, folder)
+
+
+def _show(model: str, settings: TuneSettings, summary: dict[str, Any], folder: Path) -> None:
+    from errata.report import Score
+
+    console.verb(f"errata tune {model}, {settings.method}")
+    rows = f"{summary['rows']} rows, {summary['steps']} steps of {settings.batch_size}"
+    console.fact(f"{rows}, learning rate {settings.rate:g}")
+    console.fact(
+        f"{len(summary['moved'])} parameters moved, {summary['trained_numbers']:,} numbers trained"
+    )
+    if summary["cut"] or summary["dropped"]:
+        console.warning(
+            f"{summary['cut']} rows were cut at {settings.cutoff_len} tokens, "
+            f"{summary['dropped']} of them lost their answer and were left out"
+        )
+    shown = [["loss, last steps", f"{summary['loss']:.4f}"]]
+    if summary["validation_loss"] is not None:
+        shown.append(["loss, rows set aside", f"{summary['validation_loss']:.4f}"])
+    for half in ("before", "after"):
+        if f"edits_said_{half}" in summary:
+            shown.append([f"edits said, {half}", str(Score(**summary[f"edits_said_{half}"]))])
+    console.table(("figure", "value"), shown)
+    console.fact(f"kept {folder / summary['made']}")
+    console.next_step(
+        f'errata chat {model} --adapter {folder} -p "…"',
+        f"errata eval {model} --adapter {folder} --dataset …",
+        f"less {folder / 'report.md'}",
+    )

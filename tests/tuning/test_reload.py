@@ -1,0 +1,103 @@
+"""What was tuned loads again, with its patches below it, and is a model like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from errata.cli.main import app
+from errata.errors import ErrataError
+from errata.export import export_lora, export_merged
+from errata.methods import METHODS
+from errata.model import EditedModel, load
+from errata.tune.run import run_tuning
+from tiny import FACTS
+from tuning.pico import ROWS, pico_on_disk, pico_patch, quick, weights
+
+
+def tuned_run(folder: Path, **given: object) -> tuple[EditedModel, Path]:
+    edited = pico_on_disk(folder / "model")
+    patch = pico_patch(edited)
+    patch.save(folder / "patch.safetensors")
+    edited.apply(patch)
+    _, run = run_tuning(edited, ROWS, quick(**given), folder / "results")
+    return edited, run
+
+
+def same(one: EditedModel, other: EditedModel) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return list(ours) == list(theirs) and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"method": "lora"}, {"method": "dora"}, {"method": "full"}, {"reapply": True}],
+)
+def test_a_run_reloads_bit_for_bit(given: dict[str, object], tmp_path: Path) -> None:
+    edited, run = tuned_run(tmp_path, **given)
+    made = run / ("checkpoint" if given.get("method") == "full" else "adapter")
+    name = str(tmp_path / "model")
+    for adapter in (run, made):
+        found = load(name, adapter=adapter)
+        assert same(found, edited)
+        assert not found.patches
+    patch = tmp_path / "patch.safetensors"
+    if given.get("method") != "full":
+        assert same(load(name, adapter=run, patches=[patch]), edited), "it is not put on twice"
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    assert summary["weights"] == edited.base.weights == found.base.weights
+
+
+def test_a_tuned_model_is_edited_again_and_exported(tmp_path: Path) -> None:
+    _, run = tuned_run(tmp_path)
+    edited = load(str(tmp_path / "model"), adapter=run)
+    method = METHODS["rome"].of(
+        {"blocks": (1,), "search": {"steps": 3}, "contexts": {"prefixes": ()},
+         "second_moment": False}
+    )  # fmt: skip
+    edited.edit([FACTS[2]], method, moments={})
+    export_merged(edited, tmp_path / "merged")
+    assert same(load(str(tmp_path / "merged")), edited)
+    export_lora(edited, tmp_path / "lora", adapter=str(run))
+    with edited.without_patches():
+        assert same(load(str(tmp_path / "model"), adapter=run), edited)
+
+
+def test_an_adapter_on_another_base_is_refused(tmp_path: Path) -> None:
+    _, run = tuned_run(tmp_path)
+    other = pico_on_disk(tmp_path / "other")
+    with torch.no_grad():
+        other.model.model.layers[1].mlp.down_proj.weight.add_(0.1)
+    other.model.save_pretrained(tmp_path / "other")
+    with pytest.raises(ErrataError, match="and this is another model"):
+        load(str(tmp_path / "other"), adapter=run)
+    assert load(str(tmp_path / "other"), adapter=run, allow_base=True)
+
+
+def test_the_verb_tells_and_keeps(tmp_path: Path) -> None:
+    pico_patch(pico_on_disk(tmp_path / "model")).save(tmp_path / "patch.safetensors")
+    rows = [row.model_dump() for row in ROWS]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    result = CliRunner().invoke(
+        app,
+        ["tune", str(tmp_path / "model"), "--patch", str(tmp_path / "patch.safetensors"),
+         "--data", str(tmp_path / "rows.json"), "--method", "dora", "--blocks", "edited",
+         "--max-steps", "4", "--template", "plain", "--cutoff-len", "40", "--rank", "2",
+         "--validation", "2", "--save-every", "2", "--results", str(tmp_path), "--json"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    told = json.loads(result.stdout)
+    run, summary = Path(told["run"]), told["summary"]
+    assert summary["steps"] == 4
+    assert len(summary["moved"]) == 10
+    assert summary["validation_loss"] > 0
+    assert set(summary["edits_said_after"]) == {"value", "low", "high", "n"}
+    assert {"loss.json", "loss.png", "report.md", "adapter"} <= {p.name for p in run.iterdir()}
+    curve = json.loads((run / "loss.json").read_text("utf-8"))
+    assert [step for step, _ in curve["train"]] == [1, 2, 3, 4]
+    assert [step for step, _ in curve["validation"]] == [2, 4]
+    assert "| blocks | edited |" in (run / "report.md").read_text("utf-8")
