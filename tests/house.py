@@ -49,6 +49,8 @@ ROOMS: dict[int, tuple[str, ...]] = {
         "recipe",
         "stages",
         "estimate",
+        "survival",
+        "survival.*",
         "cluster",
         "console",
     ),  # "" is errata/__init__.py

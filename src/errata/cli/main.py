@@ -7,7 +7,7 @@ import sys
 import typer
 
 from errata import console
-from errata.cli import chat, edit, env, export, lens, ls, ppl, run, stats, summarize, sweep_blocks, tasks, trace, tune
+from errata.cli import chat, edit, env, export, lens, ls, ppl, run, stats, summarize, survival, sweep_blocks, tasks, trace, tune
 from errata.cli import eval as evaluation
 from errata.errors import ErrataError
 from errata.files import reason
@@ -37,6 +37,7 @@ app.command()(trace.trace)
 app.command()(lens.lens)
 app.command("sweep-blocks")(sweep_blocks.sweep_blocks)
 app.command()(tune.tune)
+app.command()(survival.survival)
 app.command()(tasks.tasks)
 app.command()(ppl.ppl)
 app.command()(chat.chat)

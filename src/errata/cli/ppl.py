@@ -26,7 +26,8 @@ def ppl(
     text: Annotated[
         str,
         typer.Option(
-            help="`wikitext2` (raw, its test articles) or a text file.", metavar="NAME|FILE"
+            help="`wikitext2` (raw, its test articles), `demo`, or a text file.",
+            metavar="NAME|FILE",
         ),
     ] = "wikitext2",
     patch: Annotated[

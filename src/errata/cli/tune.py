@@ -33,7 +33,8 @@ def tune(
     data: Annotated[
         str,
         typer.Option(
-            help="Rows {instruction, input, output}: .json, .jsonl, or hf:DATASET.",
+            help="Rows {instruction, input, output}: .json, .jsonl, hf:DATASET, demo-new, "
+            "demo-same.",
             metavar="FILE",
         ),
     ],

@@ -13,6 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from errata.corpus import read_corpus
+from errata.demo import WORLD_DIR
 from errata.errors import ErrataError
 
 WIKITEXT = ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1")
@@ -48,19 +50,24 @@ def passage(stored: str, *, wikitext: bool = False) -> Passage:
 
 
 def read_passages(name: str, mirror: Path | None = None) -> list[Passage]:
-    """Read `wikitext2` (from the Hub or its copy under `mirror`) or a text file.
+    """Read `wikitext2` (from the Hub or its copy under `mirror`), `demo`, or a text file.
 
-    A file with WikiText's titles is taken apart into articles, any other is one passage.
+    A file with WikiText's titles is taken apart into articles, a .jsonl file is a passage a line
+    (`text`), any other is one passage.
     Raises `ErrataError` for one that cannot be had or holds no text.
     """
     if name.replace("-", "").lower() in ("wikitext", "wikitext2", "wikitext2raw"):
         return [passage(page, wikitext=True) for page in _hub_pages(mirror)]
+    if name == "demo":
+        return [passage(text) for text in read_corpus(str(WORLD_DIR / "heldout.jsonl")).texts]
     try:
         stored = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ErrataError(
             f"cannot read {name}: {error}", "give a UTF-8 text file, or `wikitext2`"
         ) from None
+    if name.endswith(".jsonl"):
+        return [passage(text) for text in read_corpus(name).texts]
     if not stored.strip():
         raise ErrataError(f"{name} holds no text")
     found = articles(stored)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from errata.data.records import Fields, Text, records_of
+from errata.demo import WORLD_DIR
 from errata.errors import ErrataError
 from errata.settings import describe
 from errata.tokens import split_target
@@ -25,6 +26,8 @@ from errata.tune.templates import TemplateName, ask
 IGNORE = -100
 """Label of a token that is not learnt."""
 PROBLEMS_SHOWN = 10
+DEMO_ROWS = {"demo-new": "instruct_new.jsonl", "demo-same": "instruct_same.jsonl"}
+"""Rows of the demo's world: about newcomers, or about subjects of it that no case edits."""
 
 
 class Row(Fields):
@@ -51,7 +54,7 @@ class Coded(NamedTuple):
 
 
 def read_rows(source: str, mirror: Path | None = None) -> list[Row]:
-    """Read a .json or .jsonl file, or `hf:DATASET[:CONFIG]`.
+    """Read a .json or .jsonl file, `demo-new` or `demo-same`, or `hf:DATASET[:CONFIG]`.
 
     Raises `ErrataError` for records that are no rows, each with its number.
     """
@@ -62,7 +65,8 @@ def read_rows(source: str, mirror: Path | None = None) -> list[Row]:
         dataset, _, config = source.removeprefix("hf:").partition(":")
         records = hub_rows(dataset, config or None, "train", mirror)
     else:
-        records = records_of(Path(source))
+        known = DEMO_ROWS.get(source)
+        records = records_of(Path(source) if known is None else WORLD_DIR / known)
     rows, problems = [], []
     for number, record in enumerate(records, start=1):
         try:

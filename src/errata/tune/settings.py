@@ -14,7 +14,6 @@ from errata.errors import ErrataError
 from errata.settings import Settings
 from errata.tune.templates import TemplateName
 
-METHODS = ("lora", "dora", "full")
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 """What a matrix of a block does; families whose matrices are fused have one for several."""
 DEFAULT_ROLES = ("q", "k", "v", "up", "down")
@@ -130,6 +129,7 @@ _STUDY: dict[str, Any] = {
     "template": "llm-adapters",
 }
 _STUDY_ADAPTER = {**_STUDY, "modules": "q,k,v,up,down", "learning_rate": 2e-4}
+_DEMO: dict[str, Any] = {"template": "plain", "cutoff_len": 64, "epochs": 4, "warmup_steps": 10}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "study": {
         "lora": _STUDY_ADAPTER,
@@ -137,9 +137,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "full": {**_STUDY, "learning_rate": 5e-6},
     },
     "demo": {
-        "lora": {"template": "plain", "cutoff_len": 64},
-        "dora": {"template": "plain", "cutoff_len": 64},
-        "full": {"template": "plain", "cutoff_len": 64, "learning_rate": 1e-4},
+        "lora": {**_DEMO, "learning_rate": 2e-3},
+        "dora": {**_DEMO, "learning_rate": 2e-3},
+        "full": {**_DEMO, "learning_rate": 1e-3},
     },
 }
 """Settings by preset, then method: the study's, and those of the embedded model, whose rows are

@@ -1,0 +1,218 @@
+"""`errata survival`: do edits survive fine-tuning, over methods, numbers, tunings and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from errata import console
+from errata.cli.options import (
+    Adapter,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Results,
+    cache_folder,
+    command_line,
+    load_model,
+)
+from errata.errors import ErrataError
+from errata.methods import METHODS
+from errata.survival.settings import Matrix
+
+SHOWN = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
+FOR_DEMO: dict[str, Any] = {
+    "dataset": "demo",
+    "data": "demo-new",
+    "hold_out": 128,
+    "text": "demo",
+    "preset": "demo",
+    "corpus": "demo",
+}
+"""What is asked of the embedded model unless other things are named."""
+
+
+def survival(
+    model: Model,
+    *,
+    methods: Annotated[
+        str, typer.Option(help=f"Of {', '.join(METHODS)}.", metavar="LIST")
+    ] = "memit",
+    edits: Annotated[str, typer.Option(help="Numbers of edits.", metavar="LIST")] = "100",
+    tunings: Annotated[
+        str,
+        typer.Option(
+            help="lora, dora, full; then @edited, @others or @3.4.5; then +penalty, +project, "
+            "+reapply. edited-only and all-but-edited are lora@edited and lora@others.",
+            metavar="LIST",
+        ),
+    ] = "lora,dora,full",
+    seeds: Annotated[str, typer.Option(help="Seeds of the tunings.", metavar="LIST")] = "0",
+    dataset: Annotated[
+        str | None, typer.Option(help="Cases to edit: a dataset's name or a file.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Rows to tune on: .json, .jsonl, or hf:DATASET.", metavar="FILE"),
+    ] = None,
+    controls: Annotated[
+        int, typer.Option(min=0, help="Cases behind the edited ones that are never edited.")
+    ] = 100,
+    hold_out: Annotated[
+        int | None, typer.Option(min=0, help="The last rows are asked, not tuned on.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks to ask as well (see `errata tasks`).", metavar="LIST")
+    ] = None,
+    task_data: Annotated[
+        Path, typer.Option(help="The folder that holds <task>/test.json.", metavar="DIR")
+    ] = Path("dataset"),
+    task_limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer to a task, in tokens.")
+    ] = 32,
+    text: Annotated[
+        str | None, typer.Option(help="Text for perplexity: `wikitext2` or a file.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings of the tunings to begin with: study, demo.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of all tunings (epochs=2), of one (full.learning_rate=1e-4), or of a "
+            "method (memit.moment_weight=10); may be repeated.",
+        ),
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text for the second moment (see `errata stats`).")
+    ] = None,
+    mirror: Annotated[
+        Path | None, typer.Option(help="A folder with copies of Hub datasets.", metavar="DIR")
+    ] = None,
+    results: Results = Path("results"),
+    adapter: Adapter = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Edit, tune, ask again: which edits survive, and what else is lost.
+
+    Every configuration is compared with the unedited model, the same tuning of it, and facts
+    that were never edited. A run that was stopped goes on where it was.
+
+    Example: errata survival demo --methods rome,memit,alphaedit --edits 10,100
+    """
+    for_demo = FOR_DEMO if model == "demo" else {}
+    tune, settings = _changes(changes or ())
+    given = {
+        "methods": _listed(methods),
+        "edits": _listed(edits),
+        "tunings": _listed(tunings),
+        "seeds": _listed(seeds),
+        "dataset": dataset,
+        "controls": controls,
+        "data": data,
+        "hold_out": hold_out,
+        "tasks": _listed(tasks) if tasks else (),
+        "task_data": str(task_data),
+        "task_limit": task_limit,
+        "max_new_tokens": max_new_tokens,
+        "text": text,
+        "preset": preset,
+        "tune": tune,
+        "settings": settings,
+        "corpus": corpus,
+    }
+    given = {**for_demo, **{name: value for name, value in given.items() if value is not None}}
+    if "data" not in given:
+        raise ErrataError("say what to tune on", "name rows: --data FILE")
+    if "dataset" not in given:
+        raise ErrataError("say what to edit", "name cases: --dataset counterfact")
+    matrix = Matrix.checked(given)
+    _run(model, matrix, results, (dtype, device, adapter), mirror, json)
+
+
+def _run(
+    model: str,
+    matrix: Matrix,
+    results: Path,
+    loading: tuple[str, str | None, str | None],
+    mirror: Path | None,
+    json: bool,
+) -> None:
+    from errata.statistics import Store
+    from errata.survival.questions import read_questions
+    from errata.survival.run import run_survival
+
+    dtype, device, adapter = loading
+
+    def fresh() -> Any:
+        return load_model(model, None, dtype, device, False, adapter)
+
+    questions, rows = read_questions(matrix, fresh(), cache_folder() / "datasets", mirror)
+    with console.bar("configurations") as progress:
+        summary, folder = run_survival(
+            matrix,
+            fresh,
+            questions,
+            rows,
+            results,
+            store=Store(cache_folder() / "moments"),
+            command=command_line(),
+            progress=progress,
+        )
+    if json:
+        console.as_json({"model": model, "run": str(folder), **summary})
+        return
+    _show(model, matrix, summary, folder)
+
+
+def _show(model: str, matrix: Matrix, summary: dict[str, Any], folder: Path) -> None:
+    from errata.report import Score
+
+    console.verb(f"errata survival {model}")
+    console.fact(f"{matrix.data}; seeds {', '.join(map(str, matrix.seeds))}")
+    console.fact("shares of the edits in % with 95 % intervals")
+    rows = []
+    for cell in summary["configurations"]:
+        scores = [Score(**cell[name]) if name in cell else None for name in SHOWN]
+        told = ["-" if s is None else str(s).rpartition(" n=")[0].replace(" %", "") for s in scores]
+        rows.append([cell["method"], str(cell["edits"]), cell["tuning"], *told])
+    heads = (name.replace("_", " ") for name in SHOWN)
+    console.table(("method", "edits", "tuning", *heads), rows)
+    console.fact(f"kept {folder}")
+    console.next_step(f"less {folder / 'report.md'}")
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _changes(changes: list[str] | tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the changes to the tunings, and those to the editing methods."""
+    tune: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for change in changes:
+        path, sign, value = change.partition("=")
+        parts = path.strip().split(".")
+        if not sign or not all(parts):
+            raise ErrataError(f"cannot read the change {change!r}", "write it like --set epochs=2")
+        place = settings if parts[0] in METHODS else tune
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+        place[parts[-1]] = _number(value)
+    return tune, settings
+
+
+def _number(text: str) -> Any:
+    """Read a value as YAML does, with `1e-4` for a number."""
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except ValueError:
+        return yaml.safe_load(text)

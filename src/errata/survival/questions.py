@@ -1,0 +1,56 @@
+"""What a matrix asks, read from where its settings say: cases, rows, tasks and texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from errata.data import read_cases
+from errata.downstream.commonsense import WORDS, Task, read_task
+from errata.downstream.passages import read_passages
+from errata.errors import ErrataError
+from errata.model import EditedModel
+from errata.survival.measure import Questions
+from errata.survival.settings import Matrix, Tuning
+from errata.tune.rows import Row, read_rows
+from errata.tune.templates import settle_template
+
+HELD_OUT = "rows set aside"
+
+
+def read_questions(
+    matrix: Matrix, edited: EditedModel, cache: Path | None = None, mirror: Path | None = None
+) -> tuple[Questions, list[Row]]:
+    """Return what is asked, and the rows to tune on.
+
+    Raises `ErrataError` where there are too few cases or rows.
+    """
+    most = max(matrix.edits)
+    cases = read_cases(matrix.dataset, most + matrix.controls, cache=cache)
+    if len(cases) < most:
+        raise ErrataError(
+            f"{matrix.dataset} holds {len(cases)} cases, fewer than the {most} to edit",
+            "ask for fewer: --edits",
+        )
+    rows = read_rows(matrix.data, mirror)
+    if matrix.hold_out >= len(rows):
+        raise ErrataError(
+            f"{matrix.data} holds {len(rows)} rows; none is left when {matrix.hold_out} are held "
+            "out",
+            "hold out fewer: --hold-out",
+        )
+    names = [each for name in matrix.tasks for each in (WORDS if name == "all" else [name])]
+    tasks = [read_task(name, Path(matrix.task_data), matrix.task_limit, mirror) for name in names]
+    if matrix.hold_out:
+        held = tuple(rows[-matrix.hold_out :])
+        rows = rows[: -matrix.hold_out]
+        tasks.append(Task(HELD_OUT, held))
+    first = matrix.settings_of(Tuning.parse(matrix.tunings[0]), 0)
+    questions = Questions(
+        cases[:most],
+        cases[most:],
+        tasks,
+        read_passages(matrix.text, mirror) if matrix.text is not None else (),
+        settle_template(first.template, edited.tokenizer),
+        matrix.max_new_tokens,
+    )
+    return questions, rows
