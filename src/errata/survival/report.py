@@ -157,10 +157,9 @@ def _report(
         "unedited_said": "Control: facts that were never edited, said token for token",
         "perplexity": "Perplexity per token",
     }
+    tasks = [name.removesuffix("_base") for name in first if name.startswith("task_")]
     titles |= {
-        name.removesuffix("_base"): f"Task {name.removeprefix('task_').removesuffix('_base')}"
-        for name in first
-        if name.startswith("task_") and name.endswith("_base")
+        name: name.replace("_", " ").capitalize() for name in tasks if f"{name}_base" in first
     }
     for figure, title in titles.items():
         if f"{figure}_base" in first:

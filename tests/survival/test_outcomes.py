@@ -1,0 +1,95 @@
+"""Classes, flip rate, decay and tests: by hand, by law, and against SciPy."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from errata.survival.outcomes import (
+    CLASSES,
+    class_shares,
+    compare,
+    decay,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+)
+
+BEFORE = [True] * 8 + [False] * 2
+AFTER = [True] * 5 + [False] * 3 + [True, False]
+
+
+def once(outcomes: list[bool]) -> list[list[bool]]:
+    return [[each] for each in outcomes]
+
+
+def test_ten_edits_by_hand() -> None:
+    found = class_shares(once(BEFORE), once(AFTER))
+    assert {name: found[name].value for name in CLASSES} == {
+        "stable": 0.5,
+        "erased": 0.3,
+        "emergent": 0.1,
+        "impossible": 0.1,
+    }
+    assert found["flip_rate"].value == pytest.approx(3 / 8)
+    assert found["flip_rate"].n == 8
+    lost = decay(BEFORE, AFTER)
+    assert lost is not None
+    assert lost.value == pytest.approx((0.8 - 0.6) / 0.8)
+    assert lost.low < lost.value < lost.high
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_classes_share_out_all_edits(pairs: list[tuple[bool, bool]]) -> None:
+    before, after = [b for b, _ in pairs], [a for _, a in pairs]
+    found = class_shares(once(before), once(after))
+    assert sum(found[name].value for name in CLASSES) == pytest.approx(1)
+    assert all(0 <= s.low <= s.value <= s.high <= 1 for s in found.values())
+    assert ("flip_rate" in found) is any(before)
+    lost = decay(before, after)
+    assert (lost is None) is not any(before)
+    if lost is not None and all(before):
+        assert lost.value == pytest.approx(found["flip_rate"].value)
+
+
+def test_edits_that_all_fare_alike_leave_room_for_doubt() -> None:
+    kept, gone = decay([1.0] * 10, [1.0] * 10), decay([1.0] * 10, [0.0] * 10)
+    assert kept is not None and gone is not None
+    assert (kept.value, kept.low) == (0, 0)
+    assert kept.high == pytest.approx(0.278, abs=1e-3)
+    assert (gone.value, gone.high) == (1, 1)
+    assert gone.low == pytest.approx(1 - 0.278, abs=1e-3)
+
+
+def test_seeds_do_not_pass_for_more_edits() -> None:
+    single = class_shares(once(BEFORE), once(AFTER))["stable"]
+    tripled = class_shares([[b] * 3 for b in BEFORE], [[a] * 3 for a in AFTER])["stable"]
+    assert tripled.value == single.value
+    assert tripled.high - tripled.low == pytest.approx(single.high - single.low, rel=0.1)
+
+
+def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for both, only_one, only_other in ((5, 7, 1), (0, 3, 3), (9, 0, 0), (2, 20, 6)):
+        one = [True] * both + [True] * only_one + [False] * only_other
+        other = [True] * both + [False] * only_one + [True] * only_other
+        count = only_one + only_other
+        expected = stats.binomtest(only_one, count).pvalue if count else 1.0
+        assert mcnemar(one, other) == pytest.approx(expected)
+        assert mcnemar(one, other) == mcnemar(other, one)
+
+
+def test_the_test_follows_the_number_of_seeds() -> None:
+    assert compare(once(BEFORE), once(AFTER))[0] == "exact McNemar"
+    name, p = compare([[b] * 2 for b in BEFORE], [[True, True]] * 10)
+    assert name == "paired bootstrap over edits"
+    assert 0 < p <= 1
+    assert paired_bootstrap([1.0] * 20, [0.0] * 20) < 0.01
+    assert paired_bootstrap([1.0, 0.0] * 10, [0.0, 1.0] * 10) > 0.5
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
