@@ -49,6 +49,7 @@ ROOMS: dict[int, tuple[str, ...]] = {
         "recipe",
         "stages",
         "estimate",
+        "conversation",
         "survival",
         "survival.*",
         "cluster",

@@ -1,11 +1,11 @@
-"""`errata chat`: ask a model, without and with patches."""
+"""`errata chat`: ask a model as it was, edited, and tuned, side by side."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,10 @@ from errata.cli.options import (
     load_model,
 )
 
+if TYPE_CHECKING:
+    from errata.conversation import Speaker
+    from errata.model import EditedModel
+
 
 def chat(
     model: Model,
@@ -32,6 +36,13 @@ def chat(
         typer.Option("--patch", help="A patch; may be repeated, the first goes on first."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    conversation: Annotated[
+        bool,
+        typer.Option(
+            "--conversation", "-c", help="Prompts are turns of one talk, each with what was said."
+        ),
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 32,
     adapter: Adapter = None,
     adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",
@@ -41,20 +52,23 @@ def chat(
 ) -> None:
     """Continue prompts, greedily; with patches, before and after side by side.
 
-    Without -p, prompts are read from standard input, one a line.
+    With an adapter or a run of `errata tune` that was made on an edited model: the base, the
+    edited and the tuned model. Without -p, prompts are read from standard input, one a line.
+
+    Example: errata chat demo --adapter results/tune/run_000 -p "Selma Zeller works as a"
     """
+    from errata.conversation import speakers_of
+
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
+    before = None
+    if adapter is not None:
+        before = _below(model, adapter, dtype, device, allow_base)
+    speakers = speakers_of(edited, before)
     rows = []
     if not json:
         console.verb(f"errata chat {model}")
     for text in prompt or _typed():
-        after = edited.generate(text, max_new_tokens)
-        if not edited.patches:
-            rows.append({"prompt": text, "answer": after})
-        else:
-            with edited.without_patches():
-                before = edited.generate(text, max_new_tokens)
-            rows.append({"prompt": text, "before": before, "after": after})
+        rows.append({"prompt": text, **_answers(speakers, text, conversation, max_new_tokens)})
         if not json and prompt is None:
             console.text("\n".join(f"{key}: {value.strip()}" for key, value in rows[-1].items()))
     if json:
@@ -65,5 +79,29 @@ def chat(
         console.table(list(rows[0]), [[value.strip() for value in row.values()] for row in rows])
 
 
-def _typed() -> Iterable[str]:
+def _below(
+    model: str, adapter: str, dtype: str, device: str | None, allow_base: bool
+) -> EditedModel | None:
+    """Load the model that an adapter was tuned on; None where nothing tells that it was edited."""
+    from errata.adapter import find_tuned
+
+    below = find_tuned(adapter).below
+    if not below:
+        return None
+    edited = load_model(model, None, dtype, device, allow_base)
+    for each in below:
+        edited.apply(each, allow_base=allow_base)
+    return edited
+
+
+def _answers(
+    speakers: Sequence[Speaker], text: str, conversation: bool, tokens: int
+) -> dict[str, str]:
+    return {
+        each.name: each.reply(text, tokens) if conversation else each.answer(text, tokens)
+        for each in speakers
+    }
+
+
+def _typed() -> Iterator[str]:
     return (line.strip() for line in sys.stdin if line.strip())

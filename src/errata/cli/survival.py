@@ -146,7 +146,7 @@ def _run(
     mirror: Path | None,
     json: bool,
 ) -> None:
-    from errata.statistics import Store
+    from errata.store import Store
     from errata.survival.questions import read_questions
     from errata.survival.run import run_survival
 

@@ -25,7 +25,7 @@ from errata.folders import run_folder
 from errata.methods import METHODS, method_named
 from errata.model import EditedModel
 from errata.patch import Patch
-from errata.statistics import Store
+from errata.store import Store
 from errata.survival.figures import as_json, read_configurations
 from errata.survival.measure import Questions, displacement, read_states, save_states, states_of
 from errata.survival.plots import write_plots
