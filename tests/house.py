@@ -48,6 +48,7 @@ ROOMS: dict[int, tuple[str, ...]] = {
         *("trace_runs", "sweep", "sweep_trace"),
         "recipe",
         "stages",
+        "tuning_stages",
         "estimate",
         "conversation",
         "survival",

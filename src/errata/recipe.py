@@ -2,10 +2,11 @@
 
     model: demo
     edit: {dataset: demo, limit: 20, method: memit, settings: {moment_weight: 10}}
+    tune: {data: demo-new, preset: demo, settings: {method: lora}}
     eval: {dataset: demo-zsre, generate: true}
 
-Stages run in the order edit, eval, whatever their order in the file; `stages` runs them. A
-recipe is plain YAML: tags, anchors and keys that occur twice are refused.
+Stages run in the order edit, tune, eval, survival, whatever theirs in the file; `stages` runs
+them. A recipe is plain YAML: tags, anchors and keys that occur twice are refused.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from errata.settings import LARGEST_SEED, Settings, describe
 
 DEEPEST = 50
 """Levels that a recipe may have; it needs five."""
+from errata.settings import Settings, describe
+from errata.survival.settings import Matrix
+from errata.tune.settings import TuneStage
 
 
 class ModelChoice(Settings):
@@ -114,7 +118,7 @@ class EvalStage(CaseChoice):
     """Reference texts for CounterFact: a file, or `published`."""
 
 
-Stage = EditStage | EvalStage
+Stage = EditStage | EvalStage | TuneStage | Matrix
 
 
 class Recipe(Settings):
@@ -124,8 +128,13 @@ class Recipe(Settings):
     """The model; a plain name will do."""
     edit: EditStage | None = None
     """The edits."""
+    tune: TuneStage | None = None
+    """How it is fine-tuned then, edits included."""
     eval: tuple[EvalStage, ...] = ()
     """What is asked afterwards: one mapping, or a list of them."""
+
+    survival: Matrix | None = None
+    """A matrix of edits and tunings of the model as it is named, whatever was edited above."""
 
     @field_validator("model", mode="before")
     @classmethod
@@ -139,14 +148,15 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.edit is None and not self.eval:
-            raise ValueError("there is nothing to do; add `edit:` or `eval:`")
+        if not any((self.edit, self.tune, self.eval, self.survival)):
+            raise ValueError("there is nothing to do; add edit, tune, eval or survival")
         if self.edit is None and any(stage.dataset is None for stage in self.eval):
             raise ValueError("eval: nothing is edited here, so its dataset must be named")
         apart = self.edit and self.edit.batch_size is not None and not self.edit.sequential
-        if apart and self.eval:
+        if apart and (self.eval or self.tune):
             raise ValueError(
-                "eval: batches that each start from the unedited model leave no one edited model; "
+                "tune, eval: batches that each start from the unedited model leave no one edited "
+                "model; "
                 "say edit.sequential: true, or leave edit.batch_size out"
             )
         return self
@@ -155,8 +165,12 @@ class Recipe(Settings):
         """Yield what is to be done, in order, each under a name."""
         if self.edit is not None:
             yield "edit", self.edit
+        if self.tune is not None:
+            yield "tune", self.tune
         for number, stage in enumerate(self.eval):
             yield f"eval_{number}", stage
+        if self.survival is not None:
+            yield "survival", self.survival
 
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 from errata.case import Case, cases_digest
@@ -32,10 +33,14 @@ from errata.methods import method_named
 from errata.model import EditedModel, load
 from errata.patch import Patch
 from errata.presets import merged
-from errata.recipe import CaseChoice, EditStage, EvalStage, ModelChoice, Recipe
+from errata.recipe import CaseChoice, EditStage, EvalStage, ModelChoice, Recipe, Stage
 from errata.report import markdown_table, read_scores, score_rows
 from errata.runs import Plan, as_json, run_edits
 from errata.store import Store
+from errata.survival.settings import Matrix
+from errata.tune.run import take_tuned
+from errata.tune.settings import TuneStage
+from errata.tuning_stages import survival_stage, tune_stage
 
 Progress = Callable[[int, int], None]
 EDITED = "what was edited"
@@ -68,8 +73,6 @@ class Outcome:
 
 def load_choice(choice: ModelChoice) -> EditedModel:
     """Load the model that a recipe names."""
-    import torch
-
     if choice.name == "demo":
         torch.set_num_threads(1)  # so small a model only loses time on others
     dtype = "auto" if choice.dtype == "auto" else getattr(torch, choice.dtype)
@@ -89,6 +92,8 @@ def load_all(recipe: Recipe, around: Surroundings) -> dict[str, Loaded]:
     """Read the cases of every stage, so that what is wrong with them is known at once."""
     found: dict[str, Loaded] = {}
     for name, stage in recipe.stages():
+        if not isinstance(stage, CaseChoice):
+            continue
         if stage.dataset is None:
             found[name] = found["edit"]
         else:
@@ -166,7 +171,7 @@ def run_recipe(recipe: Recipe, around: Surroundings, *, again: bool = False) -> 
             path = folder / "stages" / f"{name}.json"
             found = _kept(path, edited, around.results) if path.exists() else None
             if found is None:
-                found = _run_stage(edited, stage, cases[name], around)
+                found = _run_stage(recipe, edited, stage, cases.get(name), around)
                 write_text(path, json.dumps(found, indent=1) + "\n")
             told[name] = found
         write_text(folder / "report.md", _report(folder, recipe, told, around))
@@ -193,10 +198,11 @@ def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, lis
             )
             for note in warnings:
                 around.tell(note)
+        elif not isinstance(stage, EvalStage):
+            around.tell(f"{name}: what it costs is not foreseen")
+            continue
         else:
-            assert isinstance(stage, EvalStage), stage
-            patched = recipe.edit is not None or recipe.model.patches
-            halves = 2 if patched else 1
+            halves = 2 if recipe.edit is not None or recipe.model.patches else 1
             found = [evaluation_cost(edited, cases[name].cases, _asking(stage), halves)]
         costs += [cost._replace(what=f"{name}: {cost.what}") for cost in found]
     return edited, costs
@@ -207,6 +213,10 @@ def _kept(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | No
     with reading_own(path):
         found: dict[str, Any] = parse_json(path.read_text("utf-8"))
         patches = [results / name for name in found["patches"]]
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    if "tuned" in found:
+        return found if take_tuned(edited, results / found["run"]) else None
+    patches = [results / name for name in found["patches"]]
     if not all(patch.exists() for patch in patches):
         return None
     for patch in patches:
@@ -215,11 +225,15 @@ def _kept(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | No
 
 
 def _run_stage(
-    edited: EditedModel, stage: CaseChoice, loaded: Loaded, around: Surroundings
+    recipe: Recipe, edited: EditedModel, stage: Stage, loaded: Loaded | None, around: Surroundings
 ) -> dict[str, Any]:
+    if isinstance(stage, TuneStage):
+        return tune_stage(edited, stage, around.results, around.bar, around.command)
+    if isinstance(stage, Matrix):
+        return survival_stage(lambda: load_choice(recipe.model), stage, *around[:3], around.command)
+    assert loaded is not None
     if isinstance(stage, EditStage):
         return _edit(edited, stage, loaded.cases, around)
-    assert isinstance(stage, EvalStage), stage
     return _evaluate(edited, stage, loaded, around)
 
 

@@ -81,6 +81,20 @@ def test_full_tuning_of_all_blocks_moves_everything(tmp_path: Path) -> None:
     assert moved(before, edited) == set(before)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", list(FAMILIES))
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_every_family_is_tuned_where_it_was_edited(
+    method: str, model_type: str, tmp_path: Path
+) -> None:
+    edited = pico(model_type)
+    patch = pico_patch(edited)
+    edited.apply(patch)
+    before = weights(edited)
+    tune(edited, ROWS, quick(method=method, modules="down", blocks="edited"), tmp_path / "work")
+    assert moved(before, edited) == set(patch.updates)
+
+
 @pytest.mark.parametrize("model_type", list(FAMILIES))
 def test_every_family_tells_its_matrices(model_type: str) -> None:
     edited = pico(model_type)

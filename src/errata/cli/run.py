@@ -36,12 +36,14 @@ def run(
     results: Results = Path("results"),
     json: Json = False,
 ) -> None:
-    """Run a recipe: edit, then evaluate. One that was stopped goes on where it was.
+    """Run a recipe: edit, tune, evaluate. One that was stopped goes on where it was.
 
     A recipe holds `model:` (a name, or name, path, adapter, adapter_kind, dtype, device, patches,
     allow_base), `edit:` (dataset, limit, offset, seed, skip_invalid, method, settings, hparams,
-    batch_size, sequential, corpus, tokens) and `eval:`, one or a list of (dataset, limit, offset,
-    seed, skip_invalid, generate, max_new_tokens, references).
+    batch_size, sequential, corpus, tokens), `tune:` (data, preset, settings, mirror), `eval:`, one
+    or a list of (dataset, limit, offset, seed, skip_invalid, generate, max_new_tokens, references)
+    and `survival:` (methods, edits, tunings, seeds, dataset, controls, data, hold_out, tasks,
+    task_data, task_limit, max_new_tokens, text, preset, tune, settings, corpus).
     """  # fmt: skip
     from errata.recipe import read_recipe
 

@@ -146,7 +146,8 @@ def read_texts(
         rows += windows_of(ids, first, cut)
     if not rows:
         raise ErrataError("the texts hold no tokens", "give a text that says something")
-    budget = max(cut.window, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size))
+    vocabulary = model.config.get_text_config().vocab_size
+    budget = max(cut.window, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocabulary))
     nll: list[float] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.adapter import RECORD
+from errata.adapter import RECORD, find_tuned, is_adapter, merge_adapter, read_adapter
 from errata.export import writing_folder
 from errata.files import write_text
 from errata.folders import run_folder
 from errata.identity import model_hash, versions
 from errata.likelihood import Likelihood, likelihoods
-from errata.model import EditedModel, quiet
-from errata.patch import Patch
+from errata.model import EditedModel, load, quiet
+from errata.patch import Patch, add
 from errata.report import Score, markdown_table, share
 from errata.tune.curve import write_curve
 from errata.tune.rows import Row, digest_of
@@ -117,6 +117,23 @@ def _card(edited: EditedModel, patches: Sequence[Patch], settings: TuneSettings)
     elif patches:
         lines.append(f"{facts} edited facts were part of it when tuning began.")
     return "\n\n".join(lines) + "\n"
+
+
+def take_tuned(edited: EditedModel, run: Path) -> bool:
+    """Put what a run made onto a model as it stood before it; False where that is gone."""
+    tuned = find_tuned(str(run))
+    if tuned.checkpoint is not None:
+        model = load(tuned.checkpoint, dtype=edited.model.dtype, device=edited.model.device).model
+        edited.model = model
+    elif is_adapter(str(tuned.adapter)):
+        merge_adapter(edited.model, str(tuned.adapter), read_adapter(str(tuned.adapter)))
+        for patch in tuned.above:
+            for name, update in patch.updates.items():
+                add(edited.model, name, update.delta())
+    else:
+        return False
+    edited.settle()
+    return True
 
 
 def _kept(edited: EditedModel, patches: Sequence[Patch]) -> list[Likelihood]:

@@ -158,3 +158,28 @@ def settle_tuning(given: dict[str, Any], preset: str | None = None) -> TuneSetti
     method = str(given.get("method", "lora"))
     base = PRESETS[preset].get(method, {}) if preset is not None else {}
     return TuneSettings.of({**base, **given})
+
+
+class TuneStage(Settings):
+    """Tune the model as it stands, edits included; what comes after is about the tuned one."""
+
+    data: str
+    """Rows {instruction, input, output}: .json, .jsonl, hf:DATASET, demo-new or demo-same."""
+    preset: str | None = None
+    """Settings to begin with: study, or demo."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the tuning, on top of the preset's (see `errata tune`)."""
+    mirror: str | None = None
+    """A folder with copies of Hub datasets."""
+
+    @model_validator(mode="after")
+    def _settles(self) -> Self:
+        try:
+            settle_tuning(self.settings, self.preset)
+        except ErrataError as error:
+            raise ValueError(error.message) from None
+        return self
+
+    def settled(self) -> TuneSettings:
+        """Return all settings of the tuning."""
+        return settle_tuning(self.settings, self.preset)

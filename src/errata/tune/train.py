@@ -128,7 +128,7 @@ def _split(rows: Sequence[Row], settings: TuneSettings) -> tuple[list[Row], list
 
 
 def _check_length(model: PreTrainedModel, settings: TuneSettings) -> None:
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and settings.cutoff_len > most:
         raise ErrataError(
             f"rows of {settings.cutoff_len} tokens do not fit a model that reads {most}",
@@ -164,9 +164,10 @@ def _tunable(model: PreTrainedModel, names: Sequence[str], settings: TuneSetting
     """
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
-    cache, wrapped = model.config.use_cache, None
+    config = model.config.get_text_config()
+    cache, wrapped = config.use_cache, None
     try:
-        model.config.use_cache = False
+        config.use_cache = False
         if settings.method == "full":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in set(names))
@@ -179,7 +180,7 @@ def _tunable(model: PreTrainedModel, names: Sequence[str], settings: TuneSetting
     finally:
         if wrapped is not None:
             wrapped.unload()
-        model.config.use_cache = cache
+        config.use_cache = cache
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_disable()
             model.disable_input_require_grads()

@@ -1,0 +1,79 @@
+"""What a recipe's stages `tune` and `survival` do; `stages` goes through them.
+
+A stage's summary holds scores alone: of a tuning how many edits the model still says, of a
+matrix the classes and decays of every configuration. The runs that they name hold the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from errata.model import EditedModel
+from errata.store import Store
+from errata.survival.questions import read_questions
+from errata.survival.run import run_survival
+from errata.survival.settings import Matrix
+from errata.tune.rows import read_rows
+from errata.tune.run import run_tuning
+from errata.tune.settings import TuneStage
+
+TOLD = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
+
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+def tune_stage(
+    edited: EditedModel, stage: TuneStage, results: Path, bar: Bar, command: str | None
+) -> dict[str, Any]:
+    """Tune the model as it stands, which it stays; return what the recipe keeps of it."""
+    rows = read_rows(stage.data, None if stage.mirror is None else Path(stage.mirror))
+    with bar("steps") as progress:
+        summary, folder = run_tuning(
+            edited,
+            rows,
+            stage.settled(),
+            results,
+            source=stage.data,
+            command=command,
+            progress=progress,
+        )
+    names = [name for name in ("edits_said_before", "edits_said_after") if name in summary]
+    return {
+        "run": str(folder.relative_to(results)),
+        "patches": [],
+        "tuned": summary["made"],
+        "summary": {name: summary[name] for name in names},
+    }
+
+
+def survival_stage(
+    fresh: Callable[[], EditedModel],
+    matrix: Matrix,
+    results: Path,
+    cache: Path,
+    bar: Bar,
+    command: str | None,
+) -> dict[str, Any]:
+    """Go through a matrix; return what the recipe keeps of it."""
+    questions, rows = read_questions(matrix, fresh(), cache / "datasets")
+    with bar("configurations") as progress:
+        summary, folder = run_survival(
+            matrix,
+            fresh,
+            questions,
+            rows,
+            results,
+            store=Store(cache / "moments"),
+            command=command,
+            progress=progress,
+        )
+    told = {
+        f"{cell['method']} {cell['edits']} {cell['tuning']}: {name}": cell[name]
+        for cell in summary["configurations"]
+        for name in TOLD
+        if name in cell
+    }
+    return {"run": str(folder.relative_to(results)), "patches": [], "summary": told}
