@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,9 @@ class Configuration:
             for i in range(self.edits)
         ]
 
+    def _prompts(self, kind: str, state: str) -> list[list[bool]]:
+        return self.shares(state, kind)
+
     def said(self, state: str) -> list[list[bool]]:
         """Return, per edit, whether the new target is what the model says."""
         return [[told["edits"][i]["said"] for told in self.told[state]] for i in range(self.edits)]
@@ -78,7 +81,7 @@ class Configuration:
         """All figures by name."""
         found = class_shares(self.outcomes("edited"), self.outcomes("edited_tuned"))
         readings: dict[str, Callable[[str], list[list[bool]]]] = {
-            **{kind: (lambda state, kind=kind: self.shares(state, kind)) for kind in ASKED},
+            **{kind: partial(self._prompts, kind) for kind in ASKED},
             "accuracy": self.said,
         }
         for kind, read in readings.items():
@@ -183,7 +186,7 @@ def comparisons(configurations: Sequence[Configuration]) -> list[dict[str, Any]]
     found: list[dict[str, Any]] = []
     for edits in sorted({each.edits for each in configurations}):
         some = [each for each in configurations if each.edits == edits]
-        rows = []
+        rows: list[dict[str, Any]] = []
         for i, one in enumerate(some):
             for other in some[i + 1 :]:
                 if one.seeds == other.seeds:

@@ -85,8 +85,10 @@ def shown(score: Score | None) -> str:
 
 
 def _survival_table(configurations: Sequence[Configuration]) -> str:
-    columns = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
-    columns += ("paraphrase_decay", "neighbourhood_decay")
+    columns = (
+        *("stable", "erased", "emergent", "impossible", "flip_rate", "decay"),
+        *("paraphrase_decay", "neighbourhood_decay"),
+    )
     rows = [
         [each.method, str(each.edits), each.tuning, *(shown(each.figures.get(c)) for c in columns)]
         for each in configurations

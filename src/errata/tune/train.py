@@ -165,7 +165,8 @@ def _tunable(model: PreTrainedModel, names: Sequence[str], settings: TuneSetting
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     config = model.config.get_text_config()
-    cache, wrapped = config.use_cache, None
+    cache = config.use_cache
+    wrapped: Any = None
     try:
         config.use_cache = False
         if settings.method == "full":
@@ -175,7 +176,8 @@ def _tunable(model: PreTrainedModel, names: Sequence[str], settings: TuneSetting
         else:
             wrapped = _with_adapter(model, names, settings)
             yield wrapped
-            wrapped, merged = None, wrapped.merge_and_unload(safe_merge=True)
+            done, wrapped = wrapped, None
+            merged = done.merge_and_unload(safe_merge=True)
             assert merged is model
     finally:
         if wrapped is not None:

@@ -109,7 +109,7 @@ def collate(batch: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Tensor
     }
 
 
-class GuardedTrainer(Trainer):  # type: ignore[misc]
+class GuardedTrainer(Trainer):
     """The Trainer, with the penalty on the edited positions added to its loss."""
 
     penalty: ShiftPenalty | None = None
@@ -126,7 +126,7 @@ class GuardedTrainer(Trainer):  # type: ignore[misc]
         return (found[0] + more, found[1]) if return_outputs else found + more
 
 
-class Keeper(TrainerCallback):  # type: ignore[misc]
+class Keeper(TrainerCallback):
     """Tells progress, keeps updates off keys, saves early, and marks checkpoints as whole."""
 
     def __init__(self, progress: Callable[[int, int], None], projection: Projection | None) -> None:
