@@ -17,7 +17,7 @@ from errata.errors import ErrataError
 from errata.generate import continuations
 from errata.likelihood import likelihoods
 from errata.model import EditedModel
-from errata.tune.rows import Row
+from errata.tune.rows import Row, read_rows
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 ROWS = [
@@ -120,6 +120,20 @@ def test_the_real_sets_are_read_and_asked(errata_data: Path) -> None:
             assert row.right in words
             assert judge(name, row, row.output) == "right"
             assert judge(name, row, "I would not know") == "broken"
+
+
+def test_rows_of_the_hub_come_from_a_mirror(tmp_path: Path) -> None:
+    folder = tmp_path / "someone" / "quiz"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        line = {"instruction": f"Say {split}", "input": "", "output": split, "answer": split}
+        (folder / f"{split}.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    task = read_task("hf:someone/quiz", tmp_path, mirror=tmp_path)
+    assert [row.right for row in task.rows] == ["test"]
+    assert "/" not in task.name
+    assert [row.output for row in read_rows("hf:someone/quiz", tmp_path)] == ["train"]
+    with pytest.raises(ErrataError, match="has no folder someone/else"):
+        read_rows("hf:someone/else", tmp_path)
 
 
 def test_the_verb_scores_a_file_of_the_demo(tmp_path: Path) -> None:

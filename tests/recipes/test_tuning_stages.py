@@ -62,7 +62,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_the_tuned_model_is_what_is_asked_also_after_a_stop(
     method: str, recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -83,6 +83,7 @@ def test_the_tuned_model_is_what_is_asked_also_after_a_stop(
     assert "edits_said_after" in report
 
 
+@pytest.mark.slow
 def test_a_matrix_is_a_stage(recipe: dict[str, Any], tmp_path: Path) -> None:
     matrix = {
         "edits": [2],

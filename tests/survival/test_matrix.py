@@ -123,6 +123,7 @@ def test_what_is_told_is_what_happened(whole: tuple[dict[str, Any], Path], tmp_p
             assert kept["controls"][0]["known"] == (known.true.nll < known.new.nll)
 
 
+@pytest.mark.slow
 def test_a_stopped_matrix_goes_on_and_ends_the_same(
     whole: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_tables_and_pictures_are_written(whole: tuple[dict[str, Any], Path]) -> 
     assert not (folder / "work").exists()
 
 
+@pytest.mark.slow
 def test_a_guarded_tuning_shares_its_control_with_the_plain_one(tmp_path: Path) -> None:
     asked = matrix(tunings=("full", "full+penalty+project", "full+reapply"))
     _, folder = survive(asked, tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errata.survival.outcomes import (
@@ -40,6 +40,7 @@ def test_ten_edits_by_hand() -> None:
     assert lost.low < lost.value < lost.high
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
 def test_classes_share_out_all_edits(pairs: list[tuple[bool, bool]]) -> None:
     before, after = [b for b, _ in pairs], [a for _, a in pairs]

@@ -80,6 +80,7 @@ def test_the_penalty_is_the_mean_squared_move_over_length(tmp_path: Path) -> Non
         assert float(ruler(0)) == pytest.approx(2.0 * sum(expected) / 4, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_reapplying_adds_the_patch_once_more(tmp_path: Path) -> None:
     found = {}
     for again in (False, True):

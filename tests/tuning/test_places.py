@@ -33,8 +33,13 @@ PARTS = {
 """q, k, v, up and down of a block, written out for three families."""
 
 
-@pytest.mark.parametrize("where", list(WHERE))
-@pytest.mark.parametrize("model_type", list(PARTS))
+@pytest.mark.parametrize(
+    ("model_type", "where"),
+    [("llama", where) for where in WHERE]
+    + [("gpt2", "edited"), ("gptj", "others")]
+    + [pytest.param("gpt2", where, marks=pytest.mark.slow) for where in ("all", "others")]
+    + [pytest.param("gptj", where, marks=pytest.mark.slow) for where in ("all", "edited")],
+)
 def test_the_matrices_named_and_no_others_move(model_type: str, where: str, tmp_path: Path) -> None:
     edited = pico(model_type)
     edited.apply(pico_patch(edited))
@@ -104,7 +109,7 @@ def test_every_family_tells_its_matrices(model_type: str) -> None:
     assert len(found) >= 4 * BLOCKS
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("dora", marks=pytest.mark.slow), "full"])
 def test_tuning_leaves_no_frozen_parameter_and_no_wrapper(method: str, tmp_path: Path) -> None:
     edited = pico()
     edited.apply(pico_patch(edited))

@@ -35,7 +35,14 @@ def same(one: EditedModel, other: EditedModel) -> bool:
 
 @pytest.mark.parametrize(
     "given",
-    [{"method": "lora"}, {"method": "dora"}, {"method": "full"}, {"reapply": True}],
+    [
+        {"method": "lora"},
+        {"method": "full"},
+        *(
+            pytest.param(given, marks=pytest.mark.slow)
+            for given in ({"method": "dora"}, {"reapply": True})
+        ),
+    ],
 )
 def test_a_run_reloads_bit_for_bit(given: dict[str, object], tmp_path: Path) -> None:
     edited, run = tuned_run(tmp_path, **given)

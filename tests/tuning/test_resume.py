@@ -29,8 +29,8 @@ class Stopped(Exception):
     "given",
     [
         {"method": "lora", "dropout": 0.3, "shift_penalty": 0.1},
-        {"method": "dora", "micro_batch_size": 2},
-        {"method": "full", "project": True},
+        pytest.param({"method": "dora", "micro_batch_size": 2}, marks=pytest.mark.slow),
+        pytest.param({"method": "full", "project": True}, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_tuning_goes_on_exactly(given: dict[str, object], tmp_path: Path) -> None:
@@ -61,6 +61,7 @@ def test_a_stopped_tuning_goes_on_exactly(given: dict[str, object], tmp_path: Pa
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_the_seed_decides(tmp_path: Path) -> None:
     found = []
     for run, seed in enumerate((0, 0, 1)):

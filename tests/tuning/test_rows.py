@@ -98,6 +98,7 @@ def test_padding_in_a_batch_teaches_nothing() -> None:
     torch.testing.assert_close(together, mean)
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_a_batch(tmp_path: Path) -> None:
     found = []
     for micro in (None, 2, 1):

@@ -65,7 +65,7 @@ class Task(NamedTuple):
 
 
 def read_task(name: str, data: Path, limit: int | None = None, mirror: Path | None = None) -> Task:
-    """Read one of the eight from DATA/<name>/test.json, any file of rows, or hf:DATASET.
+    """Read one of the eight from DATA/<name>/test.json, a file of rows, or hf:DATASET's test split.
 
     Raises `ErrataError` when there is none.
     """
@@ -84,8 +84,9 @@ def read_task(name: str, data: Path, limit: int | None = None, mirror: Path | No
             "or give a .json or .jsonl file of {instruction, input, output, answer}, hf:DATASET, "
             "or a task of lm-eval: --harness NAME",
         )
-    rows = read_rows(str(path) if name in WORDS else name, mirror)
-    return Task(name if name in WORDS else Path(name).stem, tuple(rows[:limit]))
+    rows = read_rows(str(path) if name in WORDS else name, mirror, "test")
+    shown = name if name in WORDS or name.startswith("hf:") else Path(name).stem
+    return Task(shown.replace("/", "_"), tuple(rows[:limit]))
 
 
 def judge(task: str, row: Row, text: str) -> Outcome:

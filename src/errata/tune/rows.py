@@ -53,8 +53,10 @@ class Coded(NamedTuple):
     dropped: int
 
 
-def read_rows(source: str, mirror: Path | None = None) -> list[Row]:
+def read_rows(source: str, mirror: Path | None = None, split: str = "train") -> list[Row]:
     """Read a .json or .jsonl file, `demo-new` or `demo-same`, or `hf:DATASET[:CONFIG]`.
+
+    Of a Hub dataset it is the rows of one split.
 
     Raises `ErrataError` for records that are no rows, each with its number.
     """
@@ -63,7 +65,7 @@ def read_rows(source: str, mirror: Path | None = None) -> list[Row]:
         from errata.downstream.mirror import hub_rows
 
         dataset, _, config = source.removeprefix("hf:").partition(":")
-        records = hub_rows(dataset, config or None, "train", mirror)
+        records = hub_rows(dataset, config or None, split, mirror)
     else:
         known = DEMO_ROWS.get(source)
         records = records_of(Path(source) if known is None else WORLD_DIR / known)
