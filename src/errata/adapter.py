@@ -13,8 +13,8 @@ record beside it names them (`below`), and those that were added once more (`abo
 
 from __future__ import annotations
 
-import os
 import json
+import os
 import re
 import warnings
 from pathlib import Path

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata.adapter import check_kind, is_adapter, merge_adapter, read_adapter
-from errata.checkpoint import moved, pretrained
-from errata import demo
 from errata.adapter import check_kind, find_tuned, is_adapter, merge_tuned, read_adapter
+from errata.checkpoint import moved, pretrained
 from errata.errors import ErrataError
 from errata.family import family_of, positions_of, weight_of
 from errata.hooks import frozen
@@ -235,14 +233,11 @@ def load(
     model, tokenizer = pretrained(name, dtype)
     if device is not None:
         model = moved(model, device)
-    if top is not None:
-        model = merge_adapter(model, top, config)
-    check_finite(model)
-        model = model.to(device)
     given = [each if isinstance(each, Patch) else Patch.load(each) for each in patches]
     if tuned is not None:
         model = merge_tuned(model, tuned, config, allow_base)
         given = [patch for patch in given if patch not in tuned.below]
+    check_finite(model)
     edited = EditedModel(model.eval(), tokenizer, name)
     for patch in given:
         edited.apply(patch, allow_base=allow_base)

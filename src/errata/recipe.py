@@ -24,12 +24,11 @@ from errata.files import reason
 from errata.hparams import read_hparams
 from errata.methods import METHODS, method_named
 from errata.settings import LARGEST_SEED, Settings, describe
+from errata.survival.settings import Matrix
+from errata.tune.settings import TuneStage
 
 DEEPEST = 50
 """Levels that a recipe may have; it needs five."""
-from errata.settings import Settings, describe
-from errata.survival.settings import Matrix
-from errata.tune.settings import TuneStage
 
 
 class ModelChoice(Settings):
@@ -132,7 +131,6 @@ class Recipe(Settings):
     """How it is fine-tuned then, edits included."""
     eval: tuple[EvalStage, ...] = ()
     """What is asked afterwards: one mapping, or a list of them."""
-
     survival: Matrix | None = None
     """A matrix of edits and tunings of the model as it is named, whatever was edited above."""
 

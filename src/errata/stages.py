@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +38,8 @@ from errata.recipe import CaseChoice, EditStage, EvalStage, ModelChoice, Recipe,
 from errata.report import markdown_table, read_scores, score_rows
 from errata.runs import Plan, as_json, run_edits
 from errata.store import Store
-from errata.survival.settings import Matrix
 from errata.tune.run import take_tuned
-from errata.tune.settings import TuneStage
-from errata.tuning_stages import survival_stage, tune_stage
+from errata.tuning_stages import tuning_stage
 
 Progress = Callable[[int, int], None]
 EDITED = "what was edited"
@@ -91,9 +90,7 @@ def load_choice(choice: ModelChoice) -> EditedModel:
 def load_all(recipe: Recipe, around: Surroundings) -> dict[str, Loaded]:
     """Read the cases of every stage, so that what is wrong with them is known at once."""
     found: dict[str, Loaded] = {}
-    for name, stage in recipe.stages():
-        if not isinstance(stage, CaseChoice):
-            continue
+    for name, stage in ((n, s) for n, s in recipe.stages() if isinstance(s, CaseChoice)):
         if stage.dataset is None:
             found[name] = found["edit"]
         else:
@@ -213,10 +210,8 @@ def _kept(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | No
     with reading_own(path):
         found: dict[str, Any] = parse_json(path.read_text("utf-8"))
         patches = [results / name for name in found["patches"]]
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     if "tuned" in found:
-        return found if take_tuned(edited, results / found["run"]) else None
-    patches = [results / name for name in found["patches"]]
+        return found if take_tuned(edited, results / str(found.get("run"))) else None
     if not all(patch.exists() for patch in patches):
         return None
     for patch in patches:
@@ -227,10 +222,9 @@ def _kept(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | No
 def _run_stage(
     recipe: Recipe, edited: EditedModel, stage: Stage, loaded: Loaded | None, around: Surroundings
 ) -> dict[str, Any]:
-    if isinstance(stage, TuneStage):
-        return tune_stage(edited, stage, around.results, around.bar, around.command)
-    if isinstance(stage, Matrix):
-        return survival_stage(lambda: load_choice(recipe.model), stage, *around[:3], around.command)
+    if not isinstance(stage, CaseChoice):
+        fresh = partial(load_choice, recipe.model)
+        return tuning_stage(edited, stage, fresh, *around[:3], around.command)
     assert loaded is not None
     if isinstance(stage, EditStage):
         return _edit(edited, stage, loaded.cases, around)

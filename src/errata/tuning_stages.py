@@ -25,10 +25,24 @@ TOLD = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
-def tune_stage(
+def tuning_stage(
+    edited: EditedModel,
+    stage: TuneStage | Matrix,
+    fresh: Callable[[], EditedModel],
+    results: Path,
+    cache: Path,
+    bar: Bar,
+    command: str | None,
+) -> dict[str, Any]:
+    """Do either stage; return what the recipe keeps of it. `fresh` loads the recipe's model."""
+    if isinstance(stage, TuneStage):
+        return _tune(edited, stage, results, bar, command)
+    return _survive(fresh, stage, results, cache, bar, command)
+
+
+def _tune(
     edited: EditedModel, stage: TuneStage, results: Path, bar: Bar, command: str | None
 ) -> dict[str, Any]:
-    """Tune the model as it stands, which it stays; return what the recipe keeps of it."""
     rows = read_rows(stage.data, None if stage.mirror is None else Path(stage.mirror))
     with bar("steps") as progress:
         summary, folder = run_tuning(
@@ -49,7 +63,7 @@ def tune_stage(
     }
 
 
-def survival_stage(
+def _survive(
     fresh: Callable[[], EditedModel],
     matrix: Matrix,
     results: Path,
@@ -57,7 +71,6 @@ def survival_stage(
     bar: Bar,
     command: str | None,
 ) -> dict[str, Any]:
-    """Go through a matrix; return what the recipe keeps of it."""
     questions, rows = read_questions(matrix, fresh(), cache / "datasets")
     with bar("configurations") as progress:
         summary, folder = run_survival(

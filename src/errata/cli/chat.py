@@ -42,7 +42,6 @@ def chat(
             "--conversation", "-c", help="Prompts are turns of one talk, each with what was said."
         ),
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 32,
     adapter: Adapter = None,
     adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",

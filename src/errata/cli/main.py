@@ -7,7 +7,23 @@ import sys
 import typer
 
 from errata import console
-from errata.cli import chat, edit, env, export, lens, ls, ppl, run, stats, summarize, survival, sweep_blocks, tasks, trace, tune
+from errata.cli import (
+    chat,
+    edit,
+    env,
+    export,
+    lens,
+    ls,
+    ppl,
+    run,
+    stats,
+    summarize,
+    survival,
+    sweep_blocks,
+    tasks,
+    trace,
+    tune,
+)
 from errata.cli import eval as evaluation
 from errata.errors import ErrataError
 from errata.files import reason

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.downstream.passages import Passage
 from errata.errors import ErrataError
-from errata.generate import positions_of
+from errata.family import positions_of
 from errata.keys import TOKENS_AT_ONCE
 from errata.likelihood import score_rows
 from errata.report import Amount

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from errata.adapter import RECORD, find_tuned, is_adapter, merge_adapter, read_adapter
+from errata.checkpoint import quiet
 from errata.export import writing_folder
 from errata.files import write_text
 from errata.folders import run_folder
 from errata.identity import model_hash, versions
 from errata.likelihood import Likelihood, likelihoods
-from errata.model import EditedModel, load, quiet
+from errata.model import EditedModel, load
 from errata.patch import Patch, add
 from errata.report import Score, markdown_table, share
 from errata.tune.curve import write_curve

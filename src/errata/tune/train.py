@@ -21,8 +21,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from errata.checkpoint import quiet
 from errata.errors import ErrataError
-from errata.model import EditedModel, quiet
+from errata.model import EditedModel
 from errata.patch import add
 from errata.tune.guard import Projection, ShiftPenalty
 from errata.tune.places import moving
