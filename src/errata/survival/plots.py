@@ -10,7 +10,8 @@ from errata.files import replacing
 from errata.survival.figures import Configuration
 from errata.survival.measure import ROUNDING
 
-COLOURS = ("#1f4e79", "#c0504d", "#5a8f3c", "#7d5ba6", "#d08c2f", "#4bacc6", "#7f7f7f")
+COLOURS = ("#1f4e79", "#c0504d", "#5a8f3c", "#7d5ba6", "#d08c2f", "#4bacc6", "#7f7f7f",
+           "#222222", "#c78fb5", "#8c6d31")  # fmt: skip
 CLASS_COLOURS = {
     "stable": "#5a8f3c",
     "erased": "#c0504d",
@@ -126,7 +127,8 @@ def _displacement(figure: Any, configurations: Sequence[Configuration]) -> None:
     """How far edit and tuning move the last subject token's state, by block, and their cosine."""
     methods = _unique([each.method for each in configurations])
     tunings = _unique([each.tuning for each in configurations])
-    figure.set_size_inches(max(5.2, 3.1 * len(methods) + 1.2), 5.2)
+    width = max(6.4, 3.1 * len(methods) + 1.2)
+    figure.set_size_inches(width, 5.4)
     panels = figure.subplots(2, len(methods), sharex=True, sharey="row", squeeze=False)
     for column, method in enumerate(methods):
         above, below = panels[0][column], panels[1][column]
@@ -151,8 +153,9 @@ def _displacement(figure: Any, configurations: Sequence[Configuration]) -> None:
     panels[0][0].set_ylabel("move, share of\nthe state's length")
     panels[1][0].set_ylabel("cosine of the tuning's\nmove and the edit's")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)),
-                  frameon=False, fontsize=9)  # fmt: skip
+    columns = min(int(width / 1.55), len(labels))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False,
+                  fontsize=9)  # fmt: skip
 
 
 def _line(
