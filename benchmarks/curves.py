@@ -20,7 +20,7 @@ from measure import cpu_seconds
 from solve import dense, keys_for, made_up
 
 EDITS, WIDTH, OUT = (1, 10, 100, 1000, 3000, 10_000), 3072, 768
-WIDTHS = (768, 1536, 3072, 6400)
+WIDTHS = (384, 768, 1536, 3072)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -30,7 +30,7 @@ def point(d: int, n: int) -> dict[str, float]:
     keys = keys_for(moment, n)
     method.read(keys[:, :1].double(), keys[:, :1].double(), moment, None)
     work = partial(method.read, keys.double(), keys.double(), moment, None)
-    taken = [cpu_seconds(work) for _ in range(3 if n <= 1000 else 1)]
+    taken = [cpu_seconds(work) for _ in range(3 if n <= 100 else 1)]
     plain_seconds, _ = cpu_seconds(partial(dense, method, moment, keys, []))
     update = Update.of(torch.ones(OUT, n), taken[-1][1], keys)
     return {

@@ -57,7 +57,9 @@ def check_alphaedit(recorded: Recorded, given: bool) -> None:
         P = tensors[f"layer{block}.P"]
         hold_null_space(recorded, settings, moments[block], block, P)
         if given:
-            moments[block] = GivenNullSpace(moments[block].matrix, moments[block].count, None, P)
+            moments[block] = GivenNullSpace(
+                moments[block].matrix, moments[block].count, projector=P
+            )
     assert settings["batches"], "alphaedit.json has no batches"
     patches: list[Patch] = []
     with ExitStack() as stack:
