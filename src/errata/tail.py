@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from errata.family import family_of
@@ -130,7 +130,7 @@ class Tail:
         def inject(*args: object, **kwargs: object) -> object:
             return hand_on(states)
 
-        forwards = {
+        forwards: dict[nn.Module, Callable[..., object]] = {
             family.block(self.model, index): inject if index == self.block else hand_on
             for index in skipped
         }
