@@ -46,9 +46,10 @@ def pico_on_disk(folder: Path) -> EditedModel:
 def pico_patch(edited: EditedModel) -> Patch:
     """A patch of random factors for two facts, in blocks 1 and 2."""
     source, family, updates = torch.Generator().manual_seed(3), family_of(edited.model), {}
+    d = edited.model.config.get_text_config().hidden_size
     for block in EDITED:
-        width = family.write(edited.model, block).weight.numel() // edited.model.config.hidden_size
-        R = 0.05 * torch.randn(edited.model.config.hidden_size, 2, generator=source)
+        width = family.write(edited.model, block).weight.numel() // d
+        R = 0.05 * torch.randn(d, 2, generator=source)
         K = torch.randn(width, 2, generator=source)
         updates[family.weight_name(block)] = Update.of(R, K.T.clone(), K)
     base = Base(**edited.base.model_dump())
