@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,9 +52,10 @@ def test_a_stopped_tuning_goes_on_exactly(given: dict[str, object], tmp_path: Pa
     for stop_at in (5, 8):
         with pytest.raises(Stopped):
             run(stop_at, "stopped")
-    torn = tmp_path / "stopped" / "checkpoint-8"
-    if torn.exists():
-        (torn / WHOLE).unlink()
+    torn = tmp_path / "stopped" / "checkpoint-8"  # as a writer leaves it that is killed
+    shutil.copytree(tmp_path / "stopped" / "checkpoint-6", torn)
+    (torn / "optimizer.pt").write_bytes(b"")
+    (torn / WHOLE).unlink()
     assert str(last_whole(tmp_path / "stopped")).endswith("checkpoint-6")
     assert not torn.exists()
     resumed, again = run(None, "stopped")
