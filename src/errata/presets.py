@@ -76,6 +76,11 @@ def settle(
             f"the model has blocks 0 to {block_count - 1}",
             f"choose --loss-block between 0 and {block_count - 1}, or leave it out for the last",
         )
+    if settled.search.precision != "full":
+        notes += (
+            f"target values are searched with {settled.search.precision} products: faster on some "
+            "devices, and not exact",
+        )
     return settled, source, notes
 
 

@@ -6,7 +6,7 @@ reference at once. Nothing here imports torch, so that `--help` stays instant.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -62,6 +62,8 @@ class Search(Settings):
     """Read the answer after this block instead of the last one."""
     essence_prompt: str = "{} is a"
     """The text whose next-token distribution should stay; {} is the subject."""
+    precision: Literal["full", "tf32", "autocast"] = "full"
+    """Products of the search: as they are, in TF32 (CUDA) or in bfloat16; not exact but full."""
 
     @field_validator("essence_prompt")
     @classmethod

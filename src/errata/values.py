@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from errata.errors import ErrataError
-from errata.hooks import Site, frozen
+from errata.hooks import Site, computing, frozen
 from errata.keys import bare_rows, read_at
 from errata.objective import Objective
 from errata.settings import Search
@@ -81,7 +81,7 @@ def search_targets(
     then on whenever memory runs out; a forward pass holds at most `budget` tokens. Neither
     changes results beyond rounding.
     """
-    with frozen(model):
+    with frozen(model), computing(settings.precision, model.device):
         initial = read_at(model, bare_rows(rewrites), [site])[0].float()
         lengths = [len(rewrite.rows[0].ids) - rewrite.rows[0].position for rewrite in rewrites]
         order = sorted(range(len(rewrites)), key=lambda i: (lengths[i], i))

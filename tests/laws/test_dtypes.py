@@ -10,7 +10,16 @@ import torch
 from errata.family import family_of, weight_of
 from errata.model import load
 from errata.patch import Patch, Update
-from laws.bench import edited_model, moments_of, over_methods, over_shapes, quick, random_patch
+from laws.bench import (
+    closeness,
+    edited_model,
+    moments_of,
+    over_methods,
+    over_shapes,
+    patch_of,
+    quick,
+    random_patch,
+)
 from tiny import FACTS, tiny_model, tiny_tokenizer
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -120,3 +129,26 @@ def test_a_patch_given_to_load_is_applied(model_type: str, tmp_path: Path) -> No
     assert (
         load(folder, patches=[path, random_patch(edited_model(model_type), 1)]).patches[0] == patch
     )
+
+
+@over_methods
+def test_a_faster_search_is_labelled_near_and_never_the_default(method_name: str) -> None:
+    patches = {}
+    for precision in ("full", "tf32", "autocast"):
+        edited = edited_model("llama")
+        method = quick(method_name)
+        search = {**method.search.model_dump(), "precision": precision}
+        method = method.with_values(search=search)
+        patches[precision] = edited.compute(FACTS[:2], method, moments=moments_of("llama"))
+    assert quick(method_name).search.precision == "full"
+    assert patches["full"].provenance.notes == patch_of("llama", method_name).provenance.notes
+    for precision in ("tf32", "autocast"):
+        made = patches[precision].provenance
+        assert made.settings["search"]["precision"] == precision
+        assert f"target values were searched with {precision} products" in made.notes
+    for name, update in patches["full"].updates.items():
+        away = closeness(patches["autocast"].updates[name].delta(), update.delta())
+        assert 1e-5 < away < 0.2, away
+        assert closeness(patches["tf32"].updates[name].delta(), update.delta()) < 1e-5
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.is_autocast_enabled("cpu")

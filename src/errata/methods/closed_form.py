@@ -123,6 +123,8 @@ class ClosedForm(Settings):
         grouped = self.grouped(model, rewrites)
         if targets is None:
             targets = grouped.find_targets(model, rewrites)
+        if self.search.precision != "full":
+            warnings.append(f"target values were searched with {self.search.precision} products")
         if targets.at_once is not None and targets.at_once < (grouped.requests_at_once or 0):
             warnings.append(f"memory ran out: {targets.at_once} requests were searched at once")
         updates = self.updates(model, rewrites, targets, moments, earlier)
