@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from errata.downstream.commonsense import answer_rows, figures, read_task
 from errata.errors import ErrataError
+from errata.model import load
 from errata.tune.rows import IGNORE, Row, code_rows, read_rows
 from errata.tune.settings import PRESETS, TuneSettings, settle_tuning
 from errata.tune.templates import ask, chat_prompt, settle_template
@@ -142,3 +144,20 @@ def test_the_study_s_settings() -> None:
     with pytest.raises(ErrataError, match="known presets: study"):
         settle_tuning({}, "thesis")
     assert set(PRESETS["study"]) == {"lora", "dora", "full"}
+
+
+@pytest.mark.slow
+def test_a_real_model_learns_the_format_of_real_rows(errata_data: Path, tmp_path: Path) -> None:
+    """The study's settings on commonsense rows: answers come to have the form asked for."""
+    edited = load(str(errata_data / "models" / "stories260K"))
+    rows = read_rows(str(errata_data / "commonsense" / "train_4tasks.json"))
+    short = [row for row in rows if len(row.instruction) < 200]
+    task = read_task("boolq", errata_data / "commonsense", limit=12)
+    before = figures(answer_rows(edited, task, "alpaca", max_new_tokens=24))
+    given = {"method": "lora", "learning_rate": 5e-3, "train_on_inputs": False, "epochs": 6}
+    given |= {"template": "alpaca", "cutoff_len": 400, "warmup_steps": 5, "max_steps": 60}
+    tuned = tune(edited, short, settle_tuning(given, "study"), tmp_path / "work")
+    assert tuned.losses[-1][1] < 0.5 * tuned.losses[0][1]
+    after = figures(answer_rows(edited, task, "alpaca", max_new_tokens=24))
+    assert before["broken_format"].value > 0.9
+    assert after["broken_format"].value < 0.5
