@@ -21,6 +21,8 @@ from errata.files import parse_json, reason
 from errata.settings import Settings, describe
 
 SLOT = "{}"
+WARNINGS_TOLD = 10
+"""Subjects that a batch edits twice and that are told one by one."""
 
 
 class EditRequest(Settings):
@@ -274,6 +276,11 @@ def check_batch(requests: Sequence[EditRequest]) -> list[str]:
                 "prompts; "
                 "in one batch they compete for one key"
             )
+    if len(warnings) > WARNINGS_TOLD:
+        more = len(warnings) - WARNINGS_TOLD
+        warnings[WARNINGS_TOLD:] = [
+            f"{more} more subjects or facts occur several times in the batch"
+        ]
     return warnings
 
 

@@ -42,14 +42,14 @@ def test_memit_is_the_formula() -> None:
 
 
 def test_memit_with_history_is_the_formula() -> None:
-    read = Memit(moment_weight=LAMBDA, history=True).read(K, K, MOMENT, K_p)
+    read = Memit(moment_weight=LAMBDA, history=True).read(K, K, MOMENT, [K_p])
     M = torch.linalg.inv(C.double() + K_p @ K_p.T / LAMBDA)
     torch.testing.assert_close(read, formula(M, LAMBDA, K))
 
 
 def test_alphaedit_is_the_formula() -> None:
     method = AlphaEdit(ridge=EPSILON, null_space_threshold=1.0)
-    read = method.read(K, K, MOMENT, K_p)
+    read = method.read(K, K, MOMENT, [K_p])
     values, vectors = torch.linalg.eigh(C.double())
     free = vectors[:, values < 1.0]
     assert 0 < free.shape[1] < WIDTH

@@ -46,7 +46,9 @@ def test_loading_a_saved_patch_gives_the_patch(
             assert torch.equal(getattr(loaded.updates[name], letter), tensor)
     again = loaded.save(tmp_path / "again.safetensors")
     assert again.read_bytes() == path.read_bytes()
-    assert quick(method_name).of(loaded.provenance.settings) == quick(method_name)
+    made = quick(method_name).of(loaded.provenance.settings)
+    assert made.requests_at_once is not None, "how requests were grouped is not recorded"
+    assert made.with_values(requests_at_once=None) == quick(method_name)
 
 
 @over_shapes

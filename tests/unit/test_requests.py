@@ -263,3 +263,15 @@ def test_a_batch_of_different_subjects_passes_in_silence() -> None:
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ErrataError, match="nothing to edit"):
         check_batch([])
+
+
+def test_a_batch_with_many_repetitions_tells_a_few_and_counts_the_rest() -> None:
+    batch = [
+        EditRequest(prompt=prompt, subject=f"Town {number}", target="Rome")
+        for number in range(50)
+        for prompt in ("{} is in", "{} lies in")
+    ]
+    warnings = check_batch(batch)
+    assert len(warnings) == 11
+    assert "'Town 9'" in warnings[9]
+    assert warnings[10].startswith("40 more subjects")
