@@ -35,15 +35,16 @@ def moments_wanted(
     store: Store | None,
     corpus: str | None = None,
     tokens: int | None = None,
+    blocks: Sequence[int] | None = None,
 ) -> Wanted:
-    """Decide which moments a method is given, without measuring any.
+    """Decide which moments a method is given, without measuring any, for its blocks or others.
 
     Never hours of it unasked: without a corpus only what is stored is used (the demo brings
     its own text); with one, a quick estimate is made unless `tokens` says otherwise. Raises
     `ErrataError` where moments are needed but neither stored nor to be measured.
     """
-    blocks = method.edited_blocks if method.needs_moment else ()
-    if not blocks:
+    blocks = tuple(method.edited_blocks if blocks is None else blocks)
+    if not method.needs_moment:
         return Wanted((), None, None, False)
     if corpus is not None or edited.name == "demo":
         quick = edited.name != "demo" and tokens is None
@@ -73,12 +74,13 @@ def moments_for(
     tokens: int | None = None,
     progress: Told = lambda done, total: None,
     say: Said = lambda line: None,
+    blocks: Sequence[int] | None = None,
 ) -> tuple[Mapping[int, SecondMoment], list[str]]:
     """Find or measure the moments that a method needs; also return lines that say which.
 
     The second line says how settled a quick estimate is. See `moments_wanted` for what is measured.
     """
-    wanted = moments_wanted(edited, method, store, corpus, tokens)
+    wanted = moments_wanted(edited, method, store, corpus, tokens, blocks)
     if not wanted.blocks:
         return {}, []
     if wanted.corpus is None:

@@ -35,6 +35,8 @@ LABEL = "sweep"
 SPARED = "same_subject_accuracy"
 SHOWN = (*KINDS, "score", SPARED)
 """The figures that are shown, where they are known."""
+MERITS = ("score", KINDS[0], f"{KINDS[0]}_accuracy")
+"""What blocks are compared by: the first that is known. The last needs no true answers."""
 
 
 class BlockScores(NamedTuple):
@@ -76,9 +78,9 @@ class Sweep:
         return max(self.alike, key=merit)
 
     def _score(self, block: int) -> Score:
-        """The score of a block's edits, or their efficacy where neighbours are not known."""
-        known = all("score" in found.summary for found in self.blocks.values())
-        return self.blocks[block].summary["score" if known else KINDS[0]]
+        """The figure of a block's edits by which blocks are compared."""
+        known = (m for m in MERITS if all(m in b.summary for b in self.blocks.values()))
+        return self.blocks[block].summary[next(known)]
 
     @property
     def verdict(self) -> str:
@@ -106,7 +108,8 @@ class Sweep:
     @property
     def columns(self) -> list[str]:
         """The figures that every block has."""
-        return [name for name in SHOWN if all(name in b.summary for b in self.blocks.values())]
+        names = SHOWN if KINDS[0] in next(iter(self.blocks.values())).summary else MERITS + SHOWN
+        return [name for name in names if all(name in b.summary for b in self.blocks.values())]
 
     def as_json(self) -> dict[str, Any]:
         """Return all scores by block, those before any edit under `before`."""

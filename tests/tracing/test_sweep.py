@@ -73,6 +73,17 @@ def test_a_stopped_sweep_goes_on(
     assert seen[-1] == (6, 6)
 
 
+def test_facts_without_a_true_answer_are_swept_by_what_the_model_says(tmp_path: Path) -> None:
+    methods = {block: quick("rome", blocks=(block,), contexts=CONTEXTS) for block in (1, 2)}
+    bare = [Case(request=fact) for fact in FACTS[:2]]
+    found = sweep_blocks(edited_model("llama"), bare, methods, moments_of("llama"), tmp_path)
+    assert found.columns == ["efficacy_accuracy"]
+    accuracy = {b: one.summary["efficacy_accuracy"].value for b, one in found.blocks.items()}
+    assert accuracy[found.best] == max(accuracy.values())
+    assert "block" in found.verdict
+    assert len(found.table()) == 2
+
+
 def test_a_sweep_stopped_while_it_is_finished_is_not_done(tmp_path: Path) -> None:
     def stop(found: Sweep) -> None:
         raise KeyboardInterrupt

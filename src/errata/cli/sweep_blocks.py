@@ -149,11 +149,13 @@ def _prepared(
     show_warnings(notes)
     moments: dict[int, SecondMoment] = {}
     facts = [f"settings: {source}"]
-    if next(iter(methods.values())).needs_moment:
-        everywhere = METHODS["memit"].of({"blocks": tuple(methods)})
+    first = next(iter(methods.values()))
+    if first.needs_moment:
         with console.bar("second moment") as progress:
             store = Store(cache_folder() / "moments")
-            held, said = moments_for(edited, everywhere, store, corpus, tokens, progress)
+            held, said = moments_for(
+                edited, first, store, corpus, tokens, progress, blocks=tuple(methods)
+            )
         moments, facts = dict(held), [*facts, *said]
     return methods, moments, facts
 
