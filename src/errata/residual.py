@@ -24,6 +24,8 @@ from errata.tokens import Row
 Place = Literal["block", "mlp"]
 HALVINGS = 64
 """Steps of the bisection: to the last bit of float64 from any start."""
+NOTHING = 1e-300
+"""What a length that is nothing counts as: where the matrix says nothing, nothing can be said."""
 BARELY = 1e-9
 """How near λ comes to its end, as a share of the smallest squared gain."""
 
@@ -88,12 +90,12 @@ def _before(norm: nn.Module, says: Tensor, change: Tensor) -> Tensor:
     """
     says = says.to(torch.promote_types(says.dtype, torch.float32))
     gains, now, says = (x.to(change) for x in (norm(torch.ones_like(says)), norm(says), says))
-    gains = gains * (now.norm(dim=1) / (gains * says).norm(dim=1))[:, None]
+    gains = gains * (now.norm(dim=1) / (gains * says).norm(dim=1).clamp(min=NOTHING))[:, None]
     aim, squares, size = gains * (now + change), gains**2, says.norm(dim=1)
-    low, high = -(1 - BARELY) * squares.amin(1), aim.norm(dim=1) / size
+    low, high = -(1 - BARELY) * squares.amin(1), aim.norm(dim=1) / size.clamp(min=NOTHING)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         long = (aim / (squares + middle[:, None])).norm(dim=1) > size
         low, high = torch.where(long, middle, low), torch.where(long, high, middle)
-    found = aim / (squares + high[:, None])
-    return found * (size / found.norm(dim=1))[:, None] - says
+    found = aim / (squares + high[:, None]).clamp(min=NOTHING)
+    return found * (size / found.norm(dim=1).clamp(min=NOTHING))[:, None] - says

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from errata import residual
 from errata.family import FAMILIES, family_of, oriented, weight_of, width_of
 from errata.methods import METHODS
 from errata.model import EditedModel
@@ -140,3 +141,13 @@ def test_an_edit_spread_over_blocks_arrives_at_the_last(model_type: str, method_
     # Behind a norm the last block cannot make up for all that those below have missed.
     spread = missed(model_type, method_name, 3, (0, 1, 2))
     assert spread < (0.5 if FAMILIES[model_type.partition(",")[0]].block_post_norm else 1e-3)
+
+
+def test_where_a_post_norm_matrix_says_nothing_nothing_is_asked_of_it() -> None:
+    norm = torch.nn.RMSNorm(6)
+    says, change = torch.randn(3, 6), torch.randn(3, 6, dtype=torch.float64)
+    says[1] = 0
+    asked = residual._before(norm, says, change)
+    assert asked.isfinite().all()
+    assert not asked[1].any()
+    assert asked[0].any()
