@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
 
 from errata.case import Case
@@ -52,9 +54,10 @@ def test_a_search_is_what_pytorch_counts(model_type: str) -> None:
         ours.append(search_flops(shape, rewrites, block, steps))
         theirs.append(counted(lambda m=method, r=rewrites: m.find_targets(edited.model, r)))
     # GPT-J's attention is counted there; older transformers multiply a few small matrices more.
-    attention = 0.5 if model_type == "gptj" else 1e-3
+    newest = Version(transformers.__version__) >= Version("5.23")
+    attention = 0.5 if model_type == "gptj" else 1e-6 if newest else 1e-3
     assert ours[1] - ours[0] == pytest.approx(theirs[1] - theirs[0], rel=attention)
-    assert ours[1] == pytest.approx(theirs[1], rel=0.5)
+    assert ours[1] == pytest.approx(theirs[1], rel=0.5 if model_type == "gptj" else 0.35)
 
 
 def test_scoring_is_what_pytorch_counts() -> None:

@@ -1,12 +1,13 @@
 """What became of edits: classes, flip rate, decay, and tests between configurations.
 
-    Stable worked → works   Erased worked → fails   Emergent failed → works   Impossible failed → fails
+    Stable: worked → works        Erased: worked → fails
+    Emergent: failed → works      Impossible: failed → fails
     flip rate = Erased / (Stable + Erased)        decay = (ES_edited - ES_tuned) / ES_edited
 
 An edit works when the new target is likelier than the true one (where there is no true one,
 when it is what the model says). With several seeds each edit has one outcome per seed; it is
 the edits that are drawn anew for intervals, so seeds do not pass for more edits.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
