@@ -8,7 +8,8 @@ prefixes above all, is run once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ from errata.tokens import Rewrite, Row, batches_by_length, pad_right
 
 TOKENS_AT_ONCE = 4096
 """Rows x tokens of one forward pass, where nothing else is said."""
+PASSES = 4
+"""Forward passes whose rows are looked at together for what they begin alike with."""
+REQUESTS = 256
+"""Requests whose rows are read before they are averaged: memory is that of so many, not of all."""
 
 
 @torch.no_grad()
@@ -29,7 +34,35 @@ def read_at(
 ) -> list[Tensor]:
     """Return, per site, what stands there at each row's position: (rows, width), model's dtype."""
     rows = [row.key for row in rows]
-    found: list[list[Tensor | None]] = [[None] * len(rows) for _ in sites]
+    found: list[Tensor] = []
+    for few in _alike(rows, PASSES * budget):
+        for batch, vectors in _read(model, [rows[i] for i in few], sites, budget):
+            if not found:
+                found = [vector.new_empty(len(rows), vector.shape[1]) for vector in vectors]
+            places = torch.tensor([few[i] for i in batch], device=model.device)
+            for whole, part in zip(found, vectors, strict=True):
+                whole[places] = part
+    return found
+
+
+def _alike(rows: Sequence[Row], tokens: int) -> Iterator[list[int]]:
+    """Split rows into parts of about so many tokens, those together that begin alike."""
+    part: list[int] = []
+    size = 0
+    for i in sorted(range(len(rows)), key=lambda i: (rows[i].ids, i)):
+        if part and size + len(rows[i].ids) > tokens:
+            yield part
+            part, size = [], 0
+        part.append(i)
+        size += len(rows[i].ids)
+    if part:
+        yield part
+
+
+def _read(
+    model: PreTrainedModel, rows: Sequence[Row], sites: Sequence[Site], budget: int
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Yield batches of rows with what stands at each site; what they begin with runs once."""
     past = common_past(model, [row.ids for row in rows], [row.position for row in rows], sites)
     done = past.lengths.tolist()
     lengths = [len(row.ids) - n for row, n in zip(rows, done, strict=True)]
@@ -39,10 +72,8 @@ def read_at(
         ends = torch.tensor([lengths[i] for i in batch], device=model.device)
         line = torch.arange(len(batch), device=model.device)
         around = before.around(ends, ids.shape[1]) if before.width else {}
-        for site, value in enumerate(record(model, ids, sites, **around)):
-            for i, vector in zip(batch, first_tensor(value)[line, ends - 1], strict=True):
-                found[site][i] = vector
-    return [torch.stack([vector for vector in vectors if vector is not None]) for vectors in found]
+        states = record(model, ids, sites, **around)
+        yield batch, [first_tensor(state)[line, ends - 1] for state in states]
 
 
 def keys_of(
@@ -53,18 +84,21 @@ def keys_of(
     The first is the mean within each group of prefixes, then over groups, as the request's
     `keys` say; the second that of the bare prompt alone.
     """
-    rows = [row for rewrite in rewrites for group in rewrite.keys for row in group]
     site = Site(family_of(model).write(model, block), "input")
-    vectors = read_at(model, rows, [site])[0].float()
-    keys, bare, start = [], [], 0
-    for rewrite in rewrites:
-        bare.append(vectors[start])
-        means = []
-        for group in rewrite.keys:
-            means.append(vectors[start : start + len(group)].mean(0))
-            start += len(group)
-        keys.append(torch.stack(means).mean(0))
+    keys, bare = [], []
+    for start in range(0, len(rewrites), REQUESTS):
+        few = rewrites[start : start + REQUESTS]
+        rows = [row for rewrite in few for group in rewrite.keys for row in group]
+        vectors = iter(read_at(model, rows, [site])[0].float().split(_sizes(few)))
+        for rewrite in few:
+            groups = list(islice(vectors, len(rewrite.keys)))
+            keys.append(torch.stack([group.mean(0) for group in groups]).mean(0))
+            bare.append(groups[0][0].clone())
     return torch.stack(keys), torch.stack(bare)
+
+
+def _sizes(rewrites: Sequence[Rewrite]) -> list[int]:
+    return [len(group) for rewrite in rewrites for group in rewrite.keys]
 
 
 def bare_rows(rewrites: Sequence[Rewrite]) -> list[Row]:

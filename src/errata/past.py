@@ -113,13 +113,45 @@ def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
     return layer
 
 
+@dataclass(frozen=True)
+class SharedPast:
+    """The pasts of rows that begin alike: each beginning's once, copied when rows are taken."""
+
+    past: Past
+    """One row per beginning."""
+    beginning: Tensor
+    """(rows,): which beginning is a row's."""
+    lengths: Tensor
+    """(rows,): real tokens; 0 where a row shares nothing."""
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device) -> SharedPast:
+        """Return the past of rows that share nothing."""
+        zeros = torch.zeros(rows, dtype=torch.long, device=device)
+        return cls(Past.empty(0, device), zeros, zeros)
+
+    def select(self, rows: Tensor) -> Past:
+        """Return the past of some rows, by their indices, no wider than these need."""
+        lengths, beginning = self.lengths[rows], self.beginning[rows]
+        width = int(lengths.max())
+        if not width:
+            return Past.empty(len(rows), lengths.device)
+        return Past(
+            tuple(
+                (keys[:, :, -width:][beginning], values[:, :, -width:][beginning])
+                for keys, values in self.past.layers
+            ),
+            lengths,
+        )
+
+
 def common_past(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
     limits: Sequence[int],
     sites: Sequence[Site],
-) -> Past:
-    """Run what rows have in common at their beginnings, up to `sites`; return each row's past.
+) -> SharedPast:
+    """Run what rows have in common at their beginnings, up to `sites`; return the rows' past.
 
     A row's past ends before its place `limits[row]`. It is empty for all rows where sharing
     would not save much.
@@ -127,18 +159,18 @@ def common_past(
     starts = [tuple(row[:limit]) for row, limit in zip(rows, limits, strict=True)]
     groups = worth_sharing(starts, sum(map(len, rows)))
     if not groups:
-        return Past.empty(len(rows), model.device)
+        return SharedPast.empty(len(rows), model.device)
     cache = DynamicCache()
     ids = pad_right([starts[members[0]][:length] for length, members in groups], model.device)
     record(model, ids, sites, past_key_values=cache, use_cache=True)
-    lengths = torch.tensor([length for length, _ in groups] + [0], device=model.device)
-    found = Past.read(cache, torch.zeros_like(lengths[:-1]), lengths[:-1], range(len(cache.layers)))
-    group = torch.zeros(len(rows), dtype=torch.long, device=model.device)
-    alone = torch.ones(len(rows), dtype=torch.bool, device=model.device)
-    for index, (_, members) in enumerate(groups):
-        group[members], alone[members] = index, False
-    past = found.select(group)
-    return Past(past.layers, past.lengths.masked_fill(alone, 0))
+    lengths = torch.tensor([length for length, _ in groups], device=model.device)
+    found = Past.read(cache, torch.zeros_like(lengths), lengths, range(len(cache.layers)))
+    shared = [(0, 0)] * len(rows)
+    for index, (length, members) in enumerate(groups):
+        for row in members:
+            shared[row] = index, length
+    beginning, length_of = torch.tensor(shared, device=model.device).T
+    return SharedPast(found, beginning, length_of)
 
 
 def worth_sharing(starts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, list[int]]]:

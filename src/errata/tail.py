@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from errata.family import family_of
 from errata.hooks import Site, first_tensor, logits_of, record, replaced, states_at
-from errata.past import Past, common_past
+from errata.past import Past, SharedPast, common_past
 from errata.tokens import Row, pad_right
 
 
@@ -79,7 +79,7 @@ class Tail:
 
     @staticmethod
     @torch.no_grad()
-    def beginnings(model: PreTrainedModel, rows: Sequence[Row], block: int) -> Past:
+    def beginnings(model: PreTrainedModel, rows: Sequence[Row], block: int) -> SharedPast:
         """Run what rows begin alike with, up to their positions, for tails to be prepared from."""
         ids, limits = [row.ids for row in rows], [row.position for row in rows]
         return common_past(model, ids, limits, _sites(model, block))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+import errata.keys
 import errata.past
 import errata.values
 from errata.budget import Shape, Texts, group_bytes, search_bytes, searched_at_once
@@ -26,9 +31,17 @@ from errata.objective import Objective
 from errata.objective import tokens_run as tokens_searched
 from errata.runs import Plan, run_edits
 from errata.settings import Search
-from errata.tokens import Rewrite
+from errata.tokens import Rewrite, Row
 from errata.values import Targets, search_targets
-from laws.bench import closeness, edited_model, moments_of, over_families, quick, rewrites_of
+from laws.bench import (
+    closeness,
+    edited_model,
+    moments_of,
+    over_families,
+    over_shapes,
+    quick,
+    rewrites_of,
+)
 from tiny import BLOCKS, FACTS
 
 STEPS, BLOCK = 3, 1
@@ -175,6 +188,61 @@ def test_a_row_that_another_begins_with_is_scored_on_that_one() -> None:
 
 
 # memory ------------------------------------------------------------------------------------------
+
+
+class Live(TorchDispatchMode):
+    """The most bytes of new tensors that were alive at once within the `with` block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.seen:
+                    self.seen.add(storage._cdata)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _gone(self, name: int, size: int) -> None:
+        self.seen.discard(name)
+        self.now -= size
+
+
+@over_shapes
+def test_keys_of_many_requests_take_the_memory_of_few(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what is returned: neither rows before they are averaged nor pasts are kept for all."""
+    monkeypatch.setattr(errata.keys, "REQUESTS", len(FACTS))
+    monkeypatch.setattr(errata.past, "WORTH_A_PASS", 1)
+    edited = edited_model(model_type)
+    rewrites = rewrites_of(edited)
+    sites = [Site(family_of(edited.model).block(edited.model, BLOCK), "output")]
+
+    def keys(count: int) -> Sequence[Tensor]:
+        return keys_of(edited.model, rewrites * count, BLOCK)
+
+    def states(count: int) -> Sequence[Tensor]:
+        ends = product(range(8), range(8), (0, 1))  # each two rows begin alike, in eight tokens
+        rows = [Row((one, other, *range(2, 8), end), 8) for one, other, end in ends]
+        return read_at(edited.model, rows[:count], sites, budget=16)
+
+    def beside(read: Callable[[int], Sequence[Tensor]], count: int) -> int:
+        with Live() as live:
+            returned = sum(tensor.nbytes for tensor in read(count))
+        return live.peak - returned
+
+    for read in (keys, states):
+        assert beside(read, 64) < 2 * beside(read, 8)
 
 
 def saved_bytes(model: PreTrainedModel, rewrites: list[Rewrite]) -> int:
