@@ -25,7 +25,10 @@ ROOMS: dict[int, tuple[str, ...]] = {
         *("demo.world", "demo.text", "demo.paths"),
         "trace_settings",
     ),
-    1: ("family", "tokens", "hooks", "past", "tail", "recording", "question", "gram", "ranks"),
+    1: (
+        *("family", "tokens", "hooks", "past", "tail", "recording", "question", "gram", "ranks"),
+        "precision",
+    ),
     2: (
         *("keys", "values", "objective", "budget", "moment", "null_space", "solve"),
         *("patch", "prefixes", "identity", "adapter", "lora", "residual", "checkpoint"),

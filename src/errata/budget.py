@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from errata.family import family_of, width_of
+from errata.precision import widened_bytes
 from errata.tokens import Rewrite
 
 STREAMS = 14
@@ -42,6 +43,7 @@ class Shape:
     heads: int
     vocabulary: int
     itemsize: int
+    """Bytes of a number in the search, which is float32 at least."""
     eager: bool
     """Whether attention weights are made in full."""
 
@@ -59,7 +61,7 @@ class Shape:
             kept=2 * kept_heads * head_width,
             heads=heads,
             vocabulary=config.vocab_size,
-            itemsize=model.dtype.itemsize,
+            itemsize=max(model.dtype.itemsize, 4),
             eager=getattr(config, "_attn_implementation", None) == "eager",
         )
 
@@ -136,9 +138,10 @@ def searched_at_once(
 def spare_bytes(model: PreTrainedModel) -> int:
     """Return how much memory a search may take: a share of what the device has beside the model.
 
-    The whole of the device's memory is asked, not what is free now, so that it stays the same.
+    Weights of 16 bits stand there twice, as they are and in float32. The whole of the device's
+    memory is asked, not what is free now, so that it stays the same.
     """
-    held = sum(parameter.nbytes for parameter in model.parameters())
+    held = sum(parameter.nbytes for parameter in model.parameters()) + widened_bytes(model)
     if model.device.type == "cuda":
         total = torch.cuda.get_device_properties(model.device).total_memory
     else:

@@ -37,6 +37,7 @@ from errata.methods import ClosedForm
 from errata.model import EditedModel
 from errata.moment import solving_device
 from errata.moment_cost import cost_of, seconds_of
+from errata.precision import widened_bytes
 from errata.presets import settle
 from errata.runs import Plan
 from errata.statistics import moments_wanted
@@ -91,6 +92,7 @@ def edit_costs(
     scale = len(cases) / len(few)
     together = min(len(cases), method.grouped(model, rewrites).requests_at_once or 1)
     held = group_bytes(model, blocks[-1], rewrites, together)
+    held += 0 if method.search.precision == "autocast" else widened_bytes(model)
     searched = _search_seconds(edited, method, rewrites)
     searching = search_flops(shape, rewrites, blocks[-1], method.search.steps)
     size = min(plan.batch_size or len(cases), len(cases))

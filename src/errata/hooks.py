@@ -157,18 +157,3 @@ def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
                 stack.callback(module.__dict__.__setitem__, "forward", before)
             module.__dict__["forward"] = forward
         yield
-
-
-@contextmanager
-def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """Let matrix products be as `precision` says: `full`, `tf32` (CUDA), `autocast` to bfloat16."""
-    if precision == "autocast":
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = before or precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

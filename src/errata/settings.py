@@ -63,7 +63,7 @@ class Search(Settings):
     essence_prompt: str = "{} is a"
     """The text whose next-token distribution should stay; {} is the subject."""
     precision: Literal["full", "tf32", "autocast"] = "full"
-    """Products of the search: as they are, in TF32 (CUDA) or in bfloat16; not exact but full."""
+    """Float32, also where weights are narrower; products in TF32 (CUDA) or bfloat16 are faster."""
 
     @field_validator("essence_prompt")
     @classmethod

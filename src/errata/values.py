@@ -13,7 +13,6 @@ its loss is small enough.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from errata.errors import ErrataError
-from errata.hooks import Site, computing, frozen
+from errata.hooks import Site, frozen
 from errata.keys import bare_rows, read_at
 from errata.objective import Objective
+from errata.precision import computing, ran_out_of_memory
 from errata.settings import Search
 from errata.tokens import Rewrite
-
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc", re.I)
-"""What PyTorch's allocators say; only CUDA's has an exception of its own."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def search_targets(
     then on whenever memory runs out; a forward pass holds at most `budget` tokens. Neither
     changes results beyond rounding.
     """
-    with frozen(model), computing(settings.precision, model.device):
+    with frozen(model), computing(settings.precision, model):
         initial = read_at(model, bare_rows(rewrites), [site])[0].float()
         lengths = [len(rewrite.rows[0].ids) - rewrite.rows[0].position for rewrite in rewrites]
         order = sorted(range(len(rewrites)), key=lambda i: (lengths[i], i))
@@ -107,7 +104,7 @@ def _searched(*search: Any) -> tuple[Tensor, list[Tensor]] | None:
     try:
         return _search_group(*search)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+        if not ran_out_of_memory(error):
             raise
     return None
 
@@ -117,7 +114,7 @@ def _fewer(model: PreTrainedModel, count: int) -> int:
     if count == 1:
         raise ErrataError(
             "memory ran out while searching a single request",
-            "shorten its prompt, use fewer or shorter prefixes, or load the model in bfloat16",
+            "shorten its prompt, use fewer or shorter prefixes, or --precision autocast",
         )
     if model.device.type == "cuda":
         torch.cuda.empty_cache()

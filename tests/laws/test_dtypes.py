@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from errata.errors import ErrataError
 from errata.family import family_of, weight_of
 from errata.model import load
 from errata.patch import Patch, Update
@@ -83,6 +84,42 @@ def test_narrow_models_can_be_edited(model_type: str, method_name: str, dtype: t
         assert update.delta().isfinite().all()
         assert update.delta().any()
     assert {p.dtype for p in edited.model.parameters()} == {dtype}
+
+
+@over_shapes
+@over_methods
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_an_edit_of_narrow_weights_is_that_of_the_same_values_in_float32(
+    model_type: str, method_name: str, dtype: torch.dtype
+) -> None:
+    narrow, wide = edited_model(model_type, dtype=dtype), edited_model(model_type, dtype=dtype)
+    wide.model.float()
+    held = {name: (p, p.data_ptr()) for name, p in narrow.model.named_parameters()}
+    method, moments = quick(method_name), moments_of(model_type)
+    found, expected = (each.compute(FACTS, method, moments=moments) for each in (narrow, wide))
+    for name, update in expected.updates.items():
+        assert closeness(found.updates[name].delta(), update.delta()) < 1e-6
+    for name, parameter in narrow.model.named_parameters():
+        assert parameter is held[name][0] and parameter.data_ptr() == held[name][1]
+        assert parameter.dtype == dtype
+
+
+def test_weights_are_narrow_again_when_there_is_no_memory_to_widen_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    edited, made, real = edited_model("llama", dtype=torch.bfloat16), [], torch.Tensor.float
+
+    def scarce(tensor: torch.Tensor) -> torch.Tensor:
+        if len(made) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        made.append(tensor)
+        return real(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "float", scarce)
+    with pytest.raises(ErrataError, match="no memory for the weights in float32"):
+        edited.compute(FACTS, quick("memit"), moments=moments_of("llama"))
+    assert len(made) > 5
+    assert {p.dtype for p in edited.model.parameters()} == {torch.bfloat16}
 
 
 def saved(model_type: str, dtype: torch.dtype, folder: Path) -> str:

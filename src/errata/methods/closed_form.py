@@ -209,12 +209,15 @@ class ClosedForm(Settings):
         earlier: Sequence[Patch] = (),
     ) -> dict[str, Update]:
         """Return Δ = R A for every block's weight; the model is left as found."""
+        from contextlib import nullcontext
+
         import torch
 
         from errata.family import family_of
         from errata.hooks import frozen
         from errata.keys import bare_rows
         from errata.patch import Update, add, keeping
+        from errata.precision import widened
         from errata.residual import output_wanted
 
         family = family_of(model)
@@ -223,7 +226,9 @@ class ClosedForm(Settings):
             name: [] for name in names.values()
         }
         limit = self.batch_limit or len(rewrites)
-        with frozen(model), keeping(model, names.values()):
+        as_kept = self.search.precision == "autocast"
+        numbers = nullcontext() if as_kept else widened(model)
+        with frozen(model), numbers, keeping(model, names.values()):
             for start in range(0, len(rewrites), limit):
                 batch = range(start, min(start + limit, len(rewrites)))
                 chosen, wanted = [rewrites[i] for i in batch], targets.pick(batch).values
