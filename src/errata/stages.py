@@ -22,10 +22,8 @@ import yaml
 
 from errata.case import Case, cases_digest
 from errata.checkpoint import first_device
-from errata.cost import Cost
 from errata.data import Loaded, load_cases, reference_file
 from errata.edits import Prepared, prepare
-from errata.estimate import evaluation_cost, plan_edits
 from errata.evaluation import Asking, run_evaluation
 from errata.files import parse_json, reading_own, write_text
 from errata.folders import finished_run, run_folder
@@ -122,7 +120,7 @@ def prepare_stage(edited: EditedModel, stage: EditStage, around: Surroundings) -
         ready = prepare(
             edited,
             method_named(stage.method),
-            _settings(stage, around),
+            settings_of(stage, around),
             store=Store(around.cache / "moments"),
             corpus=stage.corpus,
             tokens=stage.tokens,
@@ -134,7 +132,7 @@ def prepare_stage(edited: EditedModel, stage: EditStage, around: Surroundings) -
     return ready
 
 
-def _settings(stage: EditStage, around: Surroundings) -> dict[str, Any]:
+def settings_of(stage: EditStage, around: Surroundings) -> dict[str, Any]:
     """Return the settings that a recipe gives, those of its hyperparameter file below them."""
     if stage.hparams is None:
         return dict(stage.settings)
@@ -174,35 +172,6 @@ def run_recipe(recipe: Recipe, around: Surroundings, *, again: bool = False) -> 
         write_text(folder / "report.md", _report(folder, recipe, told, around))
         write_text(folder / "summary.json", json.dumps(told, indent=1) + "\n")
     return Outcome(folder, told)
-
-
-def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, list[Cost]]:
-    """Return what a recipe will cost, stage by stage; nothing is edited or kept."""
-    cases = load_all(recipe, around)
-    edited = load_choice(recipe.model)
-    costs: list[Cost] = []
-    for name, stage in recipe.stages():
-        if isinstance(stage, EditStage):
-            _, warnings, found = plan_edits(
-                edited,
-                method_named(stage.method),
-                _settings(stage, around),
-                cases[name].cases,
-                Plan(batch_size=stage.batch_size, sequential=stage.sequential),
-                store=Store(around.cache / "moments"),
-                corpus=stage.corpus,
-                tokens=stage.tokens,
-            )
-            for note in warnings:
-                around.tell(note)
-        elif not isinstance(stage, EvalStage):
-            around.tell(f"{name}: what it costs is not foreseen")
-            continue
-        else:
-            halves = 2 if recipe.edit is not None or recipe.model.patches else 1
-            found = [evaluation_cost(edited, cases[name].cases, _asking(stage), halves)]
-        costs += [cost._replace(what=f"{name}: {cost.what}") for cost in found]
-    return edited, costs
 
 
 def _kept(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | None:
@@ -263,7 +232,7 @@ def _evaluate(
         found, folder = run_evaluation(
             edited,
             loaded.cases,
-            _asking(stage),
+            asking_of(stage),
             around.results,
             source,
             around.command,
@@ -273,7 +242,8 @@ def _evaluate(
     return {"run": run, "patches": [], "summary": found.as_json()}
 
 
-def _asking(stage: EvalStage) -> Asking:
+def asking_of(stage: EvalStage) -> Asking:
+    """Return what a stage asks of every case."""
     return Asking(
         generate=stage.generate, max_new_tokens=stage.max_new_tokens, seed=stage.seed or 0
     )

@@ -49,10 +49,12 @@ def run(
 
     read = read_recipe(recipe, changes or ())
 
-    from errata.stages import Surroundings, recipe_costs, run_recipe
+    from errata.stages import Surroundings, run_recipe
 
     around = Surroundings(results, cache_folder(), console.bar, console.warning, command_line())
     if dry_run:
+        from errata.recipe_cost import recipe_costs
+
         edited, costs = recipe_costs(read, around)
         show_plan(_plan_lines(read), edited, costs, json)
         return

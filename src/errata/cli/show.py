@@ -143,9 +143,10 @@ def show_plan(lines: Sequence[str], edited: EditedModel, costs: Sequence[Cost], 
         for c in rows
     ]
     console.table(("", "work", "time", "memory", "disk"), shown)
+    early = any(cost.what.endswith(("search", "edits")) for cost in costs)
     console.fact(
         f"the model takes {_size(weights)} besides; times are scaled from a part that was measured "
-        "here, and requests that reach their goal early take less"
+        "here" + (", and requests that reach their goal early take less" if early else "")
     )
 
 

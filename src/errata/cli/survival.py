@@ -20,6 +20,7 @@ from errata.cli.options import (
     command_line,
     load_model,
 )
+from errata.cli.show import show_plan
 from errata.errors import ErrataError
 from errata.methods import METHODS
 from errata.survival.settings import Matrix
@@ -99,6 +100,9 @@ def survival(
     adapter: Adapter = None,
     dtype: Dtype = "auto",
     device: Device = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would cost.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Edit, tune, ask again: which edits survive, and what else is lost.
@@ -135,7 +139,7 @@ def survival(
     if "dataset" not in given:
         raise ErrataError("say what to edit", "name cases: --dataset counterfact")
     matrix = Matrix.checked(given)
-    _run(model, matrix, results, (dtype, device, adapter), mirror, json)
+    _run(model, matrix, results, (dtype, device, adapter), mirror, dry_run, json)
 
 
 def _run(
@@ -144,6 +148,7 @@ def _run(
     results: Path,
     loading: tuple[str, str | None, str | None],
     mirror: Path | None,
+    dry_run: bool,
     json: bool,
 ) -> None:
     from errata.store import Store
@@ -155,7 +160,17 @@ def _run(
     def fresh() -> Any:
         return load_model(model, None, dtype, device, False, adapter)
 
-    questions, rows = read_questions(matrix, fresh(), cache_folder() / "datasets", mirror)
+    edited, store = fresh(), Store(cache_folder() / "moments")
+    questions, rows = read_questions(matrix, edited, cache_folder() / "datasets", mirror)
+    if dry_run:
+        from errata.tuning_cost import matrix_costs
+
+        lines = [
+            f"{name}: {', '.join(map(str, getattr(matrix, name)))}"
+            for name in ("methods", "edits", "tunings", "seeds")
+        ]
+        show_plan(lines, edited, matrix_costs(edited, matrix, questions, rows, store), json)
+        return
     with console.bar("configurations") as progress:
         summary, folder = run_survival(
             matrix,
@@ -163,7 +178,7 @@ def _run(
             questions,
             rows,
             results,
-            store=Store(cache_folder() / "moments"),
+            store=store,
             command=command_line(),
             progress=progress,
         )

@@ -23,6 +23,7 @@ from errata.cli.options import (
     load_model,
     settings_flags,
 )
+from errata.cli.show import show_plan
 from errata.tune.settings import PRESETS, TuneSettings, settle_tuning
 
 
@@ -51,6 +52,9 @@ def tune(
     dtype: Dtype = "auto",
     device: Device = None,
     allow_base: AllowBase = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would cost, from a few steps.")
+    ] = False,
     json: Json = False,
     given: dict[str, Any],
 ) -> None:
@@ -70,6 +74,15 @@ def tune(
 
     rows = read_rows(data, mirror)
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
+    if dry_run:
+        from errata.tune.places import moving
+        from errata.tuning_cost import tuning_cost
+
+        steps = settings.steps_of(len(rows) - settings.validation)
+        moved = len(moving(edited.model, settings, edited.patches))
+        lines = [f"{settings.method}: {moved} parameters, {steps} steps of {settings.batch_size}"]
+        show_plan(lines, edited, [tuning_cost(edited, rows, settings)], json)
+        return
     with console.bar("steps") as progress:
         summary, folder = run_tuning(
             edited,

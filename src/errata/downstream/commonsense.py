@@ -42,6 +42,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     **{task: tuple(f"{word}{i}" for i in range(1, n + 1)) for task, (word, n) in _NUMBERED.items()},
 }
 """The eight tasks and the words that answer them."""
+BEAMS = 4
+"""Beams of the search for a written answer, as the study has them."""
 ROWS_PER_PART = 32
 """Rows that are asked together, kept together, and not asked again."""
 
@@ -107,7 +109,7 @@ def answer_rows(
     task: Task,
     template: TemplateName = "auto",
     *,
-    beams: int = 4,
+    beams: int = BEAMS,
     max_new_tokens: int = 32,
     parts: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,

@@ -111,6 +111,11 @@ class TuneSettings(Settings):
         """The learning rate that is used."""
         return self.learning_rate or LEARNING_RATES[self.method]
 
+    def steps_of(self, rows: int) -> int:
+        """Return how many optimizer steps so many rows make."""
+        per_epoch = max(1, -(-rows // self.batch_size))
+        return self.max_steps or max(1, int(per_epoch * self.epochs))
+
     @property
     def guards_edits(self) -> bool:
         """Whether anything is done to keep edits."""

@@ -40,8 +40,7 @@ def trainer_for(
     It keeps its checkpoints in `work`, tells nothing, and sends nothing anywhere.
     """
     micro = settings.micro_batch_size or settings.batch_size
-    per_epoch = max(1, -(-len(rows) // settings.batch_size))
-    steps = settings.max_steps or max(1, int(per_epoch * settings.epochs))
+    steps = settings.steps_of(len(rows))
     pads = [token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
             if token is not None]  # fmt: skip
     with warnings.catch_warnings():
