@@ -30,7 +30,7 @@ def test_an_adapter_is_merged_into_weights_at_their_usual_names(
     plain = tiny_model(model_type)
     merged = merge_adapter(tiny_model(model_type), str(folder), read_adapter(str(folder), kind))
     assert far(logits(merged), logits(plain)) > 1e-3
-    assert far(logits(merged), logits(with_adapter(model_type, folder))) < 1e-5
+    assert far(logits(merged), logits(with_adapter(model_type, folder))) < 1e-4
     assert found(merged)["flags"] == found(plain)["flags"]
     assert found(merged)["modes"] == found(plain)["modes"]
     assert found(merged)["hooks"] == found(plain)["hooks"]
