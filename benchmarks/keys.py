@@ -1,4 +1,4 @@
-"""Keys: rows cut at the subject and stopped at the weight, against whole texts in full forwards.
+"""Keys: rows cut at the subject, run once on their way up, against whole texts in full forwards.
 
 Plain is what the published editors do per block: every request's texts, prompt and prefixes, in
 one padded forward pass of the whole model, logits included.
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from errata.family import family_of
 from errata.hooks import frozen
-from errata.keys import keys_of
+from errata.keys import Keys
 from errata.tokens import Rewrite, pad_right
 from measure import Timing, cpu_seconds, flops_of, gpt2_small, llama_128k, main, rewrites
 
@@ -50,7 +50,8 @@ def case(name: str, build: Callable[[], PreTrainedModel], count: int) -> Timing:
     sample = wanted[: min(count, SAMPLE)]
 
     def ours(chosen: Sequence[Rewrite]) -> list[Tensor]:
-        return [keys_of(model, chosen, block)[0] for block in blocks]
+        keys = Keys(model, chosen)
+        return [keys.at(block, last=block == blocks[-1])[0] for block in blocks]
 
     def theirs() -> list[Tensor]:
         return [plain_keys(model, sample, block) for block in blocks]

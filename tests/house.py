@@ -30,7 +30,7 @@ ROOMS: dict[int, tuple[str, ...]] = {
         "precision",
     ),
     2: (
-        *("keys", "values", "objective", "budget", "moment", "null_space", "solve"),
+        *("climb", "keys", "values", "objective", "budget", "moment", "null_space", "solve"),
         *("patch", "prefixes", "identity", "adapter", "lora", "residual", "checkpoint"),
         *("collection", "convergence", "moment_cost"),
         "corruption",

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.case import Case
+from errata.climb import HELD_BYTES, Climb
 from errata.evaluate import prompts_of
 from errata.family import family_of, oriented
-from errata.keys import TOKENS_AT_ONCE
+from errata.keys import Keys, bare_rows
 from errata.likelihood import answer_row, tokens_run
 from errata.methods import ClosedForm
 from errata.objective import tokens_run as tokens_searched
-from errata.tokens import Rewrite
+from errata.tokens import TOKENS_AT_ONCE, Rewrite
 
 HEADER_BYTES, REQUEST_BYTES = 2500, 200
 """What a patch file holds besides its numbers, about: for itself, and for each request."""
@@ -91,14 +93,23 @@ def search_flops(shape: Shape, rewrites: Sequence[Rewrite], block: int, steps: i
     return shape.forward(once, 0) + (steps - 0.5) * step
 
 
-def reading_flops(shape: Shape, rewrites: Sequence[Rewrite], blocks: Sequence[int]) -> float:
-    """Return the FLOPs of reading keys and residuals at the edited blocks."""
-    cut = sum(row.position + 1 for r in rewrites for group in r.keys for row in group)
-    bare = sum(rewrite.keys[0][0].position + 1 for rewrite in rewrites)
+def reading_flops(
+    model: PreTrainedModel, rewrites: Sequence[Rewrite], blocks: Sequence[int]
+) -> float:
+    """Return the FLOPs of reading keys and residuals at the edited blocks, on the way up."""
+    shape = Shape.of(model)
+    cut, bare = Keys(model, rewrites).tokens(), Climb(model, bare_rows(rewrites)).tokens()
     return sum(
-        shape.forward(cut, 0, range(block + 1)) + shape.forward(bare, 0, range(blocks[-1] + 1))
-        for block in blocks
+        shape.forward(cut, 0, range(start, block + 1))
+        + shape.forward(bare, 0, range(start, blocks[-1] + 1))
+        for start, block in pairwise((0, *blocks))
     )
+
+
+def reading_bytes(model: PreTrainedModel, rewrites: Sequence[Rewrite], scale: float) -> int:
+    """Return what is kept on the way up of `scale` times these requests, about."""
+    states = Keys(model, rewrites).tokens() * Shape.of(model).width * model.dtype.itemsize
+    return min(HELD_BYTES, int(scale * states))
 
 
 def solving_flops(model: PreTrainedModel, method: ClosedForm, sizes: Sequence[int]) -> float:

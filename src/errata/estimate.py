@@ -23,6 +23,7 @@ from errata.cost import (
     Shape,
     asking_flops,
     patch_bytes,
+    reading_bytes,
     reading_flops,
     search_flops,
     solving_bytes,
@@ -32,7 +33,6 @@ from errata.cost import (
 from errata.evaluate import prompts_of
 from errata.evaluation import CASES_AT_ONCE, Asking, Evaluation, evaluate_model
 from errata.family import family_of
-from errata.keys import TOKENS_AT_ONCE
 from errata.methods import ClosedForm
 from errata.model import EditedModel
 from errata.moment import solving_device
@@ -42,7 +42,7 @@ from errata.presets import settle
 from errata.runs import Plan
 from errata.statistics import moments_wanted
 from errata.store import Store, text_of
-from errata.tokens import Rewrite, batches_by_length, encode
+from errata.tokens import TOKENS_AT_ONCE, Rewrite, batches_by_length, encode
 
 SAMPLE_REQUESTS = 16
 """Requests that are searched for a few steps."""
@@ -97,13 +97,15 @@ def edit_costs(
     searching = search_flops(shape, rewrites, blocks[-1], method.search.steps)
     size = min(plan.batch_size or len(cases), len(cases))
     sizes = [min(size, len(cases) - start) for start in range(0, len(cases), size)]
-    reading = reading_flops(shape, rewrites, blocks) * scale
+    reading = reading_flops(model, rewrites, blocks) * scale
+    standing = reading_bytes(model, rewrites, size / len(few)) if len(blocks) > 1 else 0
     solving = solving_flops(model, method, sizes)
     scores = evaluation_cost(edited, cases, Asking(), halves=2)
     disk = sum(patch_bytes(model, method, n) for n in sizes)
     return [
         Cost("search", searching * scale, searched * scale, held, 0),
-        Cost("keys", reading, reading * scores.seconds / scores.flops, scores.memory, 0),
+        Cost("keys", reading, reading * scores.seconds / scores.flops,
+             scores.memory + standing, 0),
         Cost("solve", solving, solving / _solving_rate(model.device),
              solving_bytes(model, method, size), disk),
         scores._replace(what="scores"),

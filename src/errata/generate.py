@@ -21,9 +21,8 @@ from errata.case import Case
 from errata.evaluate import KINDS, SAME_SUBJECT, prompts_of
 from errata.family import positions_of
 from errata.hooks import frozen
-from errata.keys import TOKENS_AT_ONCE
 from errata.report import Score, grouped_share
-from errata.tokens import batches_by_length, encode
+from errata.tokens import TOKENS_AT_ONCE, batches_by_length, encode
 
 
 class Answer(NamedTuple):

@@ -18,8 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errata.errors import ErrataError
 from errata.family import positions_of
 from errata.hooks import frozen, logits_at
-from errata.keys import TOKENS_AT_ONCE
-from errata.tokens import Row, batches_by_length, encode, pad_right, split_target
+from errata.tokens import TOKENS_AT_ONCE, Row, batches_by_length, encode, pad_right, split_target
 
 
 class Likelihood(NamedTuple):

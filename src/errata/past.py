@@ -45,14 +45,19 @@ class Past:
     ) -> Past:
         """Take `lengths` tokens from `start` on, (rows,) each, out of a cache.
 
-        Blocks that are not among `blocks` only tell their width, without memory.
+        Blocks that are not among `blocks`, or did not run, only tell their width, without memory.
         """
         width = int(lengths.max())
         back = torch.arange(width, device=lengths.device) - width  # (width,)
         index = (start + lengths)[:, None] + back  # (rows, width)
+        ran = [layer.is_initialized for layer in cache.layers]
+        empty = cache.layers[ran.index(True)].keys.new_zeros(1, 1, 1, 1)
+        none = empty.expand(len(lengths), 1, width, 1)
         return cls(
             tuple(
-                _moved(layer, index.clamp(min=0)) if block in blocks else _nothing(layer, width)
+                _moved(layer, index.clamp(min=0))
+                if block in blocks and ran[block]
+                else (none, none)
                 for block, layer in enumerate(cache.layers)
             ),
             lengths,
@@ -100,11 +105,6 @@ def _moved(layer: DynamicLayer, index: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _nothing(layer: DynamicLayer, width: int) -> tuple[Tensor, Tensor]:
-    empty = layer.keys.new_zeros(1, 1, 1, 1).expand(layer.keys.shape[0], 1, width, 1)
-    return empty, empty
-
-
 def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
     """A cache layer that holds the past; appending makes new tensors and leaves these alone."""
     layer = DynamicLayer()
@@ -114,31 +114,54 @@ def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
 
 
 @dataclass(frozen=True)
-class SharedPast:
-    """The pasts of rows that begin alike: each beginning's once, copied when rows are taken."""
+class Beginnings:
+    """What rows of token ids begin alike with, so that it need run but once."""
 
-    past: Past
-    """One row per beginning."""
-    beginning: Tensor
-    """(rows,): which beginning is a row's."""
+    ids: tuple[tuple[int, ...], ...]
+    """Each beginning that is shared; none where sharing would not save much."""
+    whose: Tensor
+    """(rows,): which of them is a row's."""
     lengths: Tensor
-    """(rows,): real tokens; 0 where a row shares nothing."""
+    """(rows,): how many tokens it takes from there, 0 for a row that shares nothing."""
 
     @classmethod
-    def empty(cls, rows: int, device: torch.device) -> SharedPast:
-        """Return the past of rows that share nothing."""
-        zeros = torch.zeros(rows, dtype=torch.long, device=device)
-        return cls(Past.empty(0, device), zeros, zeros)
+    def of(
+        cls, rows: Sequence[Sequence[int]], limits: Sequence[int], device: torch.device
+    ) -> Beginnings:
+        """Find what rows share before their places `limits`."""
+        starts = [tuple(row[:limit]) for row, limit in zip(rows, limits, strict=True)]
+        groups = worth_sharing(starts, sum(map(len, rows)))
+        shared = [(0, 0)] * len(rows)
+        for index, (length, members) in enumerate(groups):
+            for row in members:
+                shared[row] = index, length
+        whose, lengths = torch.tensor(shared, device=device).T
+        return cls(tuple(starts[rows[0]][:n] for n, rows in groups), whose, lengths)
+
+    def past(self, cache: DynamicCache) -> SharedPast:
+        """Return the rows' past from a cache that the beginnings, padded on the right, left."""
+        lengths = torch.tensor([len(ids) for ids in self.ids], device=self.whose.device)
+        zeros, blocks = torch.zeros_like(lengths), range(len(cache.layers))
+        return SharedPast(self, Past.read(cache, zeros, lengths, blocks))
+
+
+@dataclass(frozen=True)
+class SharedPast:
+    """The past of rows that begin alike: each beginning's once, copied when rows are taken."""
+
+    rows: Beginnings
+    past: Past | None = None
+    """One row per beginning."""
 
     def select(self, rows: Tensor) -> Past:
         """Return the past of some rows, by their indices, no wider than these need."""
-        lengths, beginning = self.lengths[rows], self.beginning[rows]
+        lengths, whose = self.rows.lengths[rows], self.rows.whose[rows]
         width = int(lengths.max())
-        if not width:
+        if self.past is None or not width:
             return Past.empty(len(rows), lengths.device)
         return Past(
             tuple(
-                (keys[:, :, -width:][beginning], values[:, :, -width:][beginning])
+                (keys[:, :, -width:][whose], values[:, :, -width:][whose])
                 for keys, values in self.past.layers
             ),
             lengths,
@@ -156,21 +179,13 @@ def common_past(
     A row's past ends before its place `limits[row]`. It is empty for all rows where sharing
     would not save much.
     """
-    starts = [tuple(row[:limit]) for row, limit in zip(rows, limits, strict=True)]
-    groups = worth_sharing(starts, sum(map(len, rows)))
-    if not groups:
-        return SharedPast.empty(len(rows), model.device)
+    shared = Beginnings.of(rows, limits, model.device)
+    if not shared.ids:
+        return SharedPast(shared)
     cache = DynamicCache()
-    ids = pad_right([starts[members[0]][:length] for length, members in groups], model.device)
+    ids = pad_right(shared.ids, model.device)
     record(model, ids, sites, past_key_values=cache, use_cache=True)
-    lengths = torch.tensor([length for length, _ in groups], device=model.device)
-    found = Past.read(cache, torch.zeros_like(lengths), lengths, range(len(cache.layers)))
-    shared = [(0, 0)] * len(rows)
-    for index, (length, members) in enumerate(groups):
-        for row in members:
-            shared[row] = index, length
-    beginning, length_of = torch.tensor(shared, device=model.device).T
-    return SharedPast(found, beginning, length_of)
+    return shared.past(cache)
 
 
 def worth_sharing(starts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, list[int]]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from errata.climb import Climb
 from errata.family import family_of
 from errata.hooks import Site
 from errata.keys import read_at
@@ -58,7 +59,7 @@ def output_wanted(
 @torch.no_grad()
 def residual(
     model: PreTrainedModel,
-    rows: Sequence[Row],
+    rows: Climb,
     wanted: Tensor,
     block: int,
     place: Place,
@@ -73,7 +74,8 @@ def residual(
     norm = family.post_norm(model, block) if place == "block" else None
     last = family.block(model, blocks[-1]) if place == "block" else family.write(model, block)
     modules = [last] if norm is None else [last, family.write(model, block)]
-    now, *rest = read_at(model, rows, [Site(module, "output") for module in modules])
+    sites = [Site(module, "output") for module in modules]
+    now, *rest = rows.read(sites, 0 if block == blocks[-1] else block)
     change = (wanted.double() - now.to(wanted.device, torch.float64)) / sum(
         other >= block for other in blocks
     )

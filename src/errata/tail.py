@@ -10,7 +10,7 @@ Rows that have fewer tokens from p on than others are padded on the right, where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -122,24 +122,37 @@ class Tail:
         family = family_of(self.model)
         count = family.block_count(self.model)
         end = count if last_block is None else last_block + 1
-        skipped = [index for index in range(count) if index <= self.block or index >= end]
-
-        def hand_on(hidden: Tensor, *args: object, **kwargs: object) -> object:
-            return (hidden, *[None] * (self.tuple_size - 1)) if self.tuple_size else hidden
-
-        def inject(*args: object, **kwargs: object) -> object:
-            return hand_on(states)
-
-        forwards: dict[nn.Module, Callable[..., object]] = {
-            family.block(self.model, index): inject if index == self.block else hand_on
-            for index in skipped
-        }
+        forwards = entering(self.model, self.block, states, self.tuple_size, range(end, count))
         if end > self.block + 1:
             mlp = family.mlp(self.model, end - 1)
             forwards[mlp] = _only_where(keep, mlp.forward)
         around = self.past.around(self.ends, self.ids.shape[1])
         with replaced(forwards):
             return states_at(self.model, keep, input_ids=self.ids, **around)
+
+
+def entering(
+    model: PreTrainedModel,
+    block: int,
+    states: Tensor,
+    tuple_size: int,
+    left_out: Iterable[int] = (),
+) -> dict[nn.Module, Callable[..., object]]:
+    """Return forwards with which a model begins behind `block`: that one puts out `states`.
+
+    Blocks below it and those `left_out` hand on what they are given, in a tuple of `tuple_size`
+    things where that is what blocks return (see `Tail`).
+    """
+
+    def hand_on(hidden: Tensor, *args: object, **kwargs: object) -> object:
+        return (hidden, *[None] * (tuple_size - 1)) if tuple_size else hidden
+
+    def inject(*args: object, **kwargs: object) -> object:
+        return hand_on(states)
+
+    family = family_of(model)
+    skipped = {family.block(model, index): hand_on for index in (*range(block), *left_out)}
+    return {**skipped, family.block(model, block): inject}
 
 
 def _sites(model: PreTrainedModel, block: int) -> list[Site]:

@@ -19,6 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from errata.errors import ErrataError
 from errata.request import SLOT, EditRequest
 
+TOKENS_AT_ONCE = 4096
+"""Rows x tokens of one forward pass, where nothing else is said."""
+
 Position = Literal["subject_first", "subject_last", "subject_first_after_last", "last"]
 
 

@@ -11,13 +11,17 @@ from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
 
 from errata.case import Case
-from errata.cost import Cost, Shape, patch_bytes, search_flops, total
+from errata.climb import Climb
+from errata.cost import Cost, Shape, patch_bytes, reading_flops, search_flops, total
 from errata.estimate import edit_costs, evaluation_cost
 from errata.evaluate import score_cases
 from errata.evaluation import Asking
+from errata.family import family_of
+from errata.hooks import Site
+from errata.keys import Keys, bare_rows
 from errata.model import EditedModel
 from errata.runs import Plan, run_edits
-from laws.bench import edited_model, found, moments_of, over_methods, quick
+from laws.bench import edited_model, found, moments_of, over_methods, quick, rewrites_of
 from tiny import FACTS
 
 CASES = [
@@ -58,6 +62,22 @@ def test_a_search_is_what_pytorch_counts(model_type: str) -> None:
     attention = 0.5 if model_type == "gptj" else 1e-6 if newest else 1e-3
     assert ours[1] - ours[0] == pytest.approx(theirs[1] - theirs[0], rel=attention)
     assert ours[1] == pytest.approx(theirs[1], rel=0.5 if model_type == "gptj" else 0.35)
+
+
+@FAMILIES
+def test_reading_is_what_pytorch_counts(model_type: str) -> None:
+    edited, blocks = edited_model(model_type), (0, 1, 3)
+    rewrites = rewrites_of(edited)
+    top = [Site(family_of(edited.model).block(edited.model, blocks[-1]), "output")]
+
+    def read() -> None:
+        keys, bare = Keys(edited.model, rewrites), Climb(edited.model, bare_rows(rewrites))
+        for block in blocks:
+            keys.at(block)
+            bare.read(top, block)
+
+    ours = reading_flops(edited.model, rewrites, blocks)
+    assert ours == pytest.approx(counted(read), rel=0.3)
 
 
 def test_scoring_is_what_pytorch_counts() -> None:

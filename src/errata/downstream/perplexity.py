@@ -25,10 +25,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errata.downstream.passages import Passage
 from errata.errors import ErrataError
 from errata.family import positions_of
-from errata.keys import TOKENS_AT_ONCE
 from errata.likelihood import score_rows
 from errata.report import Amount
-from errata.tokens import Row
+from errata.tokens import TOKENS_AT_ONCE, Row
 
 WINDOW = 2048
 """Longest window where none is named: lm-eval's for models that do not tell their length."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from errata.climb import Climb
+    from errata.keys import Keys
     from errata.moment import SecondMoment
     from errata.patch import Base, Patch, Update
     from errata.tokens import Rewrite
@@ -213,9 +215,10 @@ class ClosedForm(Settings):
 
         import torch
 
+        from errata.climb import Climb
         from errata.family import family_of
         from errata.hooks import frozen
-        from errata.keys import bare_rows
+        from errata.keys import Keys, bare_rows
         from errata.patch import Update, add, keeping
         from errata.precision import widened
         from errata.residual import output_wanted
@@ -235,10 +238,11 @@ class ClosedForm(Settings):
                 if self.place == "block":
                     last = self.edited_blocks[-1]
                     wanted = output_wanted(model, bare_rows(chosen), wanted, last)
+                climbs = Keys(model, chosen), Climb(model, bare_rows(chosen))
                 for block, name in names.items():
                     memory = [p.updates[name].K for p in earlier if name in p.updates]
                     memory += [K for _, _, K in parts[name]]
-                    part = self._part(model, chosen, wanted, block, moments.get(block), memory)
+                    part = self._part(model, climbs, wanted, block, moments.get(block), memory)
                     parts[name].append(part)
                     add(model, name, Update.of(*part).delta())
         return {
@@ -253,15 +257,16 @@ class ClosedForm(Settings):
     def _part(
         self,
         model: PreTrainedModel,
-        rewrites: Sequence[Rewrite],
+        climbs: tuple[Keys, Climb],
         wanted: Tensor,
         block: int,
         moment: SecondMoment | None,
         memory: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return R (d_out, n), A (n, d_in) and K (d_in, n) of one block for one batch."""
+        """Return R (d_out, n), A (n, d_in) and K (d_in, n) of one block for one batch.
 
-        from errata.keys import bare_rows, keys_of
+        `climbs` read the keys of its requests, and their rows without prefixes.
+        """
         from errata.moment import solving_device
         from errata.residual import residual
 
@@ -270,9 +275,9 @@ class ClosedForm(Settings):
                 f"{self.name} needs the second moment of block {block}", "run `errata stats` first"
             )
         device = solving_device(model.device)
-        keys, bare = (read.to(device) for read in keys_of(model, rewrites, block))
-        rows, blocks = bare_rows(rewrites), self.edited_blocks
-        R = residual(model, rows, wanted.to(device), block, self.place, blocks)
+        blocks = self.edited_blocks
+        keys, bare = (read.to(device) for read in climbs[0].at(block, last=block == blocks[-1]))
+        R = residual(model, climbs[1], wanted.to(device), block, self.place, blocks)
         held = [K.to(device) for K in memory]
         A = self.read(keys.T, bare.T, moment if self.needs_moment else None, held)
         return R, A, keys.T

@@ -1,0 +1,65 @@
+"""What is read on the way up is what a fresh reading finds, and nothing below runs twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import errata.climb
+import errata.keys
+import errata.past
+from errata.climb import Climb
+from errata.family import family_of, width_of
+from errata.hooks import Site, frozen
+from errata.keys import Keys, bare_rows, keys_of, read_at
+from errata.patch import add, keeping
+from laws.bench import closeness, edited_model, over_families, rewrites_of
+from laws.test_work import counted
+from tiny import BLOCKS
+
+WAYS = {
+    "all kept": {},
+    "nothing kept": {"HELD_BYTES": 0},
+    "some kept": {"HELD_BYTES": 1, "PASSES": 0},
+}
+
+
+@over_families
+@pytest.mark.parametrize("way", WAYS)
+def test_keys_on_the_way_up_are_those_of_the_weights_as_they_stand(
+    model_type: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in WAYS[way].items():
+        monkeypatch.setattr(errata.climb, name, value)
+        if hasattr(errata.keys, name):
+            monkeypatch.setattr(errata.keys, name, value)
+    monkeypatch.setattr(errata.past, "WORTH_A_PASS", 1)
+    edited = edited_model(model_type, dtype=torch.float64)
+    model, family = edited.model, family_of(edited.model)
+    rewrites, source = rewrites_of(edited), torch.Generator().manual_seed(0)
+    names = [family.weight_name(block) for block in range(BLOCKS)]
+    top = [Site(family.block(model, BLOCKS - 1), "output")]
+    keys, bare = Keys(model, rewrites), Climb(model, bare_rows(rewrites))
+    with frozen(model), keeping(model, names):
+        for block in (0, 1, 3):
+            found, expected = keys.at(block), keys_of(model, rewrites, block)
+            for one, other in zip(found, expected, strict=True):
+                assert closeness(one, other) < 1e-6  # keys are float32
+            (state,) = bare.read(top, block)
+            assert closeness(state, read_at(model, bare_rows(rewrites), top)[0]) < 1e-12
+            d_in = width_of(family.write(model, block))
+            add(model, names[block], torch.randn(state.shape[1], d_in, generator=source) / 10)
+    kept = keys.parts[0][1].held()
+    assert (kept > 0) is (way != "nothing kept")
+
+
+@over_families
+def test_what_lies_below_runs_once(model_type: str) -> None:
+    edited = edited_model(model_type)
+    with counted(edited.model) as work:
+        keys = Keys(edited.model, rewrites_of(edited))
+        keys.at(1)
+        first = list(work.blocks)
+        keys.at(3, last=True)
+    assert work.blocks[0] == first[0] == keys.tokens()
+    assert work.blocks[1:] == [2 * first[1], first[1], first[1]]
