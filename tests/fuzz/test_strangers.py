@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fuzz.mutations import spoilt
 from fuzz.strangers import CORPUS, KINDS, Strangers
 
+pytestmark = pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning:peft")
 SECONDS = 60.0
 """How long the slow test spoils files, all kinds together."""
 
