@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from errata.family import family_of, width_of
+from errata.budget import Shape
 
 MEMORY = 2**30
 """Bytes that what is kept of the runs may take, and as many again for a pass, beside the model."""
@@ -31,17 +31,13 @@ class Room(NamedTuple):
     @classmethod
     def of(cls, model: PreTrainedModel, tokens: int, targets: int, contributions: bool) -> Room:
         """Measure the row of a question: its tokens, those of its answer, what is recorded."""
-        family, config = family_of(model), model.config.get_text_config()
-        blocks, size = family.block_count(model), model.dtype.itemsize
-        width, wide = config.hidden_size, width_of(family.write(model, 0))
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head = getattr(config, "head_dim", None) or width // config.num_attention_heads
-        cache = 2 * blocks * tokens * heads * head * size
-        states = blocks * tokens * width * size
+        shape, size = Shape.of(model), model.dtype.itemsize
+        cache = shape.blocks * tokens * shape.kept * size
+        states = shape.blocks * tokens * shape.width * size
         return cls(
             recorded=cache + states * (3 if contributions else 1),
-            carried=cache + LOGITS * targets * config.vocab_size * 4,
-            token=(STREAMS * width + MLPS * wide) * size,
+            carried=cache + LOGITS * targets * shape.vocabulary * 4,
+            token=(STREAMS * shape.width + MLPS * shape.mlp) * size,
         )
 
     def runs_within(self, memory: int) -> int:
