@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "contexts": {"prefixes": PREFIXES},
 }
 SUITED: dict[str, dict[str, Any]] = {
+    "rome": {"blocks": (2,)},
     "memit": {"moment_weight": 0.5},
     "alphaedit": {"ridge": 0.05, "null_space_threshold": 0.2, "relative_threshold": True},
 }

@@ -71,15 +71,15 @@ def one_object(said: Said) -> Any:
     return json.loads(said.out)
 
 
-def edit(shell: Shell, tmp_path: Path, *more: str) -> Said:
+def edit(shell: Shell, tmp_path: Path, *more: str, own: tuple[str, ...] = ()) -> Said:
     results = ("--results", str(tmp_path / "results"))
-    return shell("edit", "pico", *more, "--corpus", "text.txt", *FAST, *results)
+    return shell("edit", "pico", *more, "--corpus", "text.txt", *FAST, *results, *own)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_fact_is_edited_kept_and_shown(method: str, shell: Shell, tmp_path: Path) -> None:
-    relative = ("--relative-threshold",) if method == "alphaedit" else ()
-    said = edit(shell, tmp_path, *FACT, "--method", method, *relative)
+    own = {"alphaedit": ("--relative-threshold",), "rome": ("--blocks", "2")}.get(method, ())
+    said = edit(shell, tmp_path, *FACT, "--method", method, own=own)
     assert said.code == 0, said.err
     assert said.out.startswith(f"errata edit pico, {METHODS[method].label}\n* settings: defaults; ")
     assert "second moment: quick estimate, 280 tokens of text.txt" in said.out

@@ -65,9 +65,10 @@ def test_no_two_settings_of_a_method_share_a_flag(method_name: str) -> None:
 
 @pytest.mark.parametrize("method_name", METHODS)
 def test_settings_survive_a_trip_through_json(method_name: str) -> None:
-    method = METHODS[method_name](blocks=(3, 1), contexts=Contexts(prefixes=("A. ",)))
+    blocks = (3,) if method_name == "rome" else (3, 1)
+    method = METHODS[method_name](blocks=blocks, contexts=Contexts(prefixes=("A. ",)))
     assert type(method).of(method.model_dump(mode="json")) == method
-    assert method.blocks == (1, 3)
+    assert method.blocks == tuple(sorted(blocks))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,9 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
 
 
 def test_rome_edits_one_block() -> None:
-    assert Rome(blocks=(2, 5)).edited_blocks == (5,)
+    assert Rome(blocks=(5,)).edited_blocks == (5,)
+    with pytest.raises(ErrataError, match="blocks: ROME writes one block; name one"):
+        Rome.of({"blocks": [2, 5]})
     assert Memit(blocks=(5, 2)).edited_blocks == (2, 5)
     with pytest.raises(ErrataError, match="which blocks to edit"):
         _ = Memit().edited_blocks
@@ -177,7 +180,7 @@ def test_blocks_that_were_given_are_no_guess() -> None:
 @pytest.mark.parametrize("method_name", METHODS)
 def test_a_block_that_the_model_lacks_is_refused(method_name: str, model: str) -> None:
     with pytest.raises(ErrataError, match="there is no block 12: the model has blocks 0 to 11"):
-        settle(METHODS[method_name], model, 12, {"blocks": (3, 12)})
+        settle(METHODS[method_name], model, 12, {"blocks": (12,)})
 
 
 @pytest.mark.parametrize("method", [Memit, AlphaEdit, Rome])

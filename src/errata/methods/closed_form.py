@@ -67,6 +67,8 @@ class ClosedForm(Settings):
     def _ascending(cls, blocks: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if blocks is not None and (not blocks or len(set(blocks)) < len(blocks)):
             raise ValueError("name at least one block, and none twice")
+        if blocks is not None and len(blocks) > 1 and cls.place == "mlp":
+            raise ValueError(f"{cls.label} writes one block; name one")
         return None if blocks is None else tuple(sorted(blocks))
 
     @property
@@ -290,4 +292,4 @@ class ClosedForm(Settings):
                 f"{self.name} does not know which blocks to edit",
                 "name them: --blocks 4,5,6 (blocks=(4, 5, 6))",
             )
-        return self.blocks if self.place == "block" else self.blocks[-1:]
+        return self.blocks
