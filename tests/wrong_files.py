@@ -103,6 +103,10 @@ def write_models(folder: Path) -> None:
     for name, model in models.items():
         model.save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
+    lacking = models["pico"].state_dict()
+    lacking.pop("model.layers.2.mlp.down_proj.weight")
+    models["pico"].save_pretrained(folder / "lacking", state_dict=lacking)
+    tiny_tokenizer().save_pretrained(folder / "lacking")
     (folder / "no-weights").mkdir()
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / "no-weights" / file).write_bytes((folder / "pico" / file).read_bytes())

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from errata import demo
 from errata.errors import ErrataError
+from errata.family import check_type
 
 GATED = "gated repo"
 """What the Hub's client says of a model whose licence was not accepted."""
@@ -35,10 +37,20 @@ def pretrained(
     source = str(demo.MODEL_DIR) if name == "demo" else name
     try:
         with quiet():
+            check_type(AutoConfig.from_pretrained(source).model_type)  # before gigabytes are read
             tokenizer = AutoTokenizer.from_pretrained(source)
-            return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
+            model, told = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True
+            )
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise _not_loaded(name, error) from None
+    if missing := sorted(told["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ErrataError(
+            f"the weights of {name} lack {missing[0]}{more}, which would be drawn at random",
+            "was its download or its export cut short? load another copy",
+        )
+    return model, tokenizer
 
 
 def _not_loaded(name: str, error: Exception) -> ErrataError:
@@ -80,11 +92,14 @@ def moved(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Show no progress bars of Transformers for the time of a `with` block."""
+    """Let Transformers show no progress bars and no warnings for the time of a `with` block."""
     bars = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

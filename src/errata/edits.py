@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from errata.family import family_of
@@ -15,7 +15,7 @@ from errata.model import EditedModel
 from errata.moment import SecondMoment
 from errata.patch import Patch
 from errata.presets import settle
-from errata.request import EditRequest
+from errata.request import EditRequest, check_batch
 from errata.statistics import moments_for
 from errata.store import Store
 
@@ -53,7 +53,15 @@ def prepare(
     for moment in moments.values():
         settled.check(moment)
     blocks = ",".join(str(block) for block in settled.edited_blocks)
-    return Prepared(settled, moments, (f"settings: {source}; blocks {blocks}", *measured), warnings)
+    own = ", ".join(_names(settings))
+    told = f"settings: {source}{f', but for {own}' if own else ''}; blocks {blocks}"
+    return Prepared(settled, moments, (told, *measured), warnings)
+
+
+def _names(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of settings, of those within others their own."""
+    for name, value in settings.items():
+        yield from _names(value) if isinstance(value, Mapping) else (name,)
 
 
 def already_said(edited: EditedModel, requests: Sequence[EditRequest]) -> tuple[str, ...]:
@@ -74,7 +82,7 @@ def already_said(edited: EditedModel, requests: Sequence[EditRequest]) -> tuple[
 
 def edit(
     edited: EditedModel,
-    requests: Sequence[EditRequest],
+    requests: Sequence[EditRequest] | EditRequest,
     method: str = "memit",
     *,
     store: Store | None = None,
@@ -82,11 +90,13 @@ def edit(
     tokens: int | None = None,
     **settings: Any,
 ) -> Patch:
-    """Make a model answer `requests`; the patch is applied on top of its stack and returned.
+    """Make a model answer one request or many; the patch goes on top of its stack and is returned.
 
     `settings` are those of the method; `corpus` is text for the second moment, of which
     `tokens` tokens are read (see `statistics.read_corpus`); `store` keeps and finds moments.
     """
+    requests = [requests] if isinstance(requests, EditRequest) else requests
+    check_batch(requests)
     ready = prepare(
         edited, method_named(method), settings, store=store, corpus=corpus, tokens=tokens
     )

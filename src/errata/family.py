@@ -111,14 +111,18 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(model: PreTrainedModel) -> Family:
     """Return the model's family by `config.model_type`; raises `ErrataError` for an unknown one."""
-    model_type = model.config.model_type
+    check_type(model.config.model_type)
+    return FAMILIES[model.config.model_type]
+
+
+def check_type(model_type: str) -> None:
+    """Raise `ErrataError` for a `config.model_type` that is no family's."""
     if model_type not in FAMILIES:
         raise ErrataError(
             f"models of type {model_type!r} are not supported yet",
             f"supported types: {', '.join(sorted(FAMILIES))}",
             "a family is one row in errata/family.py; CONTRIBUTING.md shows how to add it",
         )
-    return FAMILIES[model_type]
 
 
 def positions_of(model: PreTrainedModel) -> int:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Moments = Mapping[int, SecondMoment] | Callable[[Sequence[int]], Mapping[int, SecondMoment]]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class EditedModel:
     """A model with a stack of patches on it; the first patch was applied first."""
 
@@ -48,6 +48,12 @@ class EditedModel:
 
     def __post_init__(self) -> None:
         family_of(self.model)
+
+    def __repr__(self) -> str:
+        """Tell the name and what is on it, not every module."""
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        kind = f"{self.model.config.model_type}, {size:,} numbers, {self.model.dtype}"
+        return f"EditedModel({self.name!r}: {kind}; patches: {self.patches})"
 
     @cached_property
     def base(self) -> Base:
@@ -228,6 +234,7 @@ def load(
     if tuned is not None and tuned.checkpoint is not None:
         name, tuned = tuned.checkpoint, None
     config = None if tuned is None else read_adapter(str(tuned.adapter), kind)
+    dtype = _dtype(dtype)
     if name == "demo" and dtype == "auto":
         dtype = torch.float32
     model, tokenizer = pretrained(name, dtype)
@@ -242,6 +249,17 @@ def load(
     for patch in given:
         edited.apply(patch, allow_base=allow_base)
     return edited
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype | str:
+    """Return a dtype by its name, or `auto`; raises `ErrataError` for others than weights have."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    raise ErrataError(
+        f"there is no dtype {dtype!r} for weights",
+        "choose one of auto, float32, bfloat16, float16",
+    )
 
 
 def _given(value: str | Path | None) -> str | None:

@@ -1,9 +1,8 @@
 """A patch: edits as a small file that can be applied, taken back, stacked and shared.
 
 Per weight it holds Δ = R A, with R: (d_out, n) what the weight shall say in addition and
-A: (n, d_in) which inputs fetch it, and the keys K: (d_in, n) that were edited, which later
-edits may want to leave alone. Solving happens in float64, R and A are float32, and this
-module alone casts to the model's dtype, once.
+A: (n, d_in) which inputs fetch it, and K: (d_in, n), the keys that were edited. Solving happens
+in float64, R and A are float32, and this module alone casts to the model's dtype, once.
 """
 
 from __future__ import annotations
@@ -124,6 +123,11 @@ class Patch:
     def __hash__(self) -> int:
         return hash(self.digest)
 
+    def __repr__(self) -> str:
+        """Tell what was edited and where, not every number."""
+        edits, method = len(self.provenance.requests), self.provenance.method
+        return f"Patch({self.digest[:12]}: {edits} edits by {method})"
+
     @cached_property
     def digest(self) -> str:
         """Hash over content and provenance: the patch's own name."""
@@ -197,9 +201,8 @@ class Patch:
         }
 
     def _header(self) -> str:
-        return json.dumps(
-            {"format": FORMAT, **self.provenance.model_dump(mode="json")}, sort_keys=True
-        )
+        told = {"format": FORMAT, **self.provenance.model_dump(mode="json")}
+        return json.dumps(told, sort_keys=True)
 
 
 def _updates(tensors: Mapping[str, Tensor], path: str) -> dict[str, Update]:
@@ -222,10 +225,7 @@ def _updates(tensors: Mapping[str, Tensor], path: str) -> dict[str, Update]:
             raise ErrataError(
                 f"{path}: the parts of {weight} do not fit together", "the file is damaged"
             )
-    return {
-        weight: Update(held.get("R"), held["A"], held["K"])
-        for weight, held in sorted(parts.items())
-    }
+    return {name: Update(p.get("R"), p["A"], p["K"]) for name, p in sorted(parts.items())}
 
 
 @contextmanager

@@ -77,6 +77,8 @@ class EditRequest(Settings):
 
         Raises `ErrataError` when there is not exactly one pair of braces.
         """
+        if not isinstance(text, str) or not isinstance(subject, str | None):
+            raise ErrataError(f"{text!r:.60} is no prompt", "prompt, target and subject are text")
         return cls.of({"target": target, **_prompt_and_subject(text, subject)})
 
     @property
@@ -249,6 +251,11 @@ def check_batch(requests: Sequence[EditRequest]) -> list[str]:
     """
     if not requests:
         raise ErrataError("there is nothing to edit", "give at least one request")
+    if not all(isinstance(request, EditRequest) for request in requests):
+        raise ErrataError(
+            "requests are a list of EditRequest",
+            '[EditRequest.parse("The {Eiffel Tower} is in the city of", "Rome")]',
+        )
     problems, warnings = [], []
     by_fact: dict[tuple[str, str], list[int]] = {}
     by_subject: dict[str, list[int]] = {}

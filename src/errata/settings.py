@@ -33,8 +33,22 @@ class Settings(BaseModel):
             named = f"{cls.title} is" if cls.title else f"the settings of {cls.__name__} are"
             raise ErrataError(
                 f"{named} not valid:\n{describe(error)}",
+                *cls.inside(error),
                 f"known {'fields' if cls.title else 'settings'}: {', '.join(cls.model_fields)}",
             ) from None
+
+    @classmethod
+    def inside(cls, error: ValidationError) -> list[str]:
+        """Say of names that are not known here in which of the settings here they are."""
+        unknown = [each["loc"][0] for each in error.errors() if each["type"] == "extra_forbidden"]
+        return [
+            f"{name} is one of {field}: write {field}.{name}, or {field}: {{{name}: …}}"
+            for name in unknown
+            for field, info in cls.model_fields.items()
+            if isinstance(info.annotation, type)
+            and issubclass(info.annotation, Settings)
+            and name in info.annotation.model_fields
+        ]
 
     def with_values(self, **values: Any) -> Self:
         """Return a copy with some values changed, validated like a new one."""

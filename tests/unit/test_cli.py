@@ -81,7 +81,10 @@ def test_one_fact_is_edited_kept_and_shown(method: str, shell: Shell, tmp_path: 
     own = {"alphaedit": ("--relative-threshold",), "rome": ("--blocks", "2")}.get(method, ())
     said = edit(shell, tmp_path, *FACT, "--method", method, own=own)
     assert said.code == 0, said.err
-    assert said.out.startswith(f"errata edit pico, {METHODS[method].label}\n* settings: defaults; ")
+    assert said.out.startswith(
+        f"errata edit pico, {METHODS[method].label}\n* settings: defaults, but for "
+    )
+    assert "steps" in said.out.split("; blocks ")[0]
     assert "second moment: quick estimate, 280 tokens of text.txt" in said.out
     assert "The Lantern Bridge is in the city of" in said.out
     assert "\nNext: errata chat pico --patch " in said.out

@@ -25,6 +25,7 @@ from errata.cli.options import (
     given_settings,
     load_dataset,
     load_model,
+    named,
     settings_flags,
     show_warnings,
 )
@@ -151,7 +152,7 @@ def edit(
             say=console.progress_line,
         )
     show_warnings(ready.warnings)
-    _run(edited, cases, ready, plan, results, json)
+    _run(edited, cases, ready, plan, results, named(model, patch, adapter), json)
 
 
 def _show_costs(
@@ -188,6 +189,7 @@ def _run(
     ready: Prepared,
     plan: Plan,
     results: Path,
+    loaded: str,
     json: bool,
 ) -> None:
     from errata.edits import already_said
@@ -214,7 +216,7 @@ def _run(
     if json:
         edit_json(edited, ready.method, run, rows, len(cases))
     else:
-        show_edit(edited, ready.method, run, rows, ready.facts)
+        show_edit(edited, ready.method, run, rows, ready.facts, loaded)
 
 
 def _cases(

@@ -64,6 +64,13 @@ def command_line() -> str:
     return shlex.join(["errata", *sys.argv[1:]])
 
 
+def named(model: str, patches: list[Path] | None = None, adapter: str | None = None) -> str:
+    """Write a model with what is put on it as a command does."""
+    below = ["--adapter", adapter] if adapter is not None and adapter.strip() else []
+    on = [word for patch in patches or () for word in ("--patch", str(patch))]
+    return shlex.join([model, *below, *on])
+
+
 def load_model(
     name: str,
     patches: list[Path] | None = None,

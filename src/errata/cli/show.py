@@ -86,8 +86,12 @@ def show_edit(
     run: Run,
     rows: Sequence[dict[str, Any]],
     facts: Sequence[str],
+    loaded: str,
 ) -> None:
-    """Show an edit: facts, answers before and after, scores, the patch, what to do next."""
+    """Show an edit: facts, answers before and after, scores, the patch, what to do next.
+
+    `loaded` is how a command names the model with all that is on it below the edit.
+    """
     from errata.report import score_rows
 
     console.verb(f"errata edit {edited.name}, {method.label}")
@@ -120,7 +124,7 @@ def show_edit(
         f"kept {run.patches[0]}" + (f" and {len(run.patches) - 1} more" if run.patches[1:] else "")
     )
     console.next_step(
-        f'errata chat {edited.name} --patch {run.patches[0]} -p "…"',
+        f'errata chat {loaded} --patch {run.patches[0]} -p "…"',
         "errata ls patches",
         f"less {run.folder / 'report.md'}",
     )
