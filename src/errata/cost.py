@@ -27,6 +27,8 @@ from errata.tokens import TOKENS_AT_ONCE, Rewrite
 
 HEADER_BYTES, REQUEST_BYTES = 2500, 200
 """What a patch file holds besides its numbers, about: for itself, and for each request."""
+OBJECT_BYTES = 25_000
+"""What a request takes as long as it is worked on, about: its texts, their tokens, its scores."""
 
 
 class Cost(NamedTuple):

@@ -8,6 +8,8 @@ up. A request whose loss falls below the threshold stops sooner, so the search t
 from __future__ import annotations
 
 import json
+import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,7 @@ from errata.budget import group_bytes
 from errata.case import Case
 from errata.corpus import Corpus, read_corpus
 from errata.cost import (
+    OBJECT_BYTES,
     Cost,
     Shape,
     asking_flops,
@@ -102,14 +105,15 @@ def edit_costs(
     solving = solving_flops(model, method, sizes)
     scores = evaluation_cost(edited, cases, Asking(), halves=2)
     disk = sum(patch_bytes(model, method, n) for n in sizes)
-    return [
+    costs = [
         Cost("search", searching * scale, searched * scale, held, 0),
-        Cost("keys", reading, reading * scores.seconds / scores.flops,
-             scores.memory + standing, 0),
+        Cost("keys", reading, reading * scores.seconds / scores.flops, scores.memory + standing, 0),
         Cost("solve", solving, solving / _solving_rate(model.device),
-             solving_bytes(model, method, size), disk),
+             solving_bytes(model, method, size) + standing, disk),
         scores._replace(what="scores"),
     ]  # fmt: skip
+    objects = OBJECT_BYTES * len(cases)
+    return [cost._replace(memory=cost.memory + objects) for cost in costs]
 
 
 def moment_cost(
@@ -191,6 +195,12 @@ def _solving_rate(device: torch.device, size: int = 512) -> float:
     square = torch.ones(size, size, dtype=torch.float64, device=solving_device(device))
     square @ square
     return size**3 / max(_seconds(lambda: square @ square), 1e-9)
+
+
+def held_now() -> int:
+    """Return the most bytes of main memory that this process has held: Python, libraries, model."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _spread(cases: Sequence[Case], count: int) -> list[Case]:

@@ -133,10 +133,12 @@ def show_edit(
 def show_plan(lines: Sequence[str], edited: EditedModel, costs: Sequence[Cost], json: bool) -> None:
     """Show what would be done and what it would cost; the sum of all stands last."""
     from errata.cost import total, weight_bytes
+    from errata.estimate import held_now
 
     weights, rows = weight_bytes(edited.model), (*costs, total(costs))
     if json:
         told = {"model": edited.name, "plan": list(lines), "weights": weights}
+        told |= {"process": held_now()}
         console.as_json({**told, "costs": [cost._asdict() for cost in rows]})
         return
     console.verb(f"a dry run on {edited.name}: nothing is edited, nothing kept")
@@ -147,10 +149,14 @@ def show_plan(lines: Sequence[str], edited: EditedModel, costs: Sequence[Cost], 
         for c in rows
     ]
     console.table(("", "work", "time", "memory", "disk"), shown)
+    console.fact(
+        f"memory is besides the {_size(held_now())} that this process holds, "
+        f"{_size(weights)} of it the model's weights"
+    )
     early = any(cost.what.endswith(("search", "edits")) for cost in costs)
     console.fact(
-        f"the model takes {_size(weights)} besides; times are scaled from a part that was measured "
-        "here" + (", and requests that reach their goal early take less" if early else "")
+        "times are scaled from a part that was measured here"
+        + (", and requests that reach their goal early take less" if early else "")
     )
 
 
