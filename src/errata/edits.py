@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from errata.errors import ErrataError
 from errata.family import family_of
 from errata.likelihood import likelihoods
 from errata.methods import ClosedForm, method_named
@@ -49,7 +50,10 @@ def prepare(
     """
     count = family_of(edited.model).block_count(edited.model)
     settled, source, warnings = settle(method, edited.name, count, dict(settings))
-    moments, measured = moments_for(edited, settled, store, corpus, tokens, progress, say)
+    try:
+        moments, measured = moments_for(edited, settled, store, corpus, tokens, progress, say)
+    except ErrataError as error:  # whoever goes and measures should know what of it is a guess
+        raise ErrataError(error.message, *error.hints, *warnings) from None
     for moment in moments.values():
         settled.check(moment)
     blocks = ",".join(str(block) for block in settled.edited_blocks)

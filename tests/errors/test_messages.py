@@ -61,6 +61,7 @@ COMMANDS: dict[str, str] = {
     "unknown setting": f"edit pico {FACT} --method rome --history",
     "unknown flag": f"edit pico {FACT} --colour red",
     "unknown verb": "mend pico",
+    "no moment for blocks that are a guess": f"edit pico {FACT}",
     "block out of range": f"edit pico {FACT} --corpus text.txt --blocks 3,4",
     "no blocks": f"edit pico {FACT} --corpus text.txt --blocks x",
     "several blocks for ROME": f"edit pico {FACT} --method rome --blocks 1,2",
