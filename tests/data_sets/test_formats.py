@@ -184,6 +184,42 @@ def test_a_broken_record_is_named_by_number_and_field(
     assert words in loaded.skipped[0]
 
 
+@pytest.mark.parametrize(
+    ("record", "gone"),
+    [
+        (COUNTERFACT, "requested_rewrite"),
+        (ZSRE, "rephrase"),
+        (KNOWN, "attribute"),
+        (FLAT, "ground_truth"),
+    ],
+)
+def test_a_broken_first_record_does_not_decide_how_the_others_are_read(
+    tmp_path: Path, record: dict[str, Any], gone: str
+) -> None:
+    whole = read_cases(write(tmp_path, record, record))
+    file = write(tmp_path, broken(record, (gone,), None), record)
+    with pytest.raises(ErrataError, match=f"(?s)1 of 2 .*record 1:.*{gone}: Field required"):
+        read_cases(file)
+    loaded = load_cases(file, skip_invalid=True)
+    assert [case.model_dump(exclude={"request": {"id"}}) for case in loaded.cases] == [
+        case.model_dump(exclude={"request": {"id"}}) for case in whole[1:]
+    ]
+    assert len(loaded.skipped) == 1
+
+
+def test_the_kind_of_few_whole_records_among_broken_ones_is_told(tmp_path: Path) -> None:
+    empty = broken(COUNTERFACT, ("requested_rewrite",), None)
+    loaded = load_cases(write(tmp_path, *[empty] * 5, COUNTERFACT), skip_invalid=True)
+    assert [len(case.paraphrases) for case in loaded.cases] == [2]
+    assert len(loaded.skipped) == 5
+
+
+def test_requests_stay_requests_beside_a_record_of_another_kind(tmp_path: Path) -> None:
+    plain = [{**PLAIN, "paraphrases": ["It is in"]}] * 2
+    cases = read_cases(write(tmp_path, COUNTERFACT, *plain))
+    assert [case.paraphrases for case in cases[1:]] == [("It is in",)] * 2
+
+
 def test_records_that_are_no_objects_are_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(f"{json.dumps(KNOWN)}\n[1]\n{{torn\n\n", encoding="utf-8")

@@ -1,12 +1,13 @@
 """Datasets of cases: one file per format, one line per dataset in `DATASETS`.
 
-A dataset is named, or is any file in one of the formats; the first record tells which.
+A dataset is named, or is any file in one of the formats; which, most of its records tell.
 """
 
 from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from errata.data.fetch import fetched
 from errata.data.flat import FLAT
 from errata.data.known import KNOWN
 from errata.data.plain import PLAIN
-from errata.data.records import Format, records_of
+from errata.data.records import Format, Record, records_of
 from errata.data.references import References, read_references, with_references
 from errata.data.zsre import ZSRE, ZSRE_ALT
 from errata.demo import WORLD_DIR
@@ -36,7 +37,7 @@ PUBLISHED = "published"
 COUNTERFACT_SHA256 = "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
 
 FORMATS = (COUNTERFACT, ZSRE, KNOWN, FLAT, PLAIN)
-"""In the order in which a file's first record is asked."""
+"""From the one with most of its own to the plainest, in the order in which a record is asked."""
 
 
 class Dataset(NamedTuple):
@@ -170,12 +171,24 @@ def locate(name_or_path: str, cache: Path | None = None) -> tuple[Path, Format |
 
 
 def _format_of(records: Sequence[Any], path: Path) -> Format:
-    first = next((record for record in records if isinstance(record, dict)), None)
-    if first is None:
+    """Return the format of most records; where two have as many, the one with more of its own."""
+    held = [record for record in records if isinstance(record, dict)]
+    if not held:
         raise ErrataError(
             f"{path} holds no records", "give a list of objects, or one object a line (.jsonl)"
         )
-    return next(form for form in FORMATS if all(name in first for name in form.fields))
+    told = Counter(kind for record in held if (kind := _kind_of(record)) is not None)
+    # Not the first record alone: if it is broken, the others would be read as something else.
+    return FORMATS[min(told, key=lambda kind: (-told[kind], kind), default=-1)]
+
+
+def _kind_of(record: Record) -> int | None:
+    """Return which of `FORMATS` a record is of; None where it is not even a plain request."""
+    for kind, form in enumerate(FORMATS):
+        if form.fields and all(name in record for name in form.fields):
+            return kind
+    plain = "request" in record or ("prompt" in record and record.keys() & {"target", "target_new"})
+    return FORMATS.index(PLAIN) if plain else None
 
 
 def _read(
