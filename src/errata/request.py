@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError, field_validator
 
-from errata.errors import ErrataError
+from errata.errors import ErrataError, listed
 from errata.files import parse_json, reason
 from errata.settings import Settings, describe
 
@@ -151,7 +151,7 @@ def read_requests(path: str | Path) -> list[EditRequest]:
     if problems:
         raise ErrataError(
             f"{len(problems)} of {len(problems) + len(requests)} records in {path} are not valid:\n"
-            + "\n".join(problems),
+            + listed(problems),
             'a record looks like {"prompt": "{} is in", "subject": "Big Ben", "target": "Rome"}',
         )
     if not requests:
@@ -193,16 +193,12 @@ def _json_records(text: str, path: Path) -> Iterator[Any]:
 
 
 def _jsonl_records(text: str, path: Path) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    """Yield what each line holds; one that is no JSON as the `ValueError` that it raises."""
+    for line in filter(str.strip, text.split("\n")):
         try:
             yield parse_json(line)
         except ValueError as error:
-            raise ErrataError(
-                f"{path}, line {number} is not JSON: {error}",
-                "mend that line; a .jsonl file has one whole object a line",
-            ) from None
+            yield error
 
 
 def _csv_records(text: str, path: Path) -> Iterator[Any]:
@@ -220,6 +216,8 @@ def _csv_records(text: str, path: Path) -> Iterator[Any]:
 
 def _flatten(record: Any) -> dict[str, Any]:
     """Bring people's shapes to ours: CounterFact's nesting, `target_new`, braces in the prompt."""
+    if isinstance(record, ValueError):
+        raise ErrataError(f"is not JSON: {record}")
     if not isinstance(record, dict):
         raise ErrataError(f"is not an object with fields but {record!r:.60}")
     record = dict(record)

@@ -179,22 +179,33 @@ def test_all_errors_come_at_once_with_record_and_field(tmp_path: Path) -> None:
         json.dumps({"prompt": "No braces here", "target": "Rome"}),
         json.dumps([1, 2]),
         "",
+        '{"prompt": "cut sho',
         json.dumps({"subject": "Eiffel Tower"}),
     ]
     path.write_text("\n".join(lines))
     with pytest.raises(ErrataError) as caught:
         read_requests(path)
     assert caught.value.message == (
-        f"4 of 5 records in {path} are not valid:\n"
+        f"5 of 6 records in {path} are not valid:\n"
         "record 2:\n"
         "  subject: is empty; name who or what the fact is about (got ' ')\n"
         "record 3: the subject is not marked in 'No braces here'\n"
         "record 4: is not an object with fields but [1, 2]\n"
-        "record 5:\n"
+        "record 5: is not JSON: Unterminated string starting at: line 1 column 12 (char 11)\n"
+        "record 6:\n"
         "  prompt: Field required\n"
         "  target: Field required"
     )
     assert "a record looks like" in caught.value.hints[0]
+
+
+def test_a_file_of_another_kind_is_not_listed_whole(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text("a line of text\n" * 50)
+    with pytest.raises(ErrataError, match=r"(?s)50 of 50 .*record 20: is not JSON") as caught:
+        read_requests(path)
+    assert "record 21" not in caught.value.message
+    assert caught.value.message.endswith("… and 30 more")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +214,7 @@ def test_all_errors_come_at_once_with_record_and_field(tmp_path: Path) -> None:
         ("a.jsonl", "", "holds no requests"),
         ("a.json", "[]", "holds no requests"),
         ("a.json", "{", "is not JSON"),
-        ("a.jsonl", "{}\n{", "line 2 is not JSON"),
+        ("a.jsonl", "{}\n{", "record 2: is not JSON"),
         ("a.txt", "x", "cannot tell the format"),
         ("a.csv", "prompt,target\nThe {Tower is,Rome\n", "record 1: the subject is not marked"),
     ],

@@ -24,7 +24,7 @@ from errata.data.records import Format, Record, records_of
 from errata.data.references import References, read_references, with_references
 from errata.data.zsre import ZSRE, ZSRE_ALT
 from errata.demo import WORLD_DIR
-from errata.errors import ErrataError
+from errata.errors import ErrataError, listed
 from errata.settings import describe
 
 HOME = "https://rome.baulab.info/data/dsets"
@@ -117,8 +117,7 @@ def load_cases(
     if problems and not (skip_invalid and cases):
         raise ErrataError(
             f"{len(problems)} of {len(records)} records in {path} are not valid:\n"
-            + "\n".join(problems[:20])
-            + (f"\n… and {len(problems) - 20} more" if len(problems) > 20 else ""),
+            + listed(problems),
             "mend them, or leave them out with --skip-invalid",
         )
     if seed is not None:
