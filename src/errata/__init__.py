@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from errata.errors import ErrataError
 
 if TYPE_CHECKING:
-    from errata.request import EditRequest, read_requests
+    from errata.request import EditRequest
+    from errata.request_files import read_requests
 
 _LAZY = {
     "EditedModel": "errata.model",
@@ -26,10 +27,12 @@ _LAZY = {
     "FAMILIES": "errata.family",
 }
 
+_LIGHT = {"EditRequest": "errata.request", "read_requests": "errata.request_files"}
+
 __all__ = ["EditRequest", "ErrataError", "read_requests", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module(_LAZY.get(name, "errata.request")), name)
+        return getattr(importlib.import_module({**_LAZY, **_LIGHT}[name]), name)
     raise AttributeError(f"module 'errata' has no attribute {name!r}")

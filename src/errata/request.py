@@ -8,17 +8,13 @@ braces inside a subject or target are harmless.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Self
 
-from pydantic import ValidationError, field_validator
+from pydantic import field_validator
 
-from errata.errors import ErrataError, listed
-from errata.files import parse_json, reason
-from errata.settings import Settings, describe
+from errata.errors import ErrataError
+from errata.settings import Settings
 
 SLOT = "{}"
 WARNINGS_TOLD = 10
@@ -79,7 +75,7 @@ class EditRequest(Settings):
         """
         if not isinstance(text, str) or not isinstance(subject, str | None):
             raise ErrataError(f"{text!r:.60} is no prompt", "prompt, target and subject are text")
-        return cls.of({"target": target, **_prompt_and_subject(text, subject)})
+        return cls.of({"target": target, **prompt_and_subject(text, subject)})
 
     @property
     def text(self) -> str:
@@ -103,20 +99,24 @@ class EditRequest(Settings):
         return self.prompt.replace(SLOT, "{" + self.subject + "}")
 
 
-def _slotted(text: str, subject: str) -> str:
+def with_slot(text: str, subject: str) -> str:
     """Put the slot where the subject stands, unless there is one."""
     marked = "{" + subject + "}"
     return text if SLOT in text else text.replace(marked if marked in text else subject, SLOT, 1)
 
 
-def _prompt_and_subject(text: str, subject: str | None) -> dict[str, str]:
+def prompt_and_subject(text: str, subject: str | None) -> dict[str, str]:
+    """Return the prompt with a slot, and the subject that is marked in it or stands beside it.
+
+    Raises `ErrataError` where there is not one of them.
+    """
     if subject is not None:
         if not subject.strip() or not (SLOT in text or subject in text):
             raise ErrataError(
                 f"the subject {subject!r} has no place in {text!r}",
                 f"write {SLOT} where it stands, or leave the subject out and mark it in braces",
             )
-        return {"prompt": _slotted(text, subject), "subject": subject}
+        return {"prompt": with_slot(text, subject), "subject": subject}
     if SLOT in text:
         raise ErrataError(
             f"{text!r} leaves its subject open",
@@ -131,114 +131,6 @@ def _prompt_and_subject(text: str, subject: str | None) -> dict[str, str]:
             f"or write {SLOT} in its place and give the subject beside it",
         )
     return {"prompt": text[:start] + SLOT + text[end + 1 :], "subject": inner}
-
-
-def read_requests(path: str | Path) -> list[EditRequest]:
-    """Read requests from a JSONL, JSON (a list) or CSV file; CounterFact records work as well.
-
-    Every record is validated; all problems are reported in one `ErrataError`, each
-    with its record number (from 1) and field.
-    """
-    path = Path(path)
-    requests, problems = [], []
-    for number, record in enumerate(_records(path), start=1):
-        try:
-            requests.append(request_from(record))
-        except ValidationError as error:
-            problems.append(f"record {number}:\n{describe(error)}")
-        except ErrataError as error:
-            problems.append(f"record {number}: {error.message}")
-    if problems:
-        raise ErrataError(
-            f"{len(problems)} of {len(problems) + len(requests)} records in {path} are not valid:\n"
-            + listed(problems),
-            'a record looks like {"prompt": "{} is in", "subject": "Big Ben", "target": "Rome"}',
-        )
-    if not requests:
-        raise ErrataError(f"{path} holds no requests", "give at least one record")
-    return requests
-
-
-def request_from(record: Any) -> EditRequest:
-    """Read one record of any shape that people use; what is wrong is left to the caller to tell.
-
-    Raises pydantic's `ValidationError`, or `ErrataError` where the subject cannot be found.
-    """
-    return EditRequest.model_validate(_flatten(record))
-
-
-def _records(path: Path) -> Iterator[Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ErrataError(
-            f"cannot read {path}: {reason(error)}", "check the path and that the file is UTF-8"
-        ) from None
-    readers = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
-    if path.suffix not in readers:
-        raise ErrataError(
-            f"cannot tell the format of {path}", f"name the file with one of {', '.join(readers)}"
-        )
-    return readers[path.suffix](text, path)
-
-
-def _json_records(text: str, path: Path) -> Iterator[Any]:
-    try:
-        records = parse_json(text)
-    except ValueError as error:
-        raise ErrataError(
-            f"{path} is not JSON: {error}", "one record a line belongs in a .jsonl file"
-        ) from None
-    yield from records if isinstance(records, list) else [records]
-
-
-def _jsonl_records(text: str, path: Path) -> Iterator[Any]:
-    """Yield what each line holds; one that is no JSON as the `ValueError` that it raises."""
-    for line in filter(str.strip, text.split("\n")):
-        try:
-            yield parse_json(line)
-        except ValueError as error:
-            yield error
-
-
-def _csv_records(text: str, path: Path) -> Iterator[Any]:
-    try:
-        for row in csv.DictReader(io.StringIO(text, newline="")):
-            yield {
-                k: value for k, value in row.items() if k is not None and value not in (None, "")
-            }
-    except csv.Error as error:
-        raise ErrataError(
-            f"{path} is not CSV: {error}",
-            "is a quotation mark left open? records may be .jsonl, too",
-        ) from None
-
-
-def _flatten(record: Any) -> dict[str, Any]:
-    """Bring people's shapes to ours: CounterFact's nesting, `target_new`, braces in the prompt."""
-    if isinstance(record, ValueError):
-        raise ErrataError(f"is not JSON: {record}")
-    if not isinstance(record, dict):
-        raise ErrataError(f"is not an object with fields but {record!r:.60}")
-    record = dict(record)
-    rewrite = record.get("requested_rewrite")
-    if isinstance(rewrite, dict):
-        record = {**rewrite, "case_id": record.get("case_id")}
-    target = record.get("target", record.get("target_new"))
-    fields: dict[str, Any] = {
-        "prompt": record.get("prompt"),
-        "target": target.get("str") if isinstance(target, dict) else target,
-        "id": record.get("id", record.get("case_id")),
-        "subject": record.get("subject"),
-    }
-    if "separator" in record:
-        fields["separator"] = record["separator"]
-    prompt, subject = fields["prompt"], fields["subject"]
-    if isinstance(prompt, str) and subject is None and SLOT not in prompt:
-        fields |= _prompt_and_subject(prompt, None)
-    elif isinstance(prompt, str) and isinstance(subject, str) and SLOT not in prompt:
-        fields["prompt"] = _slotted(prompt, subject)
-    return {key: value for key, value in fields.items() if value is not None}
 
 
 def check_batch(requests: Sequence[EditRequest]) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from errata.request import EditRequest, read_requests
+from errata.request import EditRequest
+from errata.request_files import read_requests
 from errata.tokens import encode, position_of, rewrite_of, split_target
 from plain import position
 

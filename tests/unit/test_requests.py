@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.errors import ErrataError
-from errata.request import EditRequest, check_batch, read_requests
+from errata.request import EditRequest, check_batch
+from errata.request_files import read_requests
 
 TOWER = EditRequest(prompt="The {} is in the city of", subject="Eiffel Tower", target="Rome")
 

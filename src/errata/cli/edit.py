@@ -34,7 +34,8 @@ from errata.errors import ErrataError
 from errata.hparams import read_hparams
 from errata.methods import METHODS, method_named
 from errata.presets import merged
-from errata.request import EditRequest, check_batch, read_requests
+from errata.request import EditRequest, check_batch
+from errata.request_files import read_requests
 
 if TYPE_CHECKING:
     from errata.edits import Prepared

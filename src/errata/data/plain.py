@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from errata.case import Case
 from errata.data.records import Format, Record
-from errata.request import request_from
+from errata.request_files import request_from
 
 
 def case(record: Record, number: int) -> Case:
