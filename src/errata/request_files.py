@@ -25,6 +25,16 @@ def read_requests(path: str | Path) -> list[EditRequest]:
     Every record is validated; all problems are reported in one `ErrataError`, each
     with its record number (from 1) and field.
     """
+    return load_requests(path)[0]
+
+
+def load_requests(
+    path: str | Path, *, skip_invalid: bool = False
+) -> tuple[list[EditRequest], tuple[str, ...]]:
+    """Read requests like `read_requests`, and what is wrong with records that were left out.
+
+    None is left out without `skip_invalid`; with it, it is an error if all are.
+    """
     path = Path(path)
     requests, problems = [], []
     for number, record in enumerate(_records(path), start=1):
@@ -34,15 +44,16 @@ def read_requests(path: str | Path) -> list[EditRequest]:
             problems.append(f"record {number}:\n{describe(error)}")
         except ErrataError as error:
             problems.append(f"record {number}: {error.message}")
-    if problems:
+    if problems and not (skip_invalid and requests):
         raise ErrataError(
             f"{len(problems)} of {len(problems) + len(requests)} records in {path} are not valid:\n"
             + listed(problems),
             'a record looks like {"prompt": "{} is in", "subject": "Big Ben", "target": "Rome"}',
+            *([] if skip_invalid else ["mend them, or leave them out with --skip-invalid"]),
         )
     if not requests:
         raise ErrataError(f"{path} holds no requests", "give at least one record")
-    return requests
+    return requests, tuple(problems)
 
 
 def request_from(record: Any) -> EditRequest:

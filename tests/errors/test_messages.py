@@ -34,6 +34,10 @@ COMMANDS: dict[str, str] = {
     "no target": 'edit pico "The {Lantern Bridge} is in"',
     "nothing to edit": "edit pico",
     "two sources": f"edit pico {FACT} --dataset facts.jsonl",
+    "one fact, cut like a dataset": f"edit pico {FACT} --limit 3 --offset 1 --seed 7",
+    "one fact, its broken records left out": f"edit pico {FACT} --skip-invalid",
+    "a subject beside a dataset": "edit pico --dataset facts.jsonl --subject 'Big Ben'",
+    "requests, cut like a dataset": "edit pico --requests facts.jsonl --limit 3",
     "conflicting requests": f"edit pico --requests conflict.jsonl {TEXT}",
     "a request longer than the model reads": f"edit pico --requests long.jsonl {TEXT}",
     "a character that is none": f"edit pico --requests half-character.jsonl {TEXT}",
@@ -107,6 +111,9 @@ COMMANDS: dict[str, str] = {
     "records of wrong types": "edit pico --requests types.jsonl",
     "a quotation mark left open": "edit pico --requests open-quote.csv",
     "other columns": "edit pico --requests columns.csv",
+    "nothing but broken requests": "edit pico --requests types.jsonl --skip-invalid",
+    "references and nothing written": "eval pico --dataset one.jsonl --references published",
+    "a length of answers and none written": "eval pico --dataset one.jsonl --max-new-tokens 32",
     "no such dataset": "eval pico --dataset nowhere",
     "no dataset": "eval pico",
     "folder instead of a dataset": "eval pico --dataset folder.jsonl",
@@ -158,6 +165,7 @@ WARNED: dict[str, str] = {
     "targets equal to the current answers": f"edit pico --requests some-said.jsonl {TEXT}",
     "half-written run": "summarize runs",
     "broken records left out": "eval pico --dataset broken.jsonl --skip-invalid",
+    "broken requests left out": f"edit pico --requests broken.jsonl --skip-invalid {TEXT}",
     "damaged patches in a list": "ls patches --results damaged",
 }
 ELSEWHERE = (  # the words of libraries, and lists that grow

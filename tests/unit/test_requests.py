@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from errata.errors import ErrataError
 from errata.request import EditRequest, check_batch
-from errata.request_files import read_requests
+from errata.request_files import load_requests, read_requests
 
 TOWER = EditRequest(prompt="The {} is in the city of", subject="Eiffel Tower", target="Rome")
 
@@ -198,6 +198,17 @@ def test_all_errors_come_at_once_with_record_and_field(tmp_path: Path) -> None:
         "  target: Field required"
     )
     assert "a record looks like" in caught.value.hints[0]
+
+
+def test_broken_records_can_be_left_out_and_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text("prompt,target\nThe {Tower is,Rome\nThe {Tower} is in,Rome\n")
+    (read,), problems = load_requests(path, skip_invalid=True)
+    assert read.subject == "Tower"
+    assert problems == ("record 1: the subject is not marked in 'The {Tower is'",)
+    path.write_text("prompt,target\nThe {Tower is,Rome\n")
+    with pytest.raises(ErrataError, match="1 of 1 records"):
+        load_requests(path, skip_invalid=True)
 
 
 def test_a_file_of_another_kind_is_not_listed_whole(tmp_path: Path) -> None:

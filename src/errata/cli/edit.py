@@ -10,6 +10,7 @@ import typer
 
 from errata import console
 from errata.case import Case
+from errata.cli.cases import Cut, named_cases, with_probes
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -23,19 +24,16 @@ from errata.cli.options import (
     cache_folder,
     command_line,
     given_settings,
-    load_dataset,
     load_model,
     named,
     settings_flags,
     show_warnings,
 )
 from errata.cli.show import answer_rows, edit_json, shortfall, show_edit, show_plan
-from errata.errors import ErrataError
 from errata.hparams import read_hparams
 from errata.methods import METHODS, method_named
 from errata.presets import merged
-from errata.request import EditRequest, check_batch
-from errata.request_files import read_requests
+from errata.request import check_batch
 
 if TYPE_CHECKING:
     from errata.edits import Prepared
@@ -122,9 +120,9 @@ def edit(
         settings = merged(read.settings, settings)
         if read.unused:
             console.warning(f"{hparams}: not used here: {', '.join(read.unused)}")
-    chosen_cases = (limit, offset, seed, skip_invalid)
-    cases = _cases(model, prompt, target, subject, requests, dataset, chosen_cases)
-    cases = _with_probes(cases, paraphrase, neighbour, target_true)
+    cut = Cut(limit, offset, seed, skip_invalid)
+    cases = named_cases(model, prompt, target, subject, requests, dataset, cut)
+    cases = with_probes(cases, paraphrase, neighbour, target_true)
     size = batch_size or len(cases)
     for start in range(0, len(cases), size):
         show_warnings(check_batch([case.request for case in cases[start : start + size]]))
@@ -218,61 +216,6 @@ def _run(
         edit_json(edited, ready.method, run, rows, len(cases))
     else:
         show_edit(edited, ready.method, run, rows, ready.facts, loaded)
-
-
-def _cases(
-    model: str,
-    prompt: str | None,
-    target: str | None,
-    subject: str | None,
-    requests: Path | None,
-    dataset: str | None,
-    chosen: tuple[int | None, int, int | None, bool],
-) -> list[Case]:
-    """Read the one source of cases that was given; `chosen` cuts a dataset."""
-    if (prompt is not None) + (requests is not None) + (dataset is not None) != 1:
-        raise ErrataError(
-            "say what to edit, in one way",
-            'one fact: errata edit MODEL "The {Eiffel Tower} is in the city of" Rome',
-            "many: --requests FILE, or --dataset NAME",
-        )
-    if dataset is not None:
-        return load_dataset(dataset, *chosen).cases
-    if requests is not None:
-        return [Case(request=request) for request in read_requests(requests)]
-    assert prompt is not None
-    if target is None:
-        raise ErrataError("the target is missing", f"give the new answer after {prompt!r}")
-    request = EditRequest.parse(prompt, target, subject)
-    return [(_known_case(request) if model == "demo" else None) or Case(request=request)]
-
-
-def _known_case(request: EditRequest) -> Case | None:
-    """Find the probes that the demo's world has for a fact."""
-    from errata.data import read_cases
-
-    for case in read_cases("demo"):
-        if (case.request.subject, case.request.prompt) == (request.subject, request.prompt):
-            return case.with_values(request=request)
-    return None
-
-
-def _with_probes(
-    cases: list[Case],
-    paraphrases: list[str] | None,
-    neighbours: list[str] | None,
-    target_true: str | None,
-) -> list[Case]:
-    given = {"paraphrases": paraphrases, "neighbours": neighbours, "target_true": target_true}
-    given = {key: value for key, value in given.items() if value}
-    if not given:
-        return cases
-    if len(cases) > 1:
-        raise ErrataError(
-            "--paraphrase, --neighbour and --target-true go with one fact",
-            "put those of many into a dataset file",
-        )
-    return [cases[0].with_values(**given)]
 
 
 def _shown_prompts(cases: Sequence[Case]) -> list[tuple[str, str]]:

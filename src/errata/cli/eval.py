@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,8 +59,9 @@ def evaluate(
         ),
     ] = False,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest written answer, in tokens.")
-    ] = 32,
+        int | None,
+        typer.Option(min=1, help="Longest written answer, in tokens; 32 when not given."),
+    ] = None,
     references: Annotated[
         str | None,
         typer.Option(
@@ -85,11 +86,15 @@ def evaluate(
     name = dataset or ("demo" if model == "demo" else None)
     if name is None:
         raise ErrataError("say what to ask", "name a dataset: --dataset counterfact")
-    loaded = load_dataset(name, limit, offset, seed, skip_invalid, references if generate else None)
+    if not generate:
+        _refuse_unwritten({"--references": references, "--max-new-tokens": max_new_tokens})
+    loaded = load_dataset(name, limit, offset, seed, skip_invalid, references)
     if generate:
         _say_what_is_missing(loaded)
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
-    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, seed=seed or 0)
+    asking = Asking(generate=generate, seed=seed or 0)
+    if max_new_tokens is not None:
+        asking = asking.with_values(max_new_tokens=max_new_tokens)
     source = {"name": name, "path": str(loaded.path), "limit": limit, "offset": offset}
     source |= {"seed": seed, "skipped": len(loaded.skipped)}
     folder = None
@@ -113,6 +118,16 @@ def evaluate(
         )
     else:
         _show(model, name, loaded, found, folder)
+
+
+def _refuse_unwritten(given: dict[str, Any]) -> None:
+    """Raise `ErrataError` for options about what the model writes, where it writes nothing."""
+    for name, value in given.items():
+        if value is not None:
+            raise ErrataError(
+                f"{name} is about what the model writes, and it writes nothing here",
+                "add --generate, or leave it out",
+            )
 
 
 def _say_what_is_missing(loaded: Loaded) -> None:

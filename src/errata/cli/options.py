@@ -10,7 +10,7 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
@@ -120,11 +120,16 @@ def load_dataset(
     loaded = load_cases(
         name, limit, offset, seed=seed, skip_invalid=skip_invalid, cache=cache, references=texts
     )
-    for problem in loaded.skipped[:SKIPPED_SHOWN]:
-        console.warning(f"left out: {problem}")
-    if len(loaded.skipped) > SKIPPED_SHOWN:
-        console.warning(f"left out {len(loaded.skipped)} records that are not valid, in all")
+    show_skipped(loaded.skipped)
     return loaded
+
+
+def show_skipped(problems: Sequence[str]) -> None:
+    """Tell, on stderr, the first records that were left out, and how many they are."""
+    for problem in problems[:SKIPPED_SHOWN]:
+        console.warning(f"left out: {problem}")
+    if len(problems) > SKIPPED_SHOWN:
+        console.warning(f"left out {len(problems)} records that are not valid, in all")
 
 
 def fields_of(settings: type[Settings]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
