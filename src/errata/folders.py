@@ -57,6 +57,32 @@ def _unfinished(parent: Path, params: dict[str, Any]) -> tuple[Path, IO[str], bo
     return None
 
 
+def folders_within(folder: Path) -> list[Path]:
+    """Return a folder and all below it, in order."""
+    return sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())})
+
+
+def unfinished_runs(folder: Path) -> dict[Path, str]:
+    """Return runs of ours at and below a folder that were begun and have told nothing yet.
+
+    With each stands what to do. One that is at work in another process is among them.
+    """
+    found = {}
+    for place in folders_within(folder):
+        if any((place / name).exists() for name in ("cases.jsonl", "summary.json")):
+            continue
+        try:
+            params = parse_json((place / "params.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(params, dict) and "command" in params:  # a reference's params have none
+            found[place] = (
+                f"{place} is unfinished; unless it is still at work, give the same command again "
+                "to go on" + (f": {params['command']}" if params["command"] else "")
+            )
+    return found
+
+
 def _with_params(parent: Path, params: dict[str, Any], finished: bool) -> Iterator[Path]:
     wanted = json.loads(json.dumps(params))
     for folder in sorted(parent.glob("run_*")):

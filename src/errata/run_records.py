@@ -23,6 +23,7 @@ import numpy as np
 from errata.errors import ErrataError
 from errata.evaluate import PromptScore, score_of, summarise
 from errata.files import parse_json
+from errata.folders import folders_within, unfinished_runs
 from errata.generate import Answer, summarise_answers
 from errata.likelihood import Likelihood
 from errata.report import Score, harmonic_mean, mean, named
@@ -91,18 +92,20 @@ class RunRecord:
 
 
 def read_runs(folder: Path) -> list[RunRecord]:
-    """Return all runs at and below a folder, ours and the references'.
+    """Return all runs at and below a folder, ours and the references', unfinished ones left out.
 
     Raises `ErrataError` when there is none.
     """
     if not folder.is_dir():
         raise ErrataError(f"there is no folder {folder}", "name a folder that holds runs")
     found = []
-    for place in sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())}):
+    for place in folders_within(folder):
         if (place / "cases.jsonl").is_file():
             found.append(_own_run(place))
         elif files := case_files(place):
             found.append(_reference_run(place, files))
+    if not found and (unfinished := unfinished_runs(folder)):
+        raise ErrataError(f"{folder} holds no finished runs", *unfinished.values())
     if not found:
         raise ErrataError(
             f"{folder} holds no runs",

@@ -159,6 +159,18 @@ def test_runs_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
     assert fewer["runs"][0]["cases"] == 1
 
 
+def test_a_run_that_was_stopped_is_named_beside_the_others(folder: Path, tmp_path: Path) -> None:
+    evaluated(folder, "--results", tmp_path)
+    stopped = tmp_path / "eval" / "run_001"
+    stopped.mkdir()
+    (stopped / "params.json").write_text('{"command": "errata eval pico"}', encoding="utf-8")
+    found = told("summarize", tmp_path)
+    assert len(found["runs"]) == 1
+    assert found["unfinished"] == [str(stopped)]
+    result = CliRunner().invoke(app, ["summarize", str(tmp_path)])
+    assert "run_001 is unfinished" in " ".join(result.stderr.split())
+
+
 def test_a_dataset_has_to_be_named(folder: Path) -> None:
     with pytest.raises(ErrataError, match="say what to ask"):
         told("eval", folder / "model")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from errata.errors import ErrataError
+from errata.folders import unfinished_runs
 from errata.run_records import published_summary, read_reference_runs, read_runs
 
 
@@ -122,6 +123,25 @@ def test_folders_without_runs(tmp_path: Path) -> None:
         read_runs(tmp_path)
     with pytest.raises(ErrataError, match="there is no folder"):
         read_runs(tmp_path / "nothing")
+
+
+def test_a_stopped_run_is_named_with_the_command_that_goes_on(run: Path, tmp_path: Path) -> None:
+    stopped = tmp_path / "eval" / "run_000"
+    stopped.mkdir(parents=True)
+    (stopped / "params.json").write_text('{"command": "errata eval pico"}', encoding="utf-8")
+    (run / "params.json").write_text('{"alg_name": "MEMIT"}', encoding="utf-8")
+    with pytest.raises(ErrataError, match="holds no finished runs") as raised:
+        read_runs(tmp_path / "eval")
+    assert f"{stopped} is unfinished" in raised.value.hints[0]
+    assert raised.value.hints[0].endswith("give the same command again to go on: errata eval pico")
+    assert [record.name for record in read_runs(tmp_path)] == ["MEMIT/run_000"]
+    assert list(unfinished_runs(tmp_path)) == [stopped]
+    (stopped / "params.json").write_text("[1", encoding="utf-8")
+    assert list(unfinished_runs(tmp_path)) == []
+    (stopped / "params.json").write_text('{"command": null}', encoding="utf-8")
+    assert unfinished_runs(tmp_path)[stopped].endswith("give the same command again to go on")
+    (stopped / "summary.json").write_text("{}", encoding="utf-8")
+    assert list(unfinished_runs(tmp_path)) == []
 
 
 def test_a_line_of_ours_that_was_torn_is_named(tmp_path: Path) -> None:

@@ -43,16 +43,20 @@ def summarize(
     json: Json = False,
 ) -> None:
     """Summarise runs of `errata`, or folders of *_edits-case_*.json files, alike."""
+    from errata.folders import unfinished_runs
     from errata.run_records import read_runs
 
-    runs = read_runs(folder)
+    runs, unfinished = read_runs(folder), unfinished_runs(folder)
     if first is not None:
         runs = [run.first(first) for run in runs]
     for run in runs:
         for name in run.unreadable:
             console.warning(f"{run.name}: {name} cannot be read and is left out")
+    for what in unfinished.values():
+        console.warning(what)
     if json:
-        console.as_json({"runs": [_as_json(run) for run in runs]})
+        told = [_as_json(run) for run in runs]
+        console.as_json({"runs": told, "unfinished": [str(path) for path in unfinished]})
         return
     console.verb(f"errata summarize {folder}")
     if published:
