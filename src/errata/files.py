@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ from errata.errors import ErrataError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
+"""The names that `replacing` gives."""
 
 
 @contextmanager
@@ -42,6 +46,17 @@ def replacing(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {reason(error)}",
             "check the folder, its permissions and free space",
         ) from error
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove from a folder what `replacing` leaves behind when its process is killed.
+
+    Only for a folder in which no other process writes.
+    """
+    for path in folder.glob(".*.part"):
+        if PART.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _umask() -> int:

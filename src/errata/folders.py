@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from errata.errors import ErrataError
-from errata.files import parse_json, write_text
+from errata.files import parse_json, remove_parts, write_text
 
 LOCK = ".lock"
 
@@ -37,6 +38,8 @@ def run_folder(
         if not resumed:
             text = json.dumps({**params, "command": command}, indent=1, ensure_ascii=False)
             write_text(folder / "params.json", text + "\n")
+        else:
+            _remove_parts(folder)
         yield folder, resumed
         (folder / LOCK).unlink(missing_ok=True)
     finally:
@@ -47,6 +50,14 @@ def finished_run(results: Path, label: str, params: dict[str, Any]) -> Path | No
     """Return the last finished run with these params, None where there is none."""
     found = list(_with_params(results / label, params, finished=True))
     return found[-1] if found else None
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove what a killed process left half-written in a run that we hold the lock of."""
+    for place, below, _ in os.walk(folder):
+        remove_parts(Path(place))
+        # A run kept within this one is its own holder's.
+        below[:] = [name for name in below if not Path(place, name, LOCK).exists()]
 
 
 def _unfinished(parent: Path, params: dict[str, Any]) -> tuple[Path, IO[str], bool] | None:

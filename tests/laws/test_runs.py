@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from errata.case import Case
+from errata.folders import LOCK, run_folder
 from errata.methods import METHODS
 from errata.model import EditedModel
 from errata.runs import Plan, Run, run_edits
@@ -89,3 +90,36 @@ def test_another_run_is_not_taken_for_the_killed_one(plan: str, tmp_path: Path) 
     assert other.folder.name == "run_001"
     resumed = run(edited_model("llama"), "memit", plan, tmp_path)
     assert resumed.folder.name == "run_000"
+
+
+def test_what_a_kill_left_half_written_is_gone_when_the_run_goes_on(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        kill(patch, "memit", 0)
+        run(edited_model("llama"), "memit", "at once", tmp_path)
+    (folder,) = tmp_path.glob("MEMIT/run_000")
+    nested = folder / "nested"
+    nested.mkdir()
+    (nested / LOCK).touch()
+    half = [folder / ".cases.jsonl.ab_3de7h.part", folder / "parts" / ".x.json.abcdefgh.part"]
+    kept = [
+        *(folder / "mine.part", folder / ".mine.part", folder / ".a.ABCDEFGH.part"),
+        nested / ".cases.jsonl.abcdefgh.part",
+        tmp_path / ".cases.jsonl.abcdefgh.part",
+    ]
+    for path in (*half, *kept):
+        path.write_text("half", encoding="utf-8")
+    with run_folder(tmp_path, "MEMIT", {"another": "run"}):
+        assert all(path.exists() for path in (*half, *kept))
+    assert run(edited_model("llama"), "memit", "at once", tmp_path).folder == folder
+    assert not any(path.exists() for path in half)
+    assert all(path.exists() for path in kept)
+
+
+def test_nothing_is_taken_from_a_process_that_is_at_work(tmp_path: Path) -> None:
+    with run_folder(tmp_path, "eval", {"a": 1}) as (first, _):
+        part = first / ".cases.jsonl.abcdefgh.part"
+        part.write_text("half", encoding="utf-8")
+        with run_folder(tmp_path, "eval", {"a": 1}) as (second, resumed):
+            assert second != first
+            assert not resumed
+        assert part.exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from errata.errors import ErrataError
-from errata.files import replacing, write_safetensors, write_text
+from errata.files import remove_parts, replacing, write_safetensors, write_text
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
@@ -72,3 +72,11 @@ def test_tensors_are_written_the_same_every_time(tmp_path: Path) -> None:
     for name, held in (("one", tensors), ("two", dict(reversed(tensors.items())))):
         write_safetensors(tmp_path / name, held, {"errata": "{}"})
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_what_a_killed_writer_leaves_is_known_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "file.txt") as temporary:
+        temporary.write_text("half")
+        remove_parts(tmp_path)
+        assert not temporary.exists()
+        raise KeyboardInterrupt
