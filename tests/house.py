@@ -49,7 +49,7 @@ ROOMS: dict[int, tuple[str, ...]] = {
         "runs",
         "evaluation",
         *("trace_runs", "sweep", "sweep_trace"),
-        *("recipe", "recipe_cost"),
+        *("recipe", "recipe_cost", "recipe_text"),
         "stages",
         *("tuning_stages", "tuning_cost"),
         "estimate",

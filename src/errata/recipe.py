@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from errata.data import is_known
@@ -23,12 +22,10 @@ from errata.errors import ErrataError
 from errata.files import reason
 from errata.hparams import read_hparams
 from errata.methods import METHODS, method_named
+from errata.recipe_text import change_value, plain_yaml
 from errata.settings import LARGEST_SEED, Settings, describe
 from errata.survival.settings import Matrix
 from errata.tune.settings import TuneStage
-
-DEEPEST = 50
-"""Levels that a recipe may have; it needs five."""
 
 
 class ModelChoice(Settings):
@@ -177,7 +174,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     Everything that is wrong is told in one `ErrataError`.
     """
     try:
-        raw = _plain_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+        raw = plain_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ErrataError(
             f"cannot read the recipe {path}: {reason(error)}",
@@ -187,21 +184,34 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         raise ErrataError(
             f"{path} is no recipe: it holds {raw!r:.40}", "a recipe begins with `model: NAME`"
         )
+    refused = []
     for change in changes:
-        _change(raw, change)
-    return recipe_of(raw, str(path))
+        try:
+            change_value(raw, change)
+        except ErrataError as error:
+            refused.append(error)
+    return recipe_of(raw, str(path), refused)
 
 
-def recipe_of(raw: dict[str, Any], name: str = "the recipe") -> Recipe:
-    """Check a recipe's content; everything that is wrong is told in one `ErrataError`."""
+def recipe_of(
+    raw: dict[str, Any], name: str = "the recipe", refused: Sequence[ErrataError] = ()
+) -> Recipe:
+    """Check a recipe's content; everything that is wrong is told in one `ErrataError`.
+
+    `refused` are changes that could not be made to it.
+    """
     problems = _method_problems(raw.get("edit"))
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         problems = [describe(error), *problems]
+    if len(refused) == 1 and not problems:
+        raise refused[0]
+    problems += [f"  {error.message}" for error in refused]
     if problems:
         raise ErrataError(
             f"{name} is not valid:\n" + "\n".join(problems),
+            *dict.fromkeys(hint for error in refused for hint in error.hints),
             "`errata run --help` names what a recipe may hold",
         )
     return recipe
@@ -224,72 +234,3 @@ def _method_problems(edit: Any) -> list[str]:
         except ErrataError as error:
             problems.append(f"  edit.hparams: {error.message}")
     return problems
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML in which a key that occurs twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping, unless a key occurs twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key!r} occurs twice", problem_mark=node.value[index][0].start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _plain_yaml(text: str, name: str) -> Any:
-    """Read YAML without anchors, tags and double keys."""
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise ValueError("it is nested too deeply")
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise ValueError("anchors and aliases are not used here")
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where is not None else ""
-        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise ErrataError(
-            f"{name}{line} is not YAML that a recipe may hold: {reason}",
-            "a recipe is plain YAML: names, numbers, lists",
-        ) from None
-
-
-def _change(raw: dict[str, Any], change: str) -> None:
-    """Make one change `a.b=c` to a recipe; `c` is read as YAML."""
-    path, sign, value = change.partition("=")
-    parts = path.strip().split(".")
-    if not sign or not all(parts):
-        raise ErrataError(
-            f"cannot read the change {change!r}", "write it like --set edit.method=rome"
-        )
-    place: Any = raw
-    for number, part in enumerate(parts):
-        if isinstance(place, list):
-            if not part.isdecimal() or int(part) >= len(place):
-                raise ErrataError(
-                    f"{'.'.join(parts[:number])} is a list of {len(place)}, and {part!r} is none "
-                    "of its places",
-                    f"count from 0, as in --set {'.'.join(parts[:number])}.0.limit=5",
-                )
-            key: Any = int(part)
-        elif isinstance(place, dict):
-            key = part
-        else:
-            raise ErrataError(
-                f"cannot set {path}: {'.'.join(parts[:number])} is {place!r:.40}, "
-                "which has no parts"
-            )
-        if number == len(parts) - 1:
-            place[key] = _plain_yaml(value, f"--set {change}")
-            return
-        if number == 0 and isinstance(place.get(key), str) and key == "model":
-            place[key] = {"name": place[key]}
-        place = place[key] if isinstance(place, list) else place.setdefault(key, {})

@@ -154,6 +154,21 @@ def test_changes_that_cannot_be_made(change: str, told: str, tmp_path: Path) -> 
     assert told in str(caught.value)
 
 
+def test_all_changes_that_are_wrong_are_told_at_once(tmp_path: Path) -> None:
+    changes = ["x", "edit.limit.y=4", "edit.limt=4", "edit.method=rome", "edit.seed=some", "z"]
+    with pytest.raises(ErrataError) as caught:
+        read_recipe(written(tmp_path, PLAIN), changes)
+    for told in (
+        "cannot read the change 'x'",
+        "cannot read the change 'z'",
+        "cannot set edit.limit.y",
+        "edit.limt: is not known here",
+        "edit.seed: Input should be a valid integer",
+    ):
+        assert told in caught.value.message
+    assert len(caught.value.hints) == len(set(caught.value.hints))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_of_every_method_may_stand_in_a_recipe(name: str) -> None:
     settings = METHODS[name]().model_dump(mode="json")
