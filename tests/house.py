@@ -20,7 +20,8 @@ PACKAGE = "errata"
 # Level → modules, as named inside the package; "x.*" is every module in x that no row names.
 ROOMS: dict[int, tuple[str, ...]] = {
     0: (
-        *("errors", "request", "request_files", "settings", "files", "case", "folders", "locks"),
+        *("errors", "request", "request_files", "settings", "words"),
+        *("files", "case", "folders", "locks"),
         *("demo", "demo.names", "demo.forms_people", "demo.forms_things", "demo.relations"),
         *("demo.world", "demo.text", "demo.paths"),
         "trace_settings",

@@ -57,8 +57,9 @@ def settle(
     else:
         values, source, notes = {"blocks": _guess(method, block_count)}, "defaults", ()
         if "blocks" not in given:
+            block, are = ("block", "is") if len(values["blocks"]) == 1 else ("blocks", "are")
             notes = (
-                f"no preset for {name}: blocks {_list(values['blocks'])} are a guess by depth; "
+                f"no preset for {name}: {block} {_list(values['blocks'])} {are} a guess by depth; "
                 f"`errata trace {model_name} --dataset NAME --recommend` finds some, "
                 "--blocks sets them",
             )

@@ -13,10 +13,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from errata.errors import ErrataError, listed
+from errata.errors import ErrataError
 from errata.files import parse_json, reason
 from errata.request import SLOT, EditRequest, prompt_and_subject, with_slot
 from errata.settings import describe
+from errata.words import listed
 
 
 def read_requests(path: str | Path) -> list[EditRequest]:

@@ -38,6 +38,7 @@ from errata.runs import Plan, as_json, run_edits
 from errata.store import Store
 from errata.tune.run import take_tuned
 from errata.tuning_stages import tuning_stage
+from errata.words import counted
 
 Progress = Callable[[int, int], None]
 EDITED = "what was edited"
@@ -94,7 +95,8 @@ def load_all(recipe: Recipe, around: Surroundings) -> dict[str, Loaded]:
         else:
             found[name] = _load(stage, around)
         if found[name].skipped:
-            around.tell(f"{name}: left out {len(found[name].skipped)} records that are not valid")
+            skipped = counted(len(found[name].skipped), "broken record")
+            around.tell(f"{name}: left out {skipped}")
     return found
 
 

@@ -60,7 +60,7 @@ def moments_wanted(
     if "second_moment" in type(method).model_fields:
         hints.append("or do without: --no-second-moment")
     raise ErrataError(
-        f"{method.label} needs second moments of blocks {listed}; "
+        f"{method.label} needs second moments of block{'s' * (len(blocks) != 1)} {listed}; "
         f"none are stored for {edited.name}",
         *hints,
     )

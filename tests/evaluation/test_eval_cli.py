@@ -142,7 +142,9 @@ def test_cases_are_chosen_and_broken_ones_counted(folder: Path, tmp_path: Path) 
     arguments = ("eval", folder / "model", "--dataset", path, "--skip-invalid", "--limit", "2")
     found = told(*arguments, "--offset", "1", "--seed", "5")
     assert (found["cases"], found["dataset"]["skipped"], found["dataset"]["seed"]) == (2, 1, 5)
-    assert "left out 1 records" in called(*arguments)
+    shown = called(*arguments, "--limit", "1")
+    assert "left out 1 broken record\n" in shown
+    assert "* 1 case of " in shown
 
 
 def test_runs_stand_side_by_side(folder: Path, tmp_path: Path) -> None:

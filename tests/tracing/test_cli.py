@@ -133,7 +133,9 @@ def test_what_is_wrong_is_told(arguments: tuple[str, ...], message: str) -> None
 
 def test_a_guess_by_depth_names_the_trace() -> None:
     _, _, (note,) = settle(METHODS["memit"], "org/some-model", 24, {})
-    assert "are a guess" in note
+    assert "blocks 3,4,5,6,7 are a guess" in note
+    _, _, (alone,) = settle(METHODS["rome"], "org/some-model", 24, {})
+    assert re.search(r": block \d+ is a guess", alone)
     assert "errata trace org/some-model --dataset NAME --recommend" in note
 
 

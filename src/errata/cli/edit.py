@@ -34,6 +34,7 @@ from errata.hparams import read_hparams
 from errata.methods import METHODS, method_named
 from errata.presets import merged
 from errata.request import check_batch
+from errata.words import counted
 
 if TYPE_CHECKING:
     from errata.edits import Prepared
@@ -175,8 +176,8 @@ def _show_costs(
     batches = -(-len(cases) // size)
     blocks = ",".join(str(block) for block in settled.edited_blocks)
     lines = [
-        f"{settled.label} at blocks {blocks}, {settled.search.steps} steps",
-        f"{len(cases)} requests in {batches} batch{'es' * (batches > 1)} of {size}"
+        f"{settled.label} at block{'s' * (',' in blocks)} {blocks}, {settled.search.steps} steps",
+        f"{counted(len(cases), 'request')} in {counted(batches, 'batch', 'es')} of {size}"
         + (f", {how}" if batches > 1 else ""),
     ]
     show_plan(lines, edited, costs, json)

@@ -22,6 +22,7 @@ from errata.cli.options import (
 )
 from errata.errors import ErrataError
 from errata.settings import LARGEST_SEED
+from errata.words import counted
 
 if TYPE_CHECKING:
     from errata.data import Loaded
@@ -143,9 +144,9 @@ def _say_what_is_missing(loaded: Loaded) -> None:
 
 def _show(model: str, dataset: str, loaded: Loaded, found: Evaluation, folder: Path | None) -> None:
     console.verb(f"errata eval {model}")
-    console.fact(f"{len(loaded.cases)} cases of {dataset}, {loaded.path}")
+    console.fact(f"{counted(len(loaded.cases), 'case')} of {dataset}, {loaded.path}")
     if loaded.skipped:
-        console.fact(f"left out {len(loaded.skipped)} records that are not valid")
+        console.fact(f"left out {counted(len(loaded.skipped), 'broken record')}")
     console.fact("means over cases with 95 % intervals; n is the number of prompts")
     for title, (columns, rows) in found.tables().items():
         console.table((f"{title}", *columns[1:]), rows)

@@ -129,7 +129,7 @@ def show_skipped(problems: Sequence[str]) -> None:
     for problem in problems[:SKIPPED_SHOWN]:
         console.warning(f"left out: {problem}")
     if len(problems) > SKIPPED_SHOWN:
-        console.warning(f"left out {len(problems)} records that are not valid, in all")
+        console.warning(f"left out {len(problems)} broken records in all")
 
 
 def fields_of(settings: type[Settings]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from errata import console
 from errata.errors import ErrataError
 from errata.files import write_text
+from errata.words import counted
 
 if TYPE_CHECKING:
     from errata.trace import Trace
@@ -111,7 +112,7 @@ def show_averages(
 
     averages, window = run.averages, run.traces[0].window
     console.verb(f"errata trace {model}")
-    console.fact(f"{len(run.traces)} facts of {dataset}, {len(run.left_out)} left out")
+    console.fact(f"{counted(len(run.traces), 'fact')} of {dataset}, {len(run.left_out)} left out")
     for reason in run.left_out[:LEFT_OUT_SHOWN]:
         console.fact(f"left out: {reason}")
     console.fact(f"P(answer): {averages.high}; corrupted: {averages.low}")

@@ -122,7 +122,8 @@ def show_forecast(model: str, corpus: str, ahead: Forecast | None, json: bool) -
         console.fact("all of it is stored; nothing would be measured")
         return
     listed, cost = ",".join(map(str, ahead.blocks)), ahead.cost
-    console.fact(f"blocks {listed}, {ahead.tokens:,} tokens of {corpus}, one pass")
+    named = f"block{'s' * (len(ahead.blocks) != 1)} {listed}"
+    console.fact(f"{named}, {ahead.tokens:,} tokens of {corpus}, one pass")
     console.fact(f"{cost.flops / 1e12:.3g} TFLOP, about {_time(ahead.seconds)} on this machine")
     console.fact(f"memory {_size(cost.memory)} on top of the model")
     console.fact(f"disk {_size(cost.disk)}, and {_size(cost.scratch)} more while it runs")

@@ -11,6 +11,7 @@ import typer
 
 from errata import console
 from errata.cli.options import Json
+from errata.words import counted
 
 if TYPE_CHECKING:
     from errata.run_records import RunRecord
@@ -86,10 +87,14 @@ def _as_json(run: RunRecord) -> dict[str, Any]:
     }
 
 
+def _title(run: RunRecord) -> str:
+    return f"{run.name}: {counted(len(run.cases), 'case')}"
+
+
 def _show_one(run: RunRecord) -> None:
     from errata.report import score_rows
 
-    console.fact(f"{run.name}: {len(run.cases)} cases")
+    console.fact(_title(run))
     console.fact("means over cases with 95 % intervals; n is the number of prompts")
     before, after = run.summary("before"), run.summary("after")
     if before:
@@ -121,7 +126,7 @@ def _show_published(runs: list[RunRecord]) -> None:
     from errata.run_records import published_summary
 
     for run in runs:
-        console.fact(f"{run.name}: {len(run.cases)} cases")
+        console.fact(_title(run))
         rows = [
             [name, f"{pair[0]:.2f}", "" if math.isnan(pair[1]) else f"{pair[1]:.2f}"]
             for name, pair in published_summary(run).items()

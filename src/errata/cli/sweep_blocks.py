@@ -29,6 +29,7 @@ from errata.cli.show_trace import picture_formats
 from errata.errors import ErrataError
 from errata.methods import METHODS, method_named
 from errata.trace_settings import TraceSettings
+from errata.words import counted
 
 if TYPE_CHECKING:
     from errata.case import Case
@@ -171,7 +172,7 @@ def _show(
     from errata.sweep import percent
 
     console.verb(f"errata sweep-blocks {model}, {found.method}")
-    console.fact(f"{len(cases)} cases of {dataset}, each edited alone at each block")
+    console.fact(f"{counted(len(cases), 'case')} of {dataset}, each edited alone at each block")
     for line in facts:
         console.fact(line)
     console.fact("percent, with 95 % intervals")

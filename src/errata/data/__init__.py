@@ -24,8 +24,9 @@ from errata.data.records import Format, Record, records_of
 from errata.data.references import References, read_references, with_references
 from errata.data.zsre import ZSRE, ZSRE_ALT
 from errata.demo import WORLD_DIR
-from errata.errors import ErrataError, listed
+from errata.errors import ErrataError
 from errata.settings import describe
+from errata.words import counted, listed
 
 HOME = "https://rome.baulab.info/data/dsets"
 MEMIT_HOME = "https://memit.baulab.info/data/dsets"
@@ -125,7 +126,7 @@ def load_cases(
     chosen = cases[offset:][:limit]
     if not chosen:
         raise ErrataError(
-            f"{path} holds {len(cases)} cases, none of them behind --offset {offset}",
+            f"{path} holds {counted(len(cases), 'case')}, none of them behind --offset {offset}",
             "give a smaller offset",
         )
     return Loaded(chosen, path, tuple(problems))

@@ -13,6 +13,7 @@ from errata.survival.measure import Questions
 from errata.survival.settings import Matrix, Tuning
 from errata.tune.rows import Row, read_rows
 from errata.tune.templates import settle_template
+from errata.words import counted
 
 HELD_OUT = "rows set aside"
 
@@ -28,7 +29,7 @@ def read_questions(
     cases = read_cases(matrix.dataset, most + matrix.controls, cache=cache)
     if len(cases) < most:
         raise ErrataError(
-            f"{matrix.dataset} holds {len(cases)} cases, fewer than the {most} to edit",
+            f"{matrix.dataset} holds {counted(len(cases), 'case')}, fewer than the {most} to edit",
             "ask for fewer: --edits",
         )
     rows = read_rows(matrix.data, mirror)
