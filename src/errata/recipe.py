@@ -180,6 +180,8 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
             f"cannot read the recipe {path}: {reason(error)}",
             "check the path and that the file is UTF-8",
         ) from None
+    if raw is None:
+        raise ErrataError(f"{path}: the recipe is empty", "a recipe begins with `model: NAME`")
     if not isinstance(raw, dict):
         raise ErrataError(
             f"{path} is no recipe: it holds {raw!r:.40}", "a recipe begins with `model: NAME`"

@@ -98,6 +98,16 @@ class Contexts(Settings):
     """Seed of their sampling."""
 
 
+A_LIST = ("list_type", "tuple_type", "sequence_str", "is_instance_of")
+A_MAPPING = ("dict_type", "model_type", "model_attributes_type")
+WORDS = {
+    "extra_forbidden": "is not known here",
+    **dict.fromkeys(A_LIST, "must be a list"),
+    **dict.fromkeys(A_MAPPING, "must be a mapping"),
+}
+"""What is said in place of pydantic's words, which name types; only of `Sequence` are instances."""
+
+
 def describe(error: ValidationError, within: str = "") -> str:
     """Return one line per problem of a pydantic error: the field, what is wrong, what was given.
 
@@ -105,15 +115,12 @@ def describe(error: ValidationError, within: str = "") -> str:
     """
     lines = []
     for problem in error.errors():
-        field = within + ".".join(str(part) for part in problem["loc"]) or "record"
+        field = (within + ".".join(str(part) for part in problem["loc"])).rstrip(".")
         given = problem.get("input")
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "is not known here"
-        shown = (
-            ""
-            if isinstance(given, dict) or problem["type"] == "missing"
-            else f" (got {given!r:.80})"
-        )
-        lines.append(f"  {field}: {message}{shown}")
+        message = WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        if isinstance(given, ValueError):  # what stands for a line that could not be read
+            message = f"is not JSON: {given}"
+        hidden = problem["type"] == "missing" or isinstance(given, dict | ValueError)
+        shown = "" if hidden else f" (got {given!r:.80})"
+        lines.append(f"  {field}{': ' if field else ''}{message}{shown}")
     return "\n".join(lines)

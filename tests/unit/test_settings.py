@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from pydantic import Field, ValidationError, model_validator
 
 import errata
 from errata.cli.options import fields_of, given_settings
 from errata.errors import ErrataError
 from errata.methods import METHODS, AlphaEdit, ClosedForm, Memit, Rome, method_named
 from errata.presets import presets, settle
-from errata.settings import Contexts, Search, Settings
+from errata.settings import Contexts, Search, Settings, describe
 from errata.tokens import rewrite_of
 from tiny import FACTS, tiny_tokenizer
 
@@ -212,3 +214,47 @@ def test_settings_cannot_be_changed() -> None:
     for settings in nested(Memit):
         assert settings.model_config["frozen"]
         assert settings.model_config["extra"] == "forbid"
+
+
+class _Part(Settings):
+    name: str = "x"
+
+
+class _Whole(Settings):
+    part: _Part = _Part()
+    parts: tuple[_Part, ...] = ()
+    table: dict[str, int] = Field(default_factory=dict)
+    texts: Sequence[str] = ()
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.part.name == "nothing":
+            raise ValueError("there is nothing to do")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"part": 3}, "  part: must be a mapping (got 3)"),
+        ({"parts": "ab"}, "  parts: must be a list (got 'ab')"),
+        ({"parts": ["a"]}, "  parts.0: must be a mapping (got 'a')"),
+        ({"table": [1]}, "  table: must be a mapping (got [1])"),
+        ({"texts": "ab"}, "  texts: must be a list (got 'ab')"),
+        ({"texts": 3}, "  texts: must be a list (got 3)"),
+        ({"part": {"name": "nothing"}}, "  there is nothing to do"),
+        (3, "  must be a mapping (got 3)"),
+        (json.JSONDecodeError("Expecting value", "x", 0), "  is not JSON: Expecting value: line 1"),
+    ],
+)
+def test_what_is_wrong_is_said_without_the_words_of_a_library(value: Any, told: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        _Whole.model_validate(value)
+    assert describe(caught.value).startswith(told)
+    assert "\n" not in describe(caught.value)
+
+
+def test_a_part_that_is_wrong_as_a_whole_is_named_by_its_path() -> None:
+    with pytest.raises(ValidationError) as caught:
+        _Whole.model_validate({"part": {"name": "nothing"}})
+    assert describe(caught.value, "edit.settings.") == "  edit.settings: there is nothing to do"

@@ -22,10 +22,10 @@ from errata.errors import ErrataError
 from errata.settings import describe
 from errata.tokens import split_target
 from errata.tune.templates import TemplateName, ask
+from errata.words import listed
 
 IGNORE = -100
 """Label of a token that is not learnt."""
-PROBLEMS_SHOWN = 10
 DEMO_ROWS = {"demo-new": "instruct_new.jsonl", "demo-same": "instruct_same.jsonl"}
 """Rows of the demo's world: about newcomers, or about subjects of it that no case edits."""
 
@@ -78,7 +78,7 @@ def read_rows(source: str, mirror: Path | None = None, split: str = "train") -> 
     if problems:
         raise ErrataError(
             f"{len(problems)} of {len(records)} records in {source} are no rows to tune on:\n"
-            + "\n".join(problems[:PROBLEMS_SHOWN]),
+            + listed(problems),
             "a row is {instruction, input, output}, as in Commonsense-170k; input may be empty",
         )
     if not rows:
