@@ -9,6 +9,7 @@ from errata.collection import Told
 from errata.corpus import read_corpus
 from errata.errors import ErrataError
 from errata.family import family_of, width_of
+from errata.methods.alphaedit import TOKENS_PER_DIMENSION
 from errata.methods.closed_form import ClosedForm
 from errata.model import EditedModel
 from errata.moment import SecondMoment
@@ -95,6 +96,34 @@ def moments_for(
     label = "quick estimate, " if wanted.quick else ""
     line = f"second moment: {label}{fewest} tokens of {wanted.corpus}"
     return moments, [line, *settled_lines(moments)]
+
+
+def shortages(moments: Mapping[int, SecondMoment]) -> list[str]:
+    """Return what second moments of too few tokens will be refused for, each thing once."""
+    told = []
+    for moment in moments.values():
+        width = moment.matrix.shape[0]
+        least = TOKENS_PER_DIMENSION * width
+        if is_singular(moment):
+            told.append(
+                f"the second moment of {moment.count} tokens is singular: it has {width} "
+                f"dimensions; ROME and MEMIT need more than {width} tokens, AlphaEdit at least "
+                f"{least}"
+            )
+        elif moment.count < least:
+            told.append(
+                f"{moment.count} tokens are too few for AlphaEdit, which needs at least {least}"
+            )
+    return list(dict.fromkeys(told))
+
+
+def is_singular(moment: SecondMoment) -> bool:
+    """Return whether so few tokens were read that the moment cannot be inverted."""
+    try:
+        moment.check_invertible()
+    except ErrataError:
+        return True
+    return False
 
 
 def settled_lines(moments: Mapping[int, SecondMoment]) -> list[str]:

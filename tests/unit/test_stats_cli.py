@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from errata.cli.main import main
+from errata.cli.main import app, main
 from errata.moment import SecondMoment
 from laws.bench import bits, closeness
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
@@ -73,6 +74,31 @@ def said(
         return found.out
 
     return run
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_corpus_too_small_to_edit_with_is_told_when_it_is_measured(
+    more: tuple[str, ...], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+
+    def told(tokens: int) -> tuple[str, str]:
+        result = CliRunner().invoke(app, stats("--tokens", str(tokens), *more))
+        assert result.exit_code == 0, result.output
+        return " ".join(result.stderr.split()), result.stdout
+
+    err, out = told(30)
+    assert "warning: the second moment of 30 tokens is singular: it has 56 dimensions" in err
+    assert "ROME and MEMIT need more than 56 tokens, AlphaEdit at least 112" in err
+    assert err.count("warning") == 1
+    assert "--method memit" not in out
+    assert more or "Next: errata stats pico --corpus " in out
+    err, out = told(100)
+    assert "warning: 100 tokens are too few for AlphaEdit, which needs at least 112" in err
+    assert more or "--method memit" in out
+    err, out = told(112)
+    assert "warning" not in err
 
 
 def test_a_dry_run_says_what_it_costs_and_writes_nothing(said: Any, tmp_path: Path) -> None:

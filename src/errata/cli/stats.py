@@ -141,8 +141,10 @@ def _size(count: int) -> str:
 
 def show_moments(model: str, corpus: str, moments: dict[int, SecondMoment], json: bool) -> None:
     """Show what is kept, block by block."""
-    from errata.statistics import settled_lines
+    from errata.statistics import is_singular, settled_lines, shortages
 
+    for shortage in shortages(moments):
+        console.warning(shortage)
     rows = []
     for block, moment in moments.items():
         width = moment.matrix.shape[0]
@@ -164,7 +166,10 @@ def show_moments(model: str, corpus: str, moments: dict[int, SecondMoment], json
         console.fact(line)
     shown = [{key: value for key, value in row.items() if key != "moved"} for row in rows]
     console.table(list(shown[0]), [[str(value) for value in row.values()] for row in shown])
-    console.next_step(f'errata edit {model} "The {{subject}} is" target --method memit')
+    if any(map(is_singular, moments.values())):
+        console.next_step(f"errata stats {model} --corpus LARGER")
+    else:
+        console.next_step(f'errata edit {model} "The {{subject}} is" target --method memit')
 
 
 def parse_blocks(text: str) -> tuple[int, ...]:

@@ -32,6 +32,10 @@ DIRECT = 1 / 2
 """From so many keys per dimension on, the d x d system is solved instead."""
 
 
+TOKENS_PER_DIMENSION = 2
+"""Below so many, directions look unused that are only unseen."""
+
+
 class AlphaEdit(ClosedForm):
     """Write many facts at once into the null space of what the matrix already serves."""
 
@@ -51,11 +55,12 @@ class AlphaEdit(ClosedForm):
     def null_space(self, moment: SecondMoment) -> NullSpace:
         """Return the null space that these settings cut; too few tokens are an `ErrataError`."""
         width = moment.matrix.shape[0]
-        if moment.count < 2 * width:
+        least = TOKENS_PER_DIMENSION * width
+        if moment.count < least:
             raise ErrataError(
                 f"{moment.count} tokens are too few to tell the null space of {width} dimensions: "
                 "directions would look unused that are only unseen",
-                f"measure it on at least {2 * width} tokens, better {10 * width} (`errata stats`)",
+                f"measure it on at least {least} tokens, better {10 * width} (`errata stats`)",
             )
         return moment.null_space(self.null_space_threshold, self.relative_threshold)
 
