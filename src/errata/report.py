@@ -34,14 +34,15 @@ class Score(Settings):
     """How many outcomes it is the mean of."""
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] n={self.n}"
+        value, low, high = (f"{100 * x:z.1f}" for x in (self.value, self.low, self.high))
+        return f"{value} % [{low}, {high}] n={self.n}"
 
 
 class Amount(Score):
     """A figure that is no share: a perplexity, an entropy in bits."""
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] n={self.n}"
+        return f"{self.value:z.3g} [{self.low:z.3g}, {self.high:z.3g}] n={self.n}"
 
 
 AMOUNTS = ("fluency", "essence_perplexity")

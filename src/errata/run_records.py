@@ -27,6 +27,7 @@ from errata.folders import folders_within, unfinished_runs
 from errata.generate import Answer, summarise_answers
 from errata.likelihood import Likelihood
 from errata.report import Score, harmonic_mean, mean, named
+from errata.words import listed
 
 CASE_FILE = re.compile(r".*case_(\d+)\.json")
 KINDS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
@@ -71,8 +72,8 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The run's folder, with the method's before it."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        """The run's folder, with the method's before it where its path has one."""
+        return "/".join(part for part in self.folder.parts[-2:] if part != "/") or "."
 
     def first(self, count: int) -> RunRecord:
         """Return the run with only the cases whose id is below `count`."""
@@ -94,7 +95,7 @@ class RunRecord:
 def read_runs(folder: Path) -> list[RunRecord]:
     """Return all runs at and below a folder, ours and the references', unfinished ones left out.
 
-    Raises `ErrataError` when there is none.
+    Raises `ErrataError` when there is none, or none of which a case can be read.
     """
     if not folder.is_dir():
         raise ErrataError(f"there is no folder {folder}", "name a folder that holds runs")
@@ -110,6 +111,14 @@ def read_runs(folder: Path) -> list[RunRecord]:
         raise ErrataError(
             f"{folder} holds no runs",
             "a run of errata has a cases.jsonl, one of the references *_edits-case_*.json",
+        )
+    if not any(run.cases for run in found):
+        broken = [f"  {run.name}: {name}" for run in found for name in run.unreadable]
+        raise ErrataError(
+            f"no case in {folder} can be read:\n{listed(broken)}"
+            if broken
+            else f"the runs in {folder} hold no cases",
+            "was it copied whole? copy it again, or make the run again",
         )
     return found
 

@@ -231,7 +231,7 @@ def _report(sweep: Sweep, count: int, command: str | None) -> str:
 
 def percent(score: Score) -> str:
     """Return a share in whole percent, with its interval."""
-    return f"{100 * score.value:.0f} [{100 * score.low:.0f}, {100 * score.high:.0f}]"
+    return f"{100 * score.value:z.0f} [{100 * score.low:z.0f}, {100 * score.high:z.0f}]"
 
 
 class Comparison(NamedTuple):

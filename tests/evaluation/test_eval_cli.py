@@ -144,7 +144,7 @@ def test_cases_are_chosen_and_broken_ones_counted(folder: Path, tmp_path: Path) 
     assert (found["cases"], found["dataset"]["skipped"], found["dataset"]["seed"]) == (2, 1, 5)
     shown = called(*arguments, "--limit", "1")
     assert "left out 1 broken record\n" in shown
-    assert "* 1 case of " in shown
+    assert f"* 1 case of {path}\n" in shown
 
 
 def test_runs_stand_side_by_side(folder: Path, tmp_path: Path) -> None:

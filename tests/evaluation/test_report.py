@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from errata.report import Score, grouped_mean, grouped_share, harmonic_mean, mean, share
+from errata.report import Amount, Score, grouped_mean, grouped_share, harmonic_mean, mean, share
 
 
 def test_wilson_by_hand() -> None:
@@ -74,3 +74,11 @@ def test_the_harmonic_mean_is_led_by_the_least() -> None:
 
 def test_a_score_reads_as_percent() -> None:
     assert str(Score(value=0.5, low=0.25, high=0.75, n=4)) == "50.0 % [25.0, 75.0] n=4"
+
+
+def test_nothing_is_less_than_nothing() -> None:
+    """A difference that rounds to zero has no sign."""
+    score = Score(value=-0.0001, low=-0.0004, high=-0.0, n=3)
+    assert str(score) == "0.0 % [0.0, 0.0] n=3"
+    assert str(Score(value=-0.0005, low=-0.02, high=0.0004, n=3)) == "-0.1 % [-2.0, 0.0] n=3"
+    assert str(Amount(value=-0.0, low=-1.5, high=0.0, n=3)) == "0 [-1.5, 0] n=3"

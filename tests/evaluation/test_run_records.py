@@ -144,6 +144,25 @@ def test_a_stopped_run_is_named_with_the_command_that_goes_on(run: Path, tmp_pat
     assert list(unfinished_runs(tmp_path)) == []
 
 
+def test_a_run_beside_which_one_stands_is_called_by_its_folder_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    assert [record.name for record in read_runs(Path("run_000"))] == ["run_000"]
+    monkeypatch.chdir(run)
+    assert [record.name for record in read_runs(Path())] == ["."]
+
+
+def test_runs_of_which_nothing_can_be_read_are_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "run_000").mkdir()
+    (tmp_path / "run_000" / "cases.jsonl").write_text("{torn\n\n[", encoding="utf-8")
+    write_case(tmp_path / "run_001", 0).write_text("{", encoding="utf-8")
+    with pytest.raises(ErrataError, match=r"no case .* can be read") as raised:
+        read_runs(tmp_path)
+    assert "cases.jsonl, line 1" in raised.value.message
+    assert "4_edits-case_0.json" in raised.value.message
+
+
 def test_a_line_of_ours_that_was_torn_is_named(tmp_path: Path) -> None:
     score = {"kind": "efficacy", "prompt": "p", "true": None, "own": False, "success": None}
     score["new"] = {"nll": 1.0, "likeliest": True, "correct": [True]}

@@ -144,7 +144,8 @@ def _say_what_is_missing(loaded: Loaded) -> None:
 
 def _show(model: str, dataset: str, loaded: Loaded, found: Evaluation, folder: Path | None) -> None:
     console.verb(f"errata eval {model}")
-    console.fact(f"{counted(len(loaded.cases), 'case')} of {dataset}, {loaded.path}")
+    named = dataset if dataset == str(loaded.path) else f"{dataset}, {loaded.path}"
+    console.fact(f"{counted(len(loaded.cases), 'case')} of {named}")
     if loaded.skipped:
         console.fact(f"left out {counted(len(loaded.skipped), 'broken record')}")
     console.fact("means over cases with 95 % intervals; n is the number of prompts")

@@ -128,7 +128,7 @@ def _show_published(runs: list[RunRecord]) -> None:
     for run in runs:
         console.fact(_title(run))
         rows = [
-            [name, f"{pair[0]:.2f}", "" if math.isnan(pair[1]) else f"{pair[1]:.2f}"]
+            [name, f"{pair[0]:z.2f}", "" if math.isnan(pair[1]) else f"{pair[1]:.2f}"]
             for name, pair in published_summary(run).items()
         ]
         console.table(("figure", "mean", "deviation"), rows)

@@ -114,7 +114,7 @@ def _tests_table(tests: Sequence[dict[str, Any]]) -> str:
     rows = [
         [
             *(str(test["edits"]), test["one"], test["other"]),
-            f"{100 * test['difference']:+.1f}",
+            f"{100 * test['difference']:+z.1f}",
             *(f"{test['p']:.2g}", f"{test['p_holm']:.2g}"),
         ]
         for test in told
