@@ -185,6 +185,22 @@ def test_datasets_are_listed_with_their_sources() -> None:
     assert {"zsre", "multi-counterfact", "known", "demo-zsre"} <= set(rows)
 
 
+def test_a_list_of_datasets_says_which_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path))
+    fetched = tmp_path / "datasets" / "zsre_mend_eval.json"
+    fetched.parent.mkdir()
+    fetched.write_text("[]", encoding="utf-8")
+    rows = told("ls", "datasets")["datasets"]
+    assert all(list(row) == ["dataset", "what", "source", "file"] for row in rows)
+    files = {row["dataset"]: row["file"] for row in rows}
+    assert files["zsre"] == files["zsre-alt"] == str(fetched)
+    assert files["counterfact"] is files["known"] is None
+    assert Path(files["demo"]).is_file()
+    assert called("ls", "datasets").count(" yes ") == 2 + sum(name[:4] == "demo" for name in files)
+
+
 @pytest.mark.parametrize("verb", ["eval", "summarize"])
 def test_help_needs_no_torch(verb: str) -> None:
     code = (

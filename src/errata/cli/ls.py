@@ -40,6 +40,7 @@ def list_things(
     if not rows:
         console.fact("none yet")
         return
+    rows = [_with_mark(row) for row in rows]
     columns = list(rows[0])
     console.table(columns, [[str(row[column]) for column in columns] for row in rows])
 
@@ -107,12 +108,24 @@ def _presets() -> list[dict[str, Any]]:
 
 
 def _datasets() -> list[dict[str, Any]]:
-    from errata.data import DATASETS
+    from errata.data import DATASETS, file_here
 
+    files = {name: file_here(name, cache_folder() / "datasets") for name in DATASETS}
     return [
-        {"dataset": name, "what": dataset.about, "source": dataset.source}
+        {
+            "dataset": name,
+            "what": dataset.about,
+            "source": dataset.source,
+            "file": None if files[name] is None else str(files[name]),
+        }
         for name, dataset in DATASETS.items()
     ]
+
+
+def _with_mark(row: dict[str, Any]) -> dict[str, Any]:
+    """Put a word in the place of a dataset's file, whose path a table has no room for."""
+    shown = {key: value for key, value in row.items() if key != "file"}
+    return shown | ({"offline": "no" if row["file"] is None else "yes"} if "file" in row else {})
 
 
 def _stats() -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from errata.case import Case
 from errata.data.counterfact import COUNTERFACT
-from errata.data.fetch import fetched
+from errata.data.fetch import fetched, kept_at
 from errata.data.flat import FLAT
 from errata.data.known import KNOWN
 from errata.data.plain import PLAIN
@@ -168,6 +168,13 @@ def locate(name_or_path: str, cache: Path | None = None) -> tuple[Path, Format |
             "give one: cache=…",
         )
     return fetched(known.source, cache, known.sha256), known.format
+
+
+def file_here(name: str, cache: Path) -> Path | None:
+    """Return the file of a known dataset where it is to be had without network, else None."""
+    source = DATASETS[name].source
+    path = kept_at(source, cache) if "://" in source else Path(source)
+    return path if path.is_file() else None
 
 
 def _format_of(records: Sequence[Any], path: Path) -> Format:

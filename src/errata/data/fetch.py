@@ -20,12 +20,17 @@ TIMEOUT = 30.0
 """Seconds without an answer after which a home counts as out of reach."""
 
 
+def kept_at(url: str, folder: Path) -> Path:
+    """Return where the file of a URL is kept, whether it was fetched or not."""
+    return folder / url.rsplit("/", 1)[-1]
+
+
 def fetched(url: str, folder: Path, sha256: str | None = None) -> Path:
     """Return the kept file of a URL, fetching it when there is none.
 
     Raises `ErrataError` when it cannot be reached, or is not what it should be.
     """
-    path = folder / url.rsplit("/", 1)[-1]
+    path = kept_at(url, folder)
     note = path.with_name(f"{path.name}.sha256")
     if not path.is_file():
         found = _fetch(url, path, sha256)
