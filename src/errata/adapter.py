@@ -8,7 +8,8 @@ imports `peft` to load, which merges in the model's dtype and leaves what it tou
 second is undone here.
 
 An adapter that was tuned on an edited model belongs on top of the patches that were there: a
-record beside it names them (`below`), and those that were added once more (`above`).
+record beside it names them (`below`), and those that were added once more (`above`). In a whole
+checkpoint that was tuned both are part of the weights; its record tells what was below.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Tuned(NamedTuple):
     adapter: str | None
     checkpoint: str | None
     below: tuple[Patch, ...] = ()
-    """Patches that belong under the adapter."""
+    """Patches that belong under the adapter, or are part of the checkpoint."""
     above: tuple[Patch, ...] = ()
     """Patches that were added once more, on top of it."""
 
@@ -61,12 +62,12 @@ def find_tuned(source: str) -> Tuned:
             return Tuned(str(folder), None, *_recorded(folder))
     for folder in (Path(source), Path(source) / "checkpoint"):
         if (folder / "config.json").is_file():
-            return Tuned(None, str(folder))
+            return Tuned(None, str(folder), *_recorded(folder))
     return Tuned(source, None)
 
 
 def _recorded(folder: Path) -> tuple[tuple[Patch, ...], tuple[Patch, ...]]:
-    """Return the patches below and above an adapter, from the record beside it."""
+    """Return the patches below and above what was tuned, from the record beside it."""
     if not (folder / RECORD).is_file():
         return (), ()
     try:
@@ -74,7 +75,7 @@ def _recorded(folder: Path) -> tuple[tuple[Patch, ...], tuple[Patch, ...]]:
         below, above = (list(record[name]) for name in ("below", "above"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ErrataError(
-            f"cannot read {folder / RECORD}: {error!r}", "copy the adapter's whole folder again"
+            f"cannot read {folder / RECORD}: {error!r}", "copy its whole folder again"
         ) from None
     return (
         tuple(Patch.load(folder / name) for name in below),

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 
-from errata.adapter import CONFIG_FILE
+from errata.adapter import CONFIG_FILE, find_tuned
 from errata.card import write_record
 from errata.checkpoint import quiet
 from errata.errors import ErrataError
@@ -89,8 +89,9 @@ def export_lora(
     if not rank_pattern:
         factors = {name: padded(B, A, top) for name, (B, A) in factors.items()}
     export = Export("lora", Path(folder), ranks, loss, _lora_notes(top, loss, adapter))
+    whole = None if adapter is None else find_tuned(adapter).checkpoint
     config = peft_config(
-        edited.model, edited.name, {name: len(A) for name, (_, A) in factors.items()}
+        edited.model, whole or edited.name, {name: len(A) for name, (_, A) in factors.items()}
     )
     with writing_folder(Path(folder)) as temporary:
         write_safetensors(

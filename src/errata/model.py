@@ -42,7 +42,7 @@ class EditedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    """The name or path that it was loaded by."""
+    """The name or path that it was loaded by; presets and corpora are found by it."""
     patches: list[Patch] = field(default_factory=list, init=False)
     _originals: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -213,7 +213,8 @@ def load(
     merged into the weights, in the model's dtype, so that the model can be edited like any
     other; its identity, to which patches belong, is that of the merged weights. An adapter that
     `errata tune` made brings the patches that belong below it; a run of `errata tune`, or a
-    whole checkpoint from one, may be given as `adapter` as well.
+    whole checkpoint from one, may be given as `adapter` as well; the checkpoint is then loaded in
+    the name's place. Patches that are part of what was tuned are not put on once more.
 
     `dtype` is "auto" (as stored; the demo in float32), or a torch dtype. Raises `ErrataError`
     when there is no such model or adapter, it cannot be reached, or its type has no family.
@@ -231,18 +232,19 @@ def load(
     if adapter is None and kind is not None:
         raise ErrataError("a kind of adapter is given, but no adapter", "name it: --adapter DIR")
     tuned = None if top is None else find_tuned(top)
-    if tuned is not None and tuned.checkpoint is not None:
-        name, tuned = tuned.checkpoint, None
-    config = None if tuned is None else read_adapter(str(tuned.adapter), kind)
+    whole = None if tuned is None else tuned.checkpoint
+    merged = None if whole is not None else tuned
+    config = None if merged is None else read_adapter(str(merged.adapter), kind)
     dtype = _dtype(dtype)
-    if name == "demo" and dtype == "auto":
+    if name == "demo" and whole is None and dtype == "auto":
         dtype = torch.float32
-    model, tokenizer = pretrained(name, dtype)
+    model, tokenizer = pretrained(whole or name, dtype)
     if device is not None:
         model = moved(model, device)
     given = [each if isinstance(each, Patch) else Patch.load(each) for each in patches]
+    if merged is not None:
+        model = merge_tuned(model, merged, config, allow_base)
     if tuned is not None:
-        model = merge_tuned(model, tuned, config, allow_base)
         given = [patch for patch in given if patch not in tuned.below]
     check_finite(model)
     edited = EditedModel(model.eval(), tokenizer, name)

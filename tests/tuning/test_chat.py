@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from errata.cli.main import app
@@ -15,10 +16,12 @@ from tiny import SENTENCES
 from tuning.pico import ROWS, pico, pico_on_disk, pico_patch, quick
 
 
-def test_the_three_models_side_by_side(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_three_models_side_by_side(method: str, tmp_path: Path) -> None:
     edited = pico_on_disk(tmp_path / "model")
     edited.apply(pico_patch(edited))
-    _, run = run_tuning(edited, ROWS, quick(max_steps=6, learning_rate=0.05), tmp_path)
+    settings = quick(method=method, max_steps=6, learning_rate=0.05)
+    _, run = run_tuning(edited, ROWS, settings, tmp_path)
     prompts = [text[:20] for text in SENTENCES[:4]]
     arguments = ["chat", str(tmp_path / "model"), "--adapter", str(run), "--json"]
     arguments += [part for prompt in prompts for part in ("-p", prompt)]
@@ -34,6 +37,19 @@ def test_the_three_models_side_by_side(tmp_path: Path) -> None:
             "tuned": edited.generate(prompt, 5),
         }
     assert any(len({row["base"], row["edited"], row["tuned"]}) == 3 for row in rows)
+
+
+def test_a_checkpoint_from_another_base_speaks_alone(tmp_path: Path) -> None:
+    edited = pico_on_disk(tmp_path / "model")
+    edited.apply(pico_patch(edited))
+    _, run = run_tuning(edited, ROWS, quick(method="full"), tmp_path)
+    again = load(str(tmp_path / "model"), adapter=run)
+    again.apply(pico_patch(again))
+    _, second = run_tuning(again, ROWS, quick(method="full"), tmp_path)
+    arguments = ["chat", str(tmp_path / "model"), "--adapter", str(second), "-p", SENTENCES[0][:20]]
+    found = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    assert list(json.loads(found.stdout)["answers"][0]) == ["prompt", "answer"]
+    assert "another model" in found.stderr
 
 
 def test_a_talk_holds_what_each_model_said_itself() -> None:

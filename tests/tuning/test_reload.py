@@ -40,7 +40,11 @@ def same(one: EditedModel, other: EditedModel) -> bool:
         {"method": "full"},
         *(
             pytest.param(given, marks=pytest.mark.slow)
-            for given in ({"method": "dora"}, {"reapply": True})
+            for given in (
+                {"method": "dora"},
+                {"reapply": True},
+                {"method": "full", "reapply": True},
+            )
         ),
     ],
 )
@@ -53,8 +57,8 @@ def test_a_run_reloads_bit_for_bit(given: dict[str, object], tmp_path: Path) -> 
         assert same(found, edited)
         assert not found.patches
     patch = tmp_path / "patch.safetensors"
-    if given.get("method") != "full":
-        assert same(load(name, adapter=run, patches=[patch]), edited), "it is not put on twice"
+    assert same(load(name, adapter=run, patches=[patch]), edited), "it is not put on twice"
+    assert found.name == name, "presets and corpora are found by it"
     summary = json.loads((run / "summary.json").read_text("utf-8"))
     assert summary["weights"] == edited.base.weights == found.base.weights
 
@@ -72,6 +76,24 @@ def test_a_tuned_model_is_edited_again_and_exported(tmp_path: Path) -> None:
     export_lora(edited, tmp_path / "lora", adapter=str(run))
     with edited.without_patches():
         assert same(load(str(tmp_path / "model"), adapter=run), edited)
+
+
+def test_a_checkpoint_is_edited_by_its_name_and_exported(tmp_path: Path) -> None:
+    _, run = tuned_run(tmp_path, method="full")
+    model = str(tmp_path / "model")
+    result = CliRunner().invoke(
+        app,
+        ["edit", model, "The {Lantern Bridge} is in", "Quenby", "--adapter", str(run),
+         "--method", "rome", "--blocks", "1", "--steps", "2", "--no-second-moment",
+         "--prefix-lengths", "2", "--results", str(tmp_path)],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert f"Next: errata chat {model} --adapter {run} --patch" in result.stdout
+    patch = tmp_path / "ROME" / "run_000" / "patch.safetensors"
+    edited = load(model, adapter=run, patches=[patch])
+    export_lora(edited, tmp_path / "lora", adapter=str(run))
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text("utf-8"))
+    assert config["base_model_name_or_path"] == str(run / "checkpoint")
 
 
 def test_an_adapter_on_another_base_is_refused(tmp_path: Path) -> None:

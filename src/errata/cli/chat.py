@@ -84,10 +84,18 @@ def _below(
     """Load the model that an adapter was tuned on; None where nothing tells that it was edited."""
     from errata.adapter import find_tuned
 
-    below = find_tuned(adapter).below
+    tuned = find_tuned(adapter)
+    below = tuned.below
     if not below:
         return None
     edited = load_model(model, None, dtype, device, allow_base)
+    made_for = below[0].provenance.base
+    if tuned.checkpoint is not None and not allow_base and made_for.weights != edited.base.weights:
+        console.warning(
+            f"{adapter} was tuned on an edited {made_for.name}, and {model} is another model: it "
+            "speaks alone"
+        )
+        return None
     for each in below:
         edited.apply(each, allow_base=allow_base)
     return edited

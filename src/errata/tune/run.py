@@ -95,7 +95,7 @@ def _keep(
         record = {
             "format": 1,
             "tuned": params,
-            "below": [] if full else files,
+            "below": files,
             "above": files if settings.reapply and not full else [],
             "weights": model_hash(edited.model),
             "versions": versions(),
