@@ -7,6 +7,7 @@ versions and command. The first of many are shown; the files under `patches/` ho
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +35,39 @@ def write_record(
     export: dict[str, Any],
     adapter: str | None,
     command: str | None,
+    below: Sequence[Patch] = (),
 ) -> None:
     """Write README.md and `patches/` into an export's folder.
 
     `export` says what was written (`target`) and what it lost; `adapter` what was merged into
-    the base before the patches; `command` what made it.
+    the base before the patches; `command` what made it; `below` are patches that had been there
+    before the adapter was tuned.
     """
-    width = max(3, len(str(len(edited.patches))))
-    files = [f"patches/patch_{i:0{width}d}.safetensors" for i in range(len(edited.patches))]
-    for patch, file in zip(edited.patches, files, strict=True):
+    patches = [*below, *edited.patches]
+    width = max(3, len(str(len(patches))))
+    files = [f"patches/patch_{i:0{width}d}.safetensors" for i in range(len(patches))]
+    for patch, file in zip(patches, files, strict=True):
         patch.save(folder / file)
     recipe = {
         "base": edited.base.model_dump(),
         **({"adapter": adapter} if adapter is not None else {}),
         "export": {**export, "command": command, "versions": versions()},
-        "requests": sum(len(patch.provenance.requests) for patch in edited.patches),
-        "patches": _patch_entries(edited.patches, files),
+        "requests": sum(len(patch.provenance.requests) for patch in patches),
+        "patches": _patch_entries(patches, files, len(below)),
     }
-    write_text(folder / "README.md", _card(edited, recipe))
+    write_text(folder / "README.md", _card(edited, recipe, len(patches), len(below)))
 
 
-def _patch_entries(patches: list[Patch], files: list[str]) -> list[dict[str, Any]]:
+def _patch_entries(patches: list[Patch], files: list[str], below: int) -> list[dict[str, Any]]:
     entries, room = [], SHOWN
-    for patch, file in list(zip(patches, files, strict=True))[:SHOWN]:
+    for number, (patch, file) in enumerate(list(zip(patches, files, strict=True))[:SHOWN]):
         made = patch.provenance
         shown = made.requests[:room]
         room -= len(shown)
         entries.append(
             {
                 "file": file,
+                **({"below_adapter": True} if number < below else {}),
                 "digest": patch.digest,
                 "method": made.method,
                 "settings": dict(made.settings),
@@ -78,8 +83,8 @@ def _patch_entries(patches: list[Patch], files: list[str]) -> list[dict[str, Any
     return entries
 
 
-def _card(edited: EditedModel, recipe: dict[str, Any]) -> str:
-    target, count, patches = recipe["export"]["target"], recipe["requests"], len(edited.patches)
+def _card(edited: EditedModel, recipe: dict[str, Any], patches: int, below: int) -> str:
+    target, count = recipe["export"]["target"], recipe["requests"]
     front: dict[str, Any] = {"library_name": _LIBRARY[target], "tags": ["knowledge-editing"]}
     if _HUB_NAME.fullmatch(edited.name):
         front = {"base_model": edited.name, **front}
@@ -92,7 +97,8 @@ def _card(edited: EditedModel, recipe: dict[str, Any]) -> str:
         f"---\n{_yaml(front)}---",
         f"# {_plain(Path(edited.name).name)}, {title}",
         f"{_USE[target]} Written by errata; the patches that it was made of ({patches}) stand in "
-        "`patches/` and can be applied, stacked and taken back one by one.",
+        "`patches/` and can be applied, stacked and taken back one by one."
+        + (f" {below} of them had been there when the adapter was tuned." if below else ""),
         *[f"**Note:** {_plain(note)}." for note in recipe["export"]["notes"]],
         *(["## What was edited", "\n".join(listed)] if listed else []),
         "## Recipe",

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 
-from errata.adapter import CONFIG_FILE, find_tuned
+from errata.adapter import CONFIG_FILE, find_tuned, read_adapter
 from errata.card import write_record
 from errata.checkpoint import quiet
 from errata.errors import ErrataError
@@ -51,6 +51,8 @@ class Export:
     """Per weight, the share of Δ that is missing: to a lower rank, or to the model's dtype."""
     notes: tuple[str, ...]
     """What a reader should know."""
+    below: int = 0
+    """Patches below the adapter, or in the tuned checkpoint, that a merged one carries as well."""
 
     @property
     def rank(self) -> int | None:
@@ -74,7 +76,7 @@ def export_lora(
     patches, for the card. Raises `ErrataError` when there is no patch or the folder is not empty.
     """
     if not edited.patches:
-        raise ErrataError("there is no patch to export", "put one on the model: --patch P")
+        raise no_patch(adapter)
     if rank is not None and rank < 1:
         raise ErrataError(f"a rank of {rank} leaves nothing", "give a rank of at least 1")
     factors, loss = {}, {}
@@ -121,14 +123,32 @@ def export_merged(
             f"{100 * max(loss.values()):.0f} % of the change is lost in {edited.model.dtype}; "
             "export in float32 (--dtype float32), or as a LoRA, which is kept beside the weights"
         )
-    export = Export("merged", Path(folder), {}, loss, tuple(notes))
+    below = () if adapter is None else find_tuned(adapter).below
+    export = Export("merged", Path(folder), {}, loss, tuple(notes), len(below))
     with writing_folder(Path(folder)) as temporary:
         with quiet():
             edited.model.save_pretrained(temporary)
             edited.tokenizer.save_pretrained(temporary)
         facts = {**_facts(export), "weights": model_hash(edited.model)}
-        write_record(temporary, edited, facts, adapter, command)
+        write_record(temporary, edited, facts, adapter, command, below)
     return export
+
+
+def no_patch(adapter: str | None) -> ErrataError:
+    """Say that there is no patch to export, and what of an adapter can be; raises if it is none."""
+    if adapter is None:
+        return ErrataError("there is no patch to export", "name one: --patch P")
+    tuned = find_tuned(adapter)
+    if tuned.adapter is not None:
+        read_adapter(tuned.adapter)
+    whole = tuned.checkpoint is not None
+    kind, place = ("a whole checkpoint", "in") if whole else ("an adapter", "below")
+    held = f"; those {place} it ({len(tuned.below)}) go where it goes" if tuned.below else ""
+    return ErrataError(
+        f"there is no patch on top of {adapter} to export as a LoRA{held}",
+        f"it is {kind} already: copy {tuned.checkpoint or tuned.adapter}",
+        "all of it as one checkpoint: --to merged DIR",
+    )
 
 
 def _updates_of(edited: EditedModel) -> dict[str, list[Update]]:

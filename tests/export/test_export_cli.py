@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
 from errata.cli.main import app
 from errata.errors import ErrataError
 from errata.model import load
+from errata.patch import Patch
+from errata.tune.run import run_tuning
 from export.folders import far, logits, saved_base, with_adapter
 from laws.bench import random_patch
+from tuning.pico import ROWS, pico_on_disk, pico_patch, quick
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,7 @@ def test_two_patches_become_one_lora(base: Path, patches: list[Path], tmp_path: 
         "target": "lora",
         "path": str(out),
         "patches": [str(patch) for patch in patches],
+        "patches_below": 0,
         "rank": 5,
         "max_lora_rank": 8,
         "weights": [f"transformer.h.{block}.mlp.c_proj.weight" for block in (1, 2)],
@@ -109,9 +114,40 @@ def test_an_exported_lora_is_an_adapter_to_chat_and_export(
     assert any("with the adapter" in note for note in said["notes"])
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_was_tuned_on_edits_carries_them_and_says_what_can_be_exported(
+    method: str, tmp_path: Path
+) -> None:
+    edited = pico_on_disk(tmp_path / "model")
+    patch = pico_patch(edited)
+    own = patch.save(tmp_path / "own.safetensors")
+    edited.apply(patch)
+    _, run = run_tuning(edited, ROWS, quick(method=method), tmp_path)
+    base, top = tmp_path / "model", ("--adapter", run)
+    said = asked("export", base, *top, "--to", "merged", tmp_path / "merged")
+    assert said["patches_below"] == 1
+    card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    recipe = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
+    assert recipe["requests"] == 2
+    [entry] = recipe["patches"]
+    assert (entry["digest"], entry["below_adapter"]) == (patch.digest, True)
+    assert Patch.load(tmp_path / "merged" / entry["file"]) == patch
+    assert "2 facts edited" in card
+    told = errata("export", base, *top, "--to", "merged", tmp_path / "again").stdout
+    assert "model, 1 patch\n* 1 of them had been there" in told
+    for given in ((), ("--patch", own)):
+        problem = errata("export", base, *top, *given, "--to", "lora", tmp_path / "lora").exception
+        assert isinstance(problem, ErrataError)
+        assert "no patch on top of" in problem.message
+        made = run / ("checkpoint" if method == "full" else "adapter")
+        assert any(f"copy {made}" in hint for hint in problem.hints)
+        assert any("--to merged DIR" in hint for hint in problem.hints)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("--to lora OUT --adapter OUT", "cannot load the adapter"),
         ("--to gguf OUT --patch PATCH", "cannot export to 'gguf'"),
         ("--to lora OUT", "there is no patch to export"),
         ("--to merged OUT", "there is no patch to export"),

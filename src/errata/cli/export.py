@@ -67,7 +67,9 @@ def export(
     if target == "merged" and (rank is not None or rank_pattern):
         raise ErrataError("only a LoRA has a rank", "say --to lora DIR, or leave the rank out")
     if not patch and (target == "lora" or below is None):
-        raise ErrataError("there is no patch to export", "name one: --patch P")
+        from errata.export import no_patch
+
+        raise no_patch(below)
 
     from errata.export import check_folder, export_lora, export_merged
 
@@ -88,7 +90,7 @@ def export(
     if json:
         _as_json(model, written, patch or [])
     else:
-        _show(model, written, patch or [])
+        _show(model, written, len(edited.patches))
 
 
 def _as_json(model: str, written: Export, patches: list[Path]) -> None:
@@ -100,6 +102,7 @@ def _as_json(model: str, written: Export, patches: list[Path]) -> None:
             "target": written.target,
             "path": str(written.path),
             "patches": [str(path) for path in patches],
+            "patches_below": written.below,
             "rank": written.rank,
             "max_lora_rank": None if written.rank is None else served_rank(written.rank),
             "weights": sorted(written.loss),
@@ -110,10 +113,13 @@ def _as_json(model: str, written: Export, patches: list[Path]) -> None:
     )
 
 
-def _show(model: str, written: Export, patches: list[Path]) -> None:
+def _show(model: str, written: Export, on_top: int) -> None:
     from errata.lora import served_rank
 
-    console.verb(f"errata export {model}, {len(patches)} patch{'es' * (len(patches) != 1)}")
+    count, below = on_top + written.below, written.below
+    console.verb(f"errata export {model}, {count} patch{'es' * (count != 1)}")
+    if below:
+        console.fact(f"{below} of them had been there when the adapter was tuned")
     if written.loss:
         console.table(
             ("weight", "rank", "lost"),
