@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import Result
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from errata.cli.main import app
 from errata.errors import ErrataError
+from errata.export import export_merged
 from errata.model import load
 from errata.patch import Patch
 from errata.tune.run import run_tuning
-from export.folders import far, logits, saved_base, with_adapter
+from export.folders import far, logits, saved_adapter, saved_base, with_adapter
 from laws.bench import random_patch
+from tiny import FACTS, SENTENCES
 from tuning.pico import ROWS, pico_on_disk, pico_patch, quick
 
 
@@ -170,6 +173,57 @@ def test_what_is_wrong_is_said(
     assert message in result.exception.message
     assert result.exception.hints
     assert not (tmp_path / "out").exists()
+
+
+def test_every_verb_that_loads_a_model_takes_an_adapter() -> None:
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    flags = {
+        name: {option for p in verb.params for option in p.opts}
+        for name, verb in verbs.items()
+        if any(p.name == "model" for p in verb.params)
+    }
+    assert {"trace", "lens", "sweep-blocks", "stats", "survival"} <= flags.keys()
+    assert [name for name, has in flags.items() if not {"--adapter", "--adapter-kind"} <= has] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'lens BASE "The {Lantern Bridge} is in"',
+        'trace BASE "The {Lantern Bridge} is in" --level 0.1 --samples 2 --plot none --results OUT',
+        "sweep-blocks BASE --dataset CASES --blocks 1 --steps 2 --no-second-moment --method rome "
+        "--prefix-lengths 2 --plot none --results OUT",
+        "stats BASE --corpus TEXT --blocks 1",
+    ],
+    ids=lambda words: words.split()[0],
+)
+def test_what_an_adapter_makes_of_a_model_is_read_and_not_mixed_with_it(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = saved_base("llama", tmp_path / "base")
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    cases = [{**fact.model_dump(exclude_defaults=True), "target_true": "Hesk"} for fact in FACTS]
+    (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, cases)), encoding="utf-8")
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
+    adapter = saved_adapter("llama", tmp_path / "adapter")
+    export_merged(load(str(base), adapter=adapter), tmp_path / "merged", adapter=str(adapter))
+
+    def said(model: Path, *options: object) -> dict[str, Any]:
+        places = {"BASE": model, "OUT": tmp_path / "results", "CASES": tmp_path / "cases.jsonl"}
+        places["TEXT"] = tmp_path / "text.txt"
+        given = [places.get(word, word) for word in shlex.split(words)]
+        found = asked(*given, *options)
+        return {k: v for k, v in found.items() if k not in ("model", "run")}
+
+    plain = said(base)
+    for summary in (tmp_path / "results").rglob("summary.json"):
+        summary.unlink()  # as if it had been stopped
+    adapted = said(base, "--adapter", adapter, "--adapter-kind", "lora")
+    assert adapted == said(tmp_path / "merged")
+    if words.startswith("stats"):
+        assert len(list((tmp_path / "cache" / "moments").rglob("*.safetensors"))) > 1
+    else:
+        assert plain != adapted
 
 
 @pytest.mark.parametrize("words", [(), ("--to",), ("--to", "lora")])

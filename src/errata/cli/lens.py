@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata import console
-from errata.cli.options import AllowBase, Device, Dtype, Json, Model, Patches, load_model
+from errata.cli.options import (
+    Adapter,
+    AdapterKind,
+    AllowBase,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Patches,
+    load_model,
+)
 from errata.request import EditRequest
 
 if TYPE_CHECKING:
@@ -31,6 +41,8 @@ def lens(
         str | None, typer.Option(help="The subject, when the prompt has {} in its place.")
     ] = None,
     patch: Patches = None,
+    adapter: Adapter = None,
+    adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",
     device: Device = None,
     allow_base: AllowBase = False,
@@ -38,7 +50,7 @@ def lens(
 ) -> None:
     """Read every block as if it were the last; with patches, before and after them."""
     request = EditRequest.parse(prompt, answer or "?", subject)
-    edited = load_model(model, patch, dtype, device, allow_base)
+    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
     found = _read(edited, request, None if answer is None else request.answer)
     if json:
         told = {half: one.as_json() for half, one in found.items()}

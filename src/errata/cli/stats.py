@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata import console
-from errata.cli.options import Device, Dtype, Json, Model, cache_folder, load_model
+from errata.cli.options import (
+    Adapter,
+    AdapterKind,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    cache_folder,
+    load_model,
+)
 from errata.errors import ErrataError
 
 if TYPE_CHECKING:
@@ -37,6 +46,8 @@ def stats(
         int | None, typer.Option(min=1, help="Stop after so many tokens; all when not given.")
     ] = None,
     length: Annotated[int, typer.Option(min=1, help="Cut every text at so many tokens.")] = 512,
+    adapter: Adapter = None,
+    adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",
     device: Device = None,
     dry_run: Annotated[
@@ -55,7 +66,7 @@ def stats(
             "name one: --corpus FILE.txt, or --corpus hf:wikitext:wikitext-103-raw-v1",
         )
     with launched(device) as (ranks, device):
-        edited = load_model(model, dtype=dtype, device=device)
+        edited = load_model(model, None, dtype, device, False, adapter, adapter_kind)
         chosen = parse_blocks(blocks) if blocks else preset_blocks(edited)
         text, store = read_corpus(name), Store(cache_folder() / "moments")
         if dry_run:

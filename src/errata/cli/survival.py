@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -11,6 +13,7 @@ import yaml
 from errata import console
 from errata.cli.options import (
     Adapter,
+    AdapterKind,
     Device,
     Dtype,
     Json,
@@ -24,6 +27,9 @@ from errata.cli.show import show_plan
 from errata.errors import ErrataError
 from errata.methods import METHODS
 from errata.survival.settings import Matrix
+
+if TYPE_CHECKING:
+    from errata.model import EditedModel
 
 SHOWN = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
 FOR_DEMO: dict[str, Any] = {
@@ -98,6 +104,7 @@ def survival(
     ] = None,
     results: Results = Path("results"),
     adapter: Adapter = None,
+    adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",
     device: Device = None,
     dry_run: Annotated[
@@ -139,14 +146,15 @@ def survival(
     if "dataset" not in given:
         raise ErrataError("say what to edit", "name cases: --dataset counterfact")
     matrix = Matrix.checked(given)
-    _run(model, matrix, results, (dtype, device, adapter), mirror, dry_run, json)
+    fresh = partial(load_model, model, None, dtype, device, False, adapter, adapter_kind)
+    _run(model, matrix, results, fresh, mirror, dry_run, json)
 
 
 def _run(
     model: str,
     matrix: Matrix,
     results: Path,
-    loading: tuple[str, str | None, str | None],
+    fresh: Callable[[], EditedModel],
     mirror: Path | None,
     dry_run: bool,
     json: bool,
@@ -154,11 +162,6 @@ def _run(
     from errata.store import Store
     from errata.survival.questions import read_questions
     from errata.survival.run import run_survival
-
-    dtype, device, adapter = loading
-
-    def fresh() -> Any:
-        return load_model(model, None, dtype, device, False, adapter)
 
     edited, store = fresh(), Store(cache_folder() / "moments")
     questions, rows = read_questions(matrix, edited, cache_folder() / "datasets", mirror)

@@ -10,6 +10,8 @@ import typer
 
 from errata import console
 from errata.cli.options import (
+    Adapter,
+    AdapterKind,
     AllowBase,
     Device,
     Dtype,
@@ -70,6 +72,8 @@ def sweep_blocks(
     ] = None,
     patch: Patches = None,
     results: Results = Path("results"),
+    adapter: Adapter = None,
+    adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",
     device: Device = None,
     allow_base: AllowBase = False,
@@ -83,7 +87,7 @@ def sweep_blocks(
     if name is None:
         raise ErrataError("say what to edit", "name a dataset: --dataset counterfact")
     cases = load_dataset(name, limit, offset, seed, skip_invalid).cases
-    edited = load_model(model, patch, dtype, device, allow_base)
+    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
     methods, moments, facts = _prepared(edited, chosen, settings, corpus, tokens)
 
     from errata.sweep import sweep_blocks as swept

@@ -9,6 +9,8 @@ import typer
 
 from errata import console
 from errata.cli.options import (
+    Adapter,
+    AdapterKind,
     AllowBase,
     Device,
     Dtype,
@@ -76,6 +78,8 @@ def trace(
     ] = None,
     patch: Patches = None,
     results: Results = Path("results"),
+    adapter: Adapter = None,
+    adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",
     device: Device = None,
     allow_base: AllowBase = False,
@@ -95,7 +99,7 @@ def trace(
         raise ErrataError("blocks are recommended by the trace of MLPs", "let --kinds include mlp")
     name = dataset or ("" if prompt is None else OWN_SUBJECTS.get(model, ""))
     cases = load_dataset(name, limit, offset, seed, skip_invalid).cases if name else []
-    edited = load_model(model, patch, dtype, device, allow_base)
+    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
     if prompt is not None:
         request = EditRequest.parse(prompt, answer or "?", subject)
         question = _asked(edited, request, answer)
