@@ -16,10 +16,10 @@ from errata.stages import Surroundings, asking_of, load_all, load_choice, settin
 from errata.store import Store
 from errata.survival.questions import read_questions
 from errata.survival.settings import Matrix
-from errata.tune.places import edited_blocks
+from errata.tune.places import edited_blocks, placed
 from errata.tune.rows import read_rows
 from errata.tune.settings import TuneStage
-from errata.tuning_cost import matrix_costs, placed, tuning_cost
+from errata.tuning_cost import matrix_costs, tuning_cost
 
 
 def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, list[Cost]]:

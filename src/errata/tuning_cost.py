@@ -33,7 +33,7 @@ from errata.store import Store
 from errata.survival.measure import Questions
 from errata.survival.settings import Matrix, Tuning
 from errata.tokens import encode
-from errata.tune.places import moving
+from errata.tune.places import moving, placed
 from errata.tune.rows import Row, code_rows
 from errata.tune.settings import TuneSettings
 from errata.tune.train import tune
@@ -56,18 +56,6 @@ class _Lengths(NamedTuple):
     mean: float
     padded: float
     """Of the longest in a forward pass, on average."""
-
-
-def placed(settings: TuneSettings, written: Sequence[int], count: int) -> TuneSettings:
-    """Name the blocks of a tuning that is `edited` or `others`, as edits to come will write them.
-
-    `count` is how many blocks the model has; what guards the edits is put aside.
-    """
-    named = {"edited": written, "others": [b for b in range(count) if b not in written]}
-    blocks = settings.blocks
-    if named.get(blocks):
-        blocks = ",".join(map(str, named[blocks]))
-    return settings.with_values(blocks=blocks, shift_penalty=0.0, project=False, reapply=False)
 
 
 def tuning_cost(edited: EditedModel, rows: Sequence[Row], settings: TuneSettings) -> Cost:

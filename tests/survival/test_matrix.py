@@ -203,6 +203,38 @@ def test_settings_that_do_not_fit_are_told_before_anything_is_done() -> None:
     ):
         with pytest.raises(ErrataError, match=message):
             matrix(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tunings": ("full", "lora@99")}, "no block 99"),
+        ({"settings": {"rome": {**ROME, "blocks": [99]}}}, "no block 99"),
+        ({"tunings": ("full@0+project",)}, "no edited matrix is tuned"),
+        (
+            {"tune": {**QUICK, "modules": "gate,q"}, "tunings": ("lora+project",)},
+            "no edited matrix",
+        ),
+        (
+            {
+                "tunings": ("lora@others",),
+                "methods": ("memit",),
+                "settings": {"memit": {"blocks": [0, 1, 2, 3]}},
+            },
+            "every block is edited",
+        ),
+        ({"tune": {**QUICK, "cutoff_len": 4000}}, "4000 tokens do not fit"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_told_before_a_run_is_begun(
+    wrong: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ErrataError, match=message):
+        survive(matrix(**wrong), tmp_path)
+    assert not list(tmp_path.rglob("run_*"))
+
+
+def test_settings_of_one_method_go_before_those_of_all() -> None:
     settings = matrix(tune={"epochs": 2, "full": {"epochs": 1}}).settings_of
     assert settings(Tuning.parse("lora"), 0).epochs == 2
     assert settings(Tuning.parse("full"), 0).epochs == 1

@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import errata.tuning_cost
 from errata.store import Store
 from errata.survival.run import run_survival
+from errata.tune.places import placed
 from errata.tune.run import run_tuning
 from errata.tune.train import tune
-from errata.tuning_cost import matrix_costs, placed, tuning_cost
+from errata.tuning_cost import matrix_costs, tuning_cost
 from laws.bench import found
 from survival.test_matrix import QUESTIONS, fresh, matrix
 from tuning.pico import EDITED, ROWS, pico, pico_patch, quick

@@ -20,21 +20,24 @@ from typing import Any
 
 from errata.case import cases_digest
 from errata.edits import prepare
+from errata.family import family_of
 from errata.files import write_text
 from errata.folders import run_folder
 from errata.methods import METHODS, method_named
 from errata.model import EditedModel
 from errata.patch import Patch
+from errata.presets import settle
 from errata.store import Store
 from errata.survival.figures import as_json, read_configurations
 from errata.survival.measure import Questions, displacement, read_states, save_states, states_of
 from errata.survival.plots import write_plots
 from errata.survival.report import write_tables
 from errata.survival.settings import Matrix, Tuning
-from errata.tune.places import tuned_blocks
+from errata.tune.guard import none_projected
+from errata.tune.places import moving, placed, tuned_blocks
 from errata.tune.rows import Row, digest_of
 from errata.tune.settings import TuneSettings
-from errata.tune.train import tune
+from errata.tune.train import check_length, tune
 
 Progress = Callable[[int, int], None]
 
@@ -174,6 +177,23 @@ class Survival:
         shutil.rmtree(self.folder / "work" / name, ignore_errors=True)
 
 
+def check_fit(matrix: Matrix, edited: EditedModel) -> None:
+    """Raise `ErrataError` where blocks, matrices or lengths are not such as the model has."""
+    model, family = edited.model, family_of(edited.model)
+    count = family.block_count(model)
+    for name in matrix.methods:
+        method, *_ = settle(
+            method_named(name), edited.name, count, dict(matrix.settings.get(name, {}))
+        )
+        written = {family.weight_name(block) for block in method.edited_blocks}
+        for tuning in map(Tuning.parse, matrix.tunings):
+            settings = matrix.settings_of(tuning, 0)
+            names = moving(model, placed(settings, method.edited_blocks, count), ())
+            check_length(model, settings)
+            if settings.project and not written & set(names):
+                raise none_projected()
+
+
 def run_survival(
     matrix: Matrix,
     fresh: Callable[[], EditedModel],
@@ -185,8 +205,13 @@ def run_survival(
     command: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> tuple[dict[str, Any], Path]:
-    """Go through a matrix; return its figures, as `summary.json` holds them, and the folder."""
-    base = fresh().base
+    """Go through a matrix; return its figures, as `summary.json` holds them, and the folder.
+
+    Raises `ErrataError` for what does not fit the model, before the folder is made.
+    """
+    edited = fresh()
+    check_fit(matrix, edited)
+    base = edited.base
     params = {
         "model": base.model_dump(),
         "matrix": matrix.model_dump(mode="json"),

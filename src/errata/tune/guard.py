@@ -117,6 +117,14 @@ def key_directions(patches: Sequence[Patch], name: str) -> Tensor:
     return U[:, S > RANK_AT * S[0]]
 
 
+def none_projected() -> ErrataError:
+    """Say that nothing which was edited is tuned."""
+    return ErrataError(
+        "project: no edited matrix is tuned, so there is nothing to keep off its keys",
+        "put the patches on the model (--patch P), and tune `down` of the edited blocks",
+    )
+
+
 @dataclass
 class Projection:
     """What holds the updates of edited matrices off the edits' keys."""
@@ -135,10 +143,7 @@ class Projection:
         """
         names = sorted({name for patch in patches for name in patch.updates} & set(moving))
         if not names:
-            raise ErrataError(
-                "project: no edited matrix is tuned, so there is nothing to keep off its keys",
-                "put the patches on the model (--patch P), and tune `down` of the edited blocks",
-            )
+            raise none_projected()
         spans = {}
         for name in names:
             Q = key_directions(patches, name)

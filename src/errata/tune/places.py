@@ -52,14 +52,31 @@ def tuned_blocks(
             )
         wanted = [b for b in range(count) if (b in edited) is (settings.blocks == "edited")]
         if not wanted:
-            raise ErrataError(
-                "every block is edited, so there are no others", "tune all: --blocks all"
-            )
+            raise _no_others()
         return tuple(wanted)
     blocks = sorted({int(block) for block in settings.blocks.split(",")})
     for block in blocks:
         family_of(model).block(model, block)
     return tuple(blocks)
+
+
+def _no_others() -> ErrataError:
+    return ErrataError("every block is edited, so there are no others", "tune all: --blocks all")
+
+
+def placed(settings: TuneSettings, written: Sequence[int], count: int) -> TuneSettings:
+    """Name the blocks of a tuning that is `edited` or `others`, as edits to come will write them.
+
+    `count` is how many blocks the model has; what guards the edits is put aside. Raises
+    `ErrataError` where the edits leave no others.
+    """
+    named = {"edited": written, "others": [b for b in range(count) if b not in written]}
+    blocks = settings.blocks
+    if blocks in named:
+        if not named[blocks]:
+            raise _no_others()
+        blocks = ",".join(map(str, named[blocks]))
+    return settings.with_values(blocks=blocks, shift_penalty=0.0, project=False, reapply=False)
 
 
 def matrices(model: PreTrainedModel, blocks: Iterable[int], roles: Sequence[str]) -> list[str]:

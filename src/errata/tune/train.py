@@ -72,7 +72,7 @@ def tune(
     patches, model = tuple(edited.patches), edited.model
     names = moving(model, settings, patches)
     train, held = _split(rows, settings)
-    _check_length(model, settings)
+    check_length(model, settings)
     code = (settings.template, settings.cutoff_len, settings.train_on_inputs)
     coded = code_rows(edited.tokenizer, train, *code)
     aside = code_rows(edited.tokenizer, held, *code).rows if held else []
@@ -128,7 +128,8 @@ def _split(rows: Sequence[Row], settings: TuneSettings) -> tuple[list[Row], list
     return order[settings.validation :], order[: settings.validation]
 
 
-def _check_length(model: PreTrainedModel, settings: TuneSettings) -> None:
+def check_length(model: PreTrainedModel, settings: TuneSettings) -> None:
+    """Raise `ErrataError` where rows may be longer than the model reads."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and settings.cutoff_len > most:
         raise ErrataError(
