@@ -10,6 +10,7 @@ import torch
 from errata.errors import ErrataError
 from errata.family import weight_of
 from errata.tune.guard import ShiftPenalty, edited_rows, key_directions
+from errata.tune.run import run_tuning
 from errata.tune.train import tune
 from tuning.pico import ROWS, pico, pico_patch, quick, weights
 
@@ -100,6 +101,16 @@ def test_what_cannot_be_guarded_is_told(tmp_path: Path) -> None:
         quick(method="dora", project=True)
     with pytest.raises(ErrataError, match="no patch, so no position"):
         tune(edited, ROWS, quick(shift_penalty=1.0), tmp_path)
+    for guard, message in (
+        ({"reapply": True}, "no patch, so there is nothing to add once more"),
+        ({"project": True}, "no patch, so there are no keys to keep off"),
+        ({"shift_penalty": 1.0}, "no patch, so no position is edited"),
+    ):
+        with pytest.raises(ErrataError, match=message):
+            run_tuning(edited, ROWS, quick(**guard), tmp_path)
+    with pytest.raises(ErrataError, match="no block 9"):
+        run_tuning(edited, ROWS, quick(blocks="9"), tmp_path)
+    assert not (tmp_path / "tune").exists(), "no run is begun"
     edited.apply(pico_patch(edited))
     with pytest.raises(ErrataError, match="no edited matrix is tuned"):
         tune(edited, ROWS, quick(project=True, blocks="others"), tmp_path)

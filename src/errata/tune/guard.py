@@ -27,6 +27,7 @@ from errata.keys import read_at
 from errata.patch import Patch
 from errata.tokens import Row, encode, pad_right, position_of
 from errata.tune.places import edited_blocks
+from errata.tune.settings import TuneSettings
 
 REQUESTS_AT_ONCE = 16
 """Edited positions that the penalty looks at in one step; it goes through all in turn."""
@@ -43,6 +44,26 @@ def edited_rows(tokenizer: PreTrainedTokenizerBase, patches: Sequence[Patch]) ->
             encoded = encode(tokenizer, request.text)
             rows.append(Row(encoded.ids, position_of(encoded, request.span, where)).key)
     return rows
+
+
+NO_PATCH = {
+    "shift_penalty": "no position is edited",
+    "project": "there are no keys to keep off",
+    "reapply": "there is nothing to add once more",
+}
+"""What guards edits, and what it lacks where there are none."""
+
+
+def check_guards(settings: TuneSettings, patches: Sequence[Patch], moving: Sequence[str]) -> None:
+    """Raise `ErrataError` where edits are to be guarded that are not there, or do not move."""
+    told = [patch for patch in patches if patch.provenance.requests]
+    for guard, lacking in NO_PATCH.items():
+        if getattr(settings, guard) and not (told if guard == "shift_penalty" else patches):
+            raise ErrataError(
+                f"{guard}: the model has no patch, so {lacking}", "put the patches on it: --patch P"
+            )
+    if settings.project and not {name for patch in patches for name in patch.updates} & set(moving):
+        raise none_projected()
 
 
 @dataclass
@@ -63,13 +84,8 @@ class ShiftPenalty:
         patches: Sequence[Patch],
         weight: float,
     ) -> ShiftPenalty:
-        """Read what stands at the edited positions now; raises `ErrataError` without edits."""
+        """Read what stands at the edited positions now."""
         rows = edited_rows(tokenizer, patches)
-        if not rows:
-            raise ErrataError(
-                "shift_penalty: the model has no patch, so no position is edited",
-                "put the patches on it: --patch P",
-            )
         penalty = cls(model, rows, edited_blocks(model, patches), weight)
         with frozen(model):
             penalty.before = [each.float() for each in read_at(model, rows, penalty._sites())]
@@ -139,11 +155,9 @@ class Projection:
     ) -> Projection:
         """Prepare for the edited matrices among those that move.
 
-        Raises `ErrataError` when there are none, or keys leave no direction free.
+        Raises `ErrataError` when their keys leave no direction free.
         """
         names = sorted({name for patch in patches for name in patch.updates} & set(moving))
-        if not names:
-            raise none_projected()
         spans = {}
         for name in names:
             Q = key_directions(patches, name)

@@ -27,7 +27,7 @@ from errata.report import Score, markdown_table, share
 from errata.tune.curve import write_curve
 from errata.tune.rows import Row, digest_of
 from errata.tune.settings import TuneSettings
-from errata.tune.train import Progress, Tuned, tune
+from errata.tune.train import Progress, Tuned, check_tuning, tune
 
 MOVED_SHOWN = 12
 
@@ -44,8 +44,10 @@ def run_tuning(
 ) -> tuple[dict[str, Any], Path]:
     """Tune a model as it stands and keep it; return the summary and the run's folder.
 
-    The model ends tuned, its patches part of its weights.
+    The model ends tuned, its patches part of its weights. Raises `ErrataError` for settings that
+    do not fit it, before the folder is made.
     """
+    check_tuning(edited, settings)
     patches = tuple(edited.patches)
     params = {
         "model": edited.base.model_dump(),

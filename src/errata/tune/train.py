@@ -25,7 +25,7 @@ from errata.checkpoint import quiet
 from errata.errors import ErrataError
 from errata.model import EditedModel
 from errata.patch import add
-from errata.tune.guard import Projection, ShiftPenalty
+from errata.tune.guard import Projection, ShiftPenalty, check_guards
 from errata.tune.places import moving
 from errata.tune.rows import Row, code_rows
 from errata.tune.settings import TuneSettings
@@ -70,9 +70,8 @@ def tune(
     Raises `ErrataError` for settings that do not fit the model or its patches.
     """
     patches, model = tuple(edited.patches), edited.model
-    names = moving(model, settings, patches)
+    names = check_tuning(edited, settings)
     train, held = _split(rows, settings)
-    check_length(model, settings)
     code = (settings.template, settings.cutoff_len, settings.train_on_inputs)
     coded = code_rows(edited.tokenizer, train, *code)
     aside = code_rows(edited.tokenizer, held, *code).rows if held else []
@@ -113,6 +112,14 @@ def tune(
         tuple((each["step"], each["loss"]) for each in history if "loss" in each),
         tuple((each["step"], each["eval_loss"]) for each in history if "eval_loss" in each),
     )
+
+
+def check_tuning(edited: EditedModel, settings: TuneSettings) -> tuple[str, ...]:
+    """Return the parameters that will move; raises `ErrataError` for settings that do not fit."""
+    names = moving(edited.model, settings, edited.patches)
+    check_length(edited.model, settings)
+    check_guards(settings, edited.patches, names)
+    return names
 
 
 def _split(rows: Sequence[Row], settings: TuneSettings) -> tuple[list[Row], list[Row]]:
