@@ -24,7 +24,7 @@ from errata.hparams import read_hparams
 from errata.methods import METHODS, method_named
 from errata.recipe_text import change_value, plain_yaml
 from errata.settings import LARGEST_SEED, Settings, describe
-from errata.survival.settings import Matrix
+from errata.survival.settings import Matrix, defaults_for
 from errata.tune.settings import TuneStage
 
 
@@ -131,10 +131,14 @@ class Recipe(Settings):
     survival: Matrix | None = None
     """A matrix of edits and tunings of the model as it is named, whatever was edited above."""
 
-    @field_validator("model", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _plain_name(cls, model: Any) -> Any:
-        return {"name": model} if isinstance(model, str) else model
+    def _filled_in(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(raw.get("model"), str):
+            raw = {**raw, "model": {"name": raw["model"]}}
+        if isinstance(raw, dict) and isinstance(raw.get("survival"), dict):
+            raw = {**raw, "survival": defaults_for(raw.get("model")) | raw["survival"]}
+        return raw
 
     @field_validator("eval", mode="before")
     @classmethod

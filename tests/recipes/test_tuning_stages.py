@@ -16,6 +16,7 @@ from errata.errors import ErrataError
 from errata.model import load
 from errata.recipe import recipe_of
 from errata.stages import Outcome, Surroundings, run_recipe
+from errata.survival.settings import FOR_DEMO, Matrix
 from laws.bench import PREFIXES
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 from tuning.pico import QUICK, ROWS, weights
@@ -98,6 +99,22 @@ def test_a_matrix_is_a_stage(recipe: dict[str, Any], tmp_path: Path) -> None:
     found = ran({"model": recipe["model"], "survival": matrix}, tmp_path).stages["survival"]
     assert found["run"] == "survival/run_000"
     assert set(found["summary"]) >= {"MEMIT 2 full: stable", "MEMIT 2 full: impossible"}
+
+
+@pytest.mark.parametrize("model", ["demo", {"name": "demo", "path": " "}])
+def test_a_matrix_of_the_demo_needs_no_more_than_its_name(model: Any) -> None:
+    recipe = recipe_of({"model": model, "survival": {"edits": [5], "hold_out": 3}})
+    assert recipe.survival is not None
+    found = recipe.survival
+    assert (found.data, found.text, found.preset, found.corpus) == ("demo-new", *["demo"] * 3)
+    assert (found.hold_out, found.edits) == (3, (5,))
+    assert recipe_of({"model": model, "survival": {}}).survival == Matrix.checked(FOR_DEMO)
+
+
+@pytest.mark.parametrize("model", ["elsewhere", {"name": "demo", "path": "elsewhere"}])
+def test_a_matrix_of_another_model_names_its_rows(model: Any) -> None:
+    with pytest.raises(ErrataError, match=r"survival\.data: Field required"):
+        recipe_of({"model": model, "survival": {}})
 
 
 def test_what_is_wrong_with_a_tuning_is_told_at_once() -> None:

@@ -26,21 +26,12 @@ from errata.cli.options import (
 from errata.cli.show import show_plan
 from errata.errors import ErrataError
 from errata.methods import METHODS
-from errata.survival.settings import Matrix
+from errata.survival.settings import Matrix, defaults_for
 
 if TYPE_CHECKING:
     from errata.model import EditedModel
 
 SHOWN = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
-FOR_DEMO: dict[str, Any] = {
-    "dataset": "demo",
-    "data": "demo-new",
-    "hold_out": 128,
-    "text": "demo",
-    "preset": "demo",
-    "corpus": "demo",
-}
-"""What is asked of the embedded model unless other things are named."""
 
 
 def survival(
@@ -119,7 +110,6 @@ def survival(
 
     Example: errata survival demo --methods rome,memit,alphaedit --edits 10,100
     """
-    for_demo = FOR_DEMO if model == "demo" else {}
     tune, settings = _changes(changes or ())
     given = {
         "methods": _listed(methods),
@@ -140,7 +130,10 @@ def survival(
         "settings": settings,
         "corpus": corpus,
     }
-    given = {**for_demo, **{name: value for name, value in given.items() if value is not None}}
+    given = {
+        **defaults_for(model),
+        **{name: value for name, value in given.items() if value is not None},
+    }
     if "data" not in given:
         raise ErrataError("say what to tune on", "name rows: --data FILE")
     if "dataset" not in given:

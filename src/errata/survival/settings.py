@@ -19,8 +19,24 @@ from errata.tune.settings import TuneSettings, settle_tuning
 SHORT = {"edited-only": "lora@edited", "all-but-edited": "lora@others"}
 PENALTY = 30.0
 """Weight of `+penalty` where none is given."""
+FOR_DEMO: dict[str, Any] = {
+    "dataset": "demo",
+    "data": "demo-new",
+    "hold_out": 128,
+    "text": "demo",
+    "preset": "demo",
+    "corpus": "demo",
+}
+"""What is asked of the embedded model unless other things are named."""
 GUARDS = ("penalty", "project", "reapply")
 _TUNING = re.compile(r"(lora|dora|full)(?:@(edited|others|\d+(?:\.\d+)*))?((?:\+[a-z]+)*)")
+
+
+def defaults_for(model: Any) -> dict[str, Any]:
+    """Return what a matrix begins with, for a model by its name or as recipes write it."""
+    choice = model if isinstance(model, dict) else {"name": model}
+    elsewhere = str(choice.get("path") or "").strip()
+    return FOR_DEMO if choice.get("name") == "demo" and not elsewhere else {}
 
 
 class Tuning(NamedTuple):
