@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from errata.model import EditedModel
 from errata.patch import Patch
 from errata.survival import run as runs
 from errata.survival.measure import Questions, displacement, states_of
-from errata.survival.run import run_survival
+from errata.survival.run import finished_survival, run_survival
 from errata.survival.settings import Matrix, Tuning
 from errata.tune.train import tune
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
@@ -147,6 +148,32 @@ def test_a_stopped_matrix_goes_on_and_ends_the_same(
     assert summary == whole[0]
     for name in ("configurations.csv", "edits.csv", "displacement.csv", "tests.csv"):
         assert (folder / name).read_text("utf-8") == (whole[1] / name).read_text("utf-8")
+
+
+def test_a_finished_matrix_is_found_by_what_was_asked(
+    whole: tuple[dict[str, Any], Path],
+) -> None:
+    summary, folder = whole
+    asked = (matrix(seeds=(0, 1)), fresh(), QUESTIONS, ROWS, folder.parents[1])
+    assert finished_survival(*asked) == (summary, folder)
+    other = replace(QUESTIONS, passages=[passage("Another text.")])
+    assert finished_survival(*asked[:2], other, *asked[3:]) is None
+    assert finished_survival(matrix(), *asked[1:]) is None
+
+
+@pytest.mark.slow
+def test_a_command_given_again_shows_what_it_did(tmp_path: Path) -> None:
+    def said(*more: str) -> str:
+        command = ["survival", "demo", "--edits", "2", "--tunings", "lora", "--controls", "1",
+                   "--set", "max_steps=2", "--hold-out", "2",
+                   "--results", str(tmp_path)]  # fmt: skip
+        return CliRunner().invoke(app, [*command, *more], catch_exceptions=False).stdout
+
+    first, second = said("--json"), said("--json")
+    assert json.loads(first) == json.loads(second)
+    assert json.loads(first)["run"].endswith("run_000")
+    assert "finished before" in said()
+    assert json.loads(said("--json", "--again"))["run"].endswith("run_001")
 
 
 def test_tables_and_pictures_are_written(whole: tuple[dict[str, Any], Path]) -> None:

@@ -98,6 +98,9 @@ def survival(
     adapter_kind: AdapterKind = None,
     dtype: Dtype = "auto",
     device: Device = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Do a matrix that is finished once more.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, and what it would cost.")
     ] = False,
@@ -106,7 +109,7 @@ def survival(
     """Edit, tune, ask again: which edits survive, and what else is lost.
 
     Every configuration is compared with the unedited model, the same tuning of it, and facts
-    that were never edited. A run that was stopped goes on where it was.
+    that were never edited. A run that was stopped goes on where it was, a finished one is shown.
 
     Example: errata survival demo --methods rome,memit,alphaedit --edits 10,100
     """
@@ -140,7 +143,7 @@ def survival(
         raise ErrataError("say what to edit", "name cases: --dataset counterfact")
     matrix = Matrix.checked(given)
     fresh = partial(load_model, model, None, dtype, device, False, adapter, adapter_kind)
-    _run(model, matrix, results, fresh, mirror, dry_run, json)
+    _run(model, matrix, results, fresh, mirror, again, dry_run, json)
 
 
 def _run(
@@ -149,12 +152,13 @@ def _run(
     results: Path,
     fresh: Callable[[], EditedModel],
     mirror: Path | None,
+    again: bool,
     dry_run: bool,
     json: bool,
 ) -> None:
     from errata.store import Store
     from errata.survival.questions import read_questions
-    from errata.survival.run import run_survival
+    from errata.survival.run import finished_survival, run_survival
 
     edited, store = fresh(), Store(cache_folder() / "moments")
     questions, rows = read_questions(matrix, edited, cache_folder() / "datasets", mirror)
@@ -167,8 +171,9 @@ def _run(
         ]
         show_plan(lines, edited, matrix_costs(edited, matrix, questions, rows, store), json)
         return
+    found = None if again else finished_survival(matrix, edited, questions, rows, results)
     with console.bar("configurations") as progress:
-        summary, folder = run_survival(
+        summary, folder = found or run_survival(
             matrix,
             fresh,
             questions,
@@ -181,13 +186,15 @@ def _run(
     if json:
         console.as_json({"model": model, "run": str(folder), **summary})
         return
-    _show(model, matrix, summary, folder)
+    _show(model, matrix, summary, folder, found is not None)
 
 
-def _show(model: str, matrix: Matrix, summary: dict[str, Any], folder: Path) -> None:
+def _show(model: str, matrix: Matrix, summary: dict[str, Any], folder: Path, before: bool) -> None:
     from errata.report import Score
 
     console.verb(f"errata survival {model}")
+    if before:
+        console.fact(f"finished before, in {folder}; --again does it once more")
     console.fact(f"{matrix.data}; seeds {', '.join(map(str, matrix.seeds))}")
     console.fact("shares of the edits in % with 95 % intervals")
     rows = []

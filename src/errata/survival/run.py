@@ -21,8 +21,8 @@ from typing import Any
 from errata.case import cases_digest
 from errata.edits import prepare
 from errata.family import family_of
-from errata.files import write_text
-from errata.folders import run_folder
+from errata.files import parse_json, reading_own, write_text
+from errata.folders import finished_run, run_folder
 from errata.methods import METHODS, method_named
 from errata.model import EditedModel
 from errata.patch import Patch
@@ -211,18 +211,41 @@ def run_survival(
     """
     edited = fresh()
     check_fit(matrix, edited)
-    base = edited.base
-    params = {
-        "model": base.model_dump(),
-        "matrix": matrix.model_dump(mode="json"),
-        "cases": cases_digest([*questions.cases, *questions.controls]),
-        "rows": digest_of(rows),
-        "tasks": {task.name: digest_of(task.rows) for task in questions.tasks},
-    }
+    params = _params(matrix, edited, questions, rows)
     with run_folder(results, "survival", params, command) as (folder, _):
         Survival(matrix, fresh, questions, rows, store, folder, command, progress).run()
         shutil.rmtree(folder / "work", ignore_errors=True)
         return finish(folder, command), folder
+
+
+def finished_survival(
+    matrix: Matrix, edited: EditedModel, questions: Questions, rows: Sequence[Row], results: Path
+) -> tuple[dict[str, Any], Path] | None:
+    """Return what `run_survival` returned for the same before; None where it never ended.
+
+    `edited` is the unedited model.
+    """
+    folder = finished_run(results, "survival", _params(matrix, edited, questions, rows))
+    if folder is None:
+        return None
+    with reading_own(folder / "summary.json"):
+        return dict(parse_json((folder / "summary.json").read_text("utf-8"))), folder
+
+
+def _params(
+    matrix: Matrix, edited: EditedModel, questions: Questions, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """Return what a run is found again by."""
+    texts = "\0".join(passage.text for passage in questions.passages)
+    return {
+        "model": edited.base.model_dump(),
+        "dtype": str(edited.model.dtype),
+        "matrix": matrix.model_dump(mode="json"),
+        "cases": cases_digest([*questions.cases, *questions.controls]),
+        "rows": digest_of(rows),
+        "tasks": {task.name: digest_of(task.rows) for task in questions.tasks},
+        "text": hashlib.sha256(texts.encode()).hexdigest() if texts else None,
+    }
 
 
 def finish(folder: Path, command: str | None = None) -> dict[str, Any]:
