@@ -34,6 +34,10 @@ from errata.errors import ErrataError
 PLAIN_WIDTH = 100
 """Columns used where output goes to a file or pipe."""
 LABEL_WIDTH = 24
+LONGEST_WORD = 32
+"""Columns of a word that tables keep whole; longer ones are folded, paths excepted."""
+GAP = 3
+"""What stands between two columns of a table; its edges are one narrower together."""
 SHADES = " ·░▒▓█"
 """From the lowest to the highest value, where there are no colours."""
 
@@ -80,19 +84,40 @@ def progress_line(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Show a table; long cells are folded."""
+    """Show a table; long cells are folded between words, and the table is wide enough for these."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     console = _console()
-    for index, column in enumerate(columns):
-        cells = [row[index] for row in rows]
-        # A path that can be copied is worth more than even columns.
-        whole = bool(cells) and all("/" in cell and " " not in cell for cell in cells)
-        whole = whole and max(map(len, cells)) <= console.width // 2
-        shown.add_column(_plain(column), overflow="fold", no_wrap=whole)
+    widths = _widths(columns, rows, console.width)
+    for column, width in zip(columns, widths, strict=True):
+        shown.add_column(_plain(column), overflow="fold", width=width)
     for row in rows:
         shown.add_row(*(_plain(cell) for cell in row))
+    console.width = max(console.width, sum(widths) + GAP * len(widths) - 1)
     console.soft_wrap = False
     console.print(shown)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return the columns' widths: the widest give way, none below its longest word."""
+    widths, floors = [], []
+    for index, column in enumerate(columns):
+        cells = [row[index].translate(SHOWN) for row in rows]
+        # A path that can be copied is worth more than even columns.
+        whole = bool(cells) and all("/" in cell and " " not in cell for cell in cells)
+        longest = room // 2 if whole else LONGEST_WORD
+        parts = [column, *cells]
+        words = [cell_len(word) for part in parts for word in part.split()]
+        widths.append(min(room, max(cell_len(line) for part in parts for line in _lines(part))))
+        floors.append(max((word for word in words if word <= longest), default=1))
+    over = sum(widths) + GAP * len(widths) - 1 - room
+    while over > 0 and (wide := [i for i, width in enumerate(widths) if width > floors[i]]):
+        widths[max(wide, key=lambda i: widths[i])] -= 1
+        over -= 1
+    return widths
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines() or [""]
 
 
 def heat_map(

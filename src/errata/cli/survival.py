@@ -30,6 +30,7 @@ from errata.survival.settings import Matrix, defaults_for
 
 if TYPE_CHECKING:
     from errata.model import EditedModel
+    from errata.report import Score
 
 SHOWN = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
 
@@ -200,12 +201,17 @@ def _show(model: str, matrix: Matrix, summary: dict[str, Any], folder: Path, bef
     rows = []
     for cell in summary["configurations"]:
         scores = [Score(**cell[name]) if name in cell else None for name in SHOWN]
-        told = ["-" if s is None else str(s).rpartition(" n=")[0].replace(" %", "") for s in scores]
+        told = ["-" if score is None else _brief(score) for score in scores]
         rows.append([cell["method"], str(cell["edits"]), cell["tuning"], *told])
     heads = (name.replace("_", " ") for name in SHOWN)
     console.table(("method", "edits", "tuning", *heads), rows)
     console.fact(f"kept {folder}")
     console.next_step(f"less {folder / 'report.md'}")
+
+
+def _brief(score: Score) -> str:
+    """Write a share or an amount, its interval as one word."""
+    return str(score).rpartition(" n=")[0].replace(" %", "").replace(", ", ",")
 
 
 def _listed(text: str) -> tuple[str, ...]:
