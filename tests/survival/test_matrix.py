@@ -22,8 +22,10 @@ from errata.model import EditedModel
 from errata.patch import Patch
 from errata.survival import run as runs
 from errata.survival.measure import Questions, displacement, states_of
+from errata.survival.questions import read_questions
 from errata.survival.run import finished_survival, run_survival
 from errata.survival.settings import Matrix, Tuning
+from errata.tune.rows import read_rows
 from errata.tune.train import tune
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 from tuning.pico import QUICK, ROWS
@@ -148,6 +150,13 @@ def test_a_stopped_matrix_goes_on_and_ends_the_same(
     assert summary == whole[0]
     for name in ("configurations.csv", "edits.csv", "displacement.csv", "tests.csv"):
         assert (folder / name).read_text("utf-8") == (whole[1] / name).read_text("utf-8")
+
+
+def test_rows_set_aside_are_a_task_whose_name_can_stand_in_a_key() -> None:
+    asked = matrix(dataset="demo", data="demo-new", hold_out=4, controls=1)
+    questions, rows = read_questions(asked, fresh())
+    assert [(task.name, len(task.rows)) for task in questions.tasks] == [("rows_set_aside", 4)]
+    assert list(questions.tasks[0].rows) == read_rows("demo-new")[len(rows) :]
 
 
 def test_a_finished_matrix_is_found_by_what_was_asked(
@@ -279,5 +288,6 @@ def test_the_verb_on_the_demo(tmp_path: Path) -> None:
     told = json.loads(result.stdout)
     assert [cell["tuning"] for cell in told["configurations"]] == ["lora", "full+project"]
     for cell in told["configurations"]:
+        assert not [key for key in cell if " " in key]
         assert cell["efficacy_edited"]["value"] == 1.0
         assert set(cell["decay"]) == {"value", "low", "high", "n"}

@@ -15,7 +15,7 @@ from errata.tune.rows import Row, read_rows
 from errata.tune.templates import settle_template
 from errata.words import counted
 
-HELD_OUT = "rows set aside"
+HELD_OUT = "rows_set_aside"
 
 
 def read_questions(
