@@ -14,6 +14,7 @@ from errata.errors import ErrataError
 from errata.export import export_lora, export_merged
 from errata.methods import METHODS
 from errata.model import EditedModel, load
+from errata.tune.curve import mean_label
 from errata.tune.run import run_tuning
 from tiny import FACTS
 from tuning.pico import ROWS, pico_on_disk, pico_patch, quick, weights
@@ -130,3 +131,12 @@ def test_the_verb_tells_and_keeps(tmp_path: Path) -> None:
     assert [step for step, _ in curve["train"]] == [1, 2, 3, 4]
     assert [step for step, _ in curve["validation"]] == [2, 4]
     assert "| blocks | edited |" in (run / "report.md").read_text("utf-8")
+
+
+def test_a_batch_that_is_no_multiple_is_told_with_both_sizes() -> None:
+    with pytest.raises(ErrataError, match=r"batch_size \(6\) must be a multiple of .*_size \(4\)"):
+        quick(batch_size=6, micro_batch_size=4)
+
+
+def test_a_legend_counts_as_one_should() -> None:
+    assert [mean_label(steps) for steps in (1, 2)] == ["mean of 1 step", "mean of 2 steps"]

@@ -12,6 +12,11 @@ SMOOTHED = 0.05
 """The line runs over the mean of this share of all steps."""
 
 
+def mean_label(steps: int) -> str:
+    """Name the line of means over so many steps."""
+    return f"mean of {steps} step{'s' * (steps != 1)}"
+
+
 def write_curve(tuned: Tuned, folder: Path) -> list[Path]:
     """Write `loss.json` and, where Matplotlib is installed, `loss.png`; return what was written."""
     numbers = folder / "loss.json"
@@ -30,7 +35,7 @@ def write_curve(tuned: Tuned, folder: Path) -> list[Path]:
     width = max(1, round(SMOOTHED * len(losses)))
     means = [sum(losses[max(0, i - width + 1) : i + 1]) / min(width, i + 1)
              for i in range(len(losses))]  # fmt: skip
-    axes.plot(steps, means, color="#1f4e79", linewidth=1.6, label=f"mean of {width} steps")
+    axes.plot(steps, means, color="#1f4e79", linewidth=1.6, label=mean_label(width))
     if tuned.validation:
         at, aside = zip(*tuned.validation, strict=True)
         axes.plot(at, aside, "o-", color="#c0504d", markersize=3, label="rows set aside")

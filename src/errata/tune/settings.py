@@ -96,7 +96,10 @@ class TuneSettings(Settings):
                 "undoes; use lora or full"
             )
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError("batch_size must be a multiple of micro_batch_size")
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size "
+                f"({self.micro_batch_size})"
+            )
         return self
 
     @property
