@@ -130,7 +130,25 @@ def test_the_verb_tells_and_keeps(tmp_path: Path) -> None:
     curve = json.loads((run / "loss.json").read_text("utf-8"))
     assert [step for step, _ in curve["train"]] == [1, 2, 3, 4]
     assert [step for step, _ in curve["validation"]] == [2, 4]
+    assert told["preset"] is None
     assert "| blocks | edited |" in (run / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "rate"),
+    [
+        ((), "settings: preset demo, but for max_steps, validation", "0.002"),
+        (("--preset", "study"), "settings: preset study, but for max_steps, validation", "0.0002"),
+    ],
+)
+def test_the_preset_that_sets_the_rate_is_named(
+    given: tuple[str, ...], said: str, rate: str, tmp_path: Path
+) -> None:
+    command = ["tune", "demo", "--data", "demo-new", "--max-steps", "1", "--validation", "632"]
+    command += ["--results", str(tmp_path), *given]
+    told = CliRunner().invoke(app, command, catch_exceptions=False).stdout
+    assert f"* {said}\n" in told
+    assert f"8 rows, 1 step of 16, learning rate {rate}\n" in told
 
 
 def test_a_batch_that_is_no_multiple_is_told_with_both_sizes() -> None:

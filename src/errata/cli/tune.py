@@ -65,9 +65,9 @@ def tune(
 
     Example: errata tune demo --patch P --data rows.jsonl --method lora --blocks edited
     """
-    settings = settle_tuning(
-        given_settings(TuneSettings, given), preset or ("demo" if model == "demo" else None)
-    )
+    preset = preset or ("demo" if model == "demo" else None)
+    own = given_settings(TuneSettings, given)
+    settings = settle_tuning(own, preset)
 
     from errata.tune.rows import read_rows
     from errata.tune.run import run_tuning
@@ -81,6 +81,7 @@ def tune(
         steps = settings.steps_of(len(rows) - settings.validation)
         moved = len(moving(edited.model, settings, edited.patches))
         lines = [f"{settings.method}: {moved} parameters, {steps} steps of {settings.batch_size}"]
+        lines.append(_told(preset, own))
         show_plan(lines, edited, [tuning_cost(edited, rows, settings)], json)
         return
     with console.bar("steps") as progress:
@@ -94,17 +95,27 @@ def tune(
             progress=progress,
         )
     if json:
-        console.as_json({"model": model, "run": str(folder), "summary": summary})
+        told = {"model": model, "run": str(folder), "preset": preset, "summary": summary}
+        console.as_json(told)
         return
+    console.verb(f"errata tune {model}, {settings.method}")
+    console.fact(_told(preset, own))
     _show(model, settings, summary, folder)
+
+
+def _told(preset: str | None, own: dict[str, Any]) -> str:
+    """Say where settings come from."""
+    named = [name for name in own if name != "method"]
+    return f"settings: {f'preset {preset}' if preset else 'defaults'}" + (
+        f", but for {', '.join(named)}" if named else ""
+    )
 
 
 def _show(model: str, settings: TuneSettings, summary: dict[str, Any], folder: Path) -> None:
     from errata.report import Score
 
-    console.verb(f"errata tune {model}, {settings.method}")
-    rows = f"{summary['rows']} rows, {summary['steps']} steps of {settings.batch_size}"
-    console.fact(f"{rows}, learning rate {settings.rate:g}")
+    steps = f"{summary['steps']} step{'s' * (summary['steps'] != 1)} of {settings.batch_size}"
+    console.fact(f"{summary['rows']} rows, {steps}, learning rate {settings.rate:g}")
     console.fact(
         f"{len(summary['moved'])} parameters moved, {summary['trained_numbers']:,} numbers trained"
     )
