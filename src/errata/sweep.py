@@ -3,8 +3,7 @@
     results/sweep/run_<NNN>/  params.json summary.json report.md blocks/<B>.json
 
 It answers directly what a causal trace can only suggest: where edits work. The two are known to
-disagree (arXiv 2301.04213), so both can stand side by side: `compare` tells how much of the
-edits' success the block alone explains, and how much the facts' own tracing effects add.
+disagree (arXiv 2301.04213), so both can stand side by side (see `sweep_trace`).
 A stopped sweep goes on at the case where it was.
 """
 
@@ -17,9 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from errata.case import Case
 from errata.evaluate import KINDS
 from errata.files import parse_json, reading_own, write_text
@@ -30,7 +26,6 @@ from errata.moment import SecondMoment
 from errata.report import Score, markdown_table
 from errata.runs import Plan, Run, run_edits
 
-Array = NDArray[np.float64]
 LABEL = "sweep"
 SPARED = "same_subject_accuracy"
 SHOWN = (*KINDS, "score", SPARED)
@@ -232,48 +227,3 @@ def _report(sweep: Sweep, count: int, command: str | None) -> str:
 def percent(score: Score) -> str:
     """Return a share in whole percent, with its interval."""
     return f"{100 * score.value:z.0f} [{100 * score.low:z.0f}, {100 * score.high:z.0f}]"
-
-
-class Comparison(NamedTuple):
-    """How the success of edits goes with block and with tracing effect, over facts x blocks."""
-
-    facts: int
-    by_block: float
-    """R² of P(new) - P(true) after the edit on the block alone."""
-    with_trace: float
-    """R² with the fact's own tracing effect at the block besides."""
-    by_trace: float
-    """R² on the tracing effect alone."""
-    within: dict[int, float]
-    """Per block, Pearson's correlation over facts; blocks where nothing varies are absent."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the figures by name."""
-        return {**self._asdict(), "within": {str(b): r for b, r in self.within.items()}}
-
-
-def compare(effects: Array, successes: Array, blocks: Sequence[int]) -> Comparison:
-    """Hold tracing effects against the success of edits: (facts, blocks) each."""
-    count, wide = effects.shape
-    y, x = successes.ravel(), effects.ravel()
-    at = np.tile(np.eye(wide), (count, 1))  # (facts x blocks, blocks): which block it is
-    ones = np.ones((count * wide, 1))
-    within = {
-        block: float(np.corrcoef(effects[:, i], successes[:, i])[0, 1])
-        for i, block in enumerate(blocks)
-        if effects[:, i].std() > 1e-6 and successes[:, i].std() > 1e-6
-    }
-    return Comparison(
-        facts=count,
-        by_block=_explained(at, y),
-        with_trace=_explained(np.hstack([at, x[:, None]]), y),
-        by_trace=_explained(np.hstack([ones, x[:, None]]), y),
-        within=within,
-    )
-
-
-def _explained(design: Array, y: Array) -> float:
-    """Return R² of a least-squares fit."""
-    fit, *_ = np.linalg.lstsq(design, y, rcond=None)
-    spread = float(((y - y.mean()) ** 2).sum())
-    return 1 - float(((y - design @ fit) ** 2).sum()) / spread if spread > 0 else 0.0

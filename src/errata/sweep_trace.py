@@ -2,6 +2,8 @@
 
 The facts are traced as they are before any edit, at the subject's last token, where editors
 write. What the two say together is arXiv 2301.04213's question: does tracing tell where to edit?
+`compare` tells how much of the edits' success the block alone explains, and how much the facts' own
+tracing effects add.
 """
 
 from __future__ import annotations
@@ -10,22 +12,42 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from errata.case import Case
 from errata.files import write_text
 from errata.model import EditedModel
 from errata.plots import draw_sweep, save_figure
 from errata.report import Score, markdown_table
-from errata.sweep import Comparison, Sweep, compare
+from errata.sweep import Sweep
 from errata.trace import Trace
 from errata.trace_average import LAST_SUBJECT, Recommendation, average, recommend
 from errata.trace_runs import noise_level, trace_cases
 from errata.trace_settings import Kind, TraceSettings
 
+Array = NDArray[np.float64]
 TRACED: tuple[Kind, ...] = ("mlp", "hidden", "frozen-mlp")
+
+
+class Comparison(NamedTuple):
+    """How the success of edits goes with block and with tracing effect, over facts x blocks."""
+
+    facts: int
+    by_block: float
+    """R² of P(new) - P(true) after the edit on the block alone."""
+    with_trace: float
+    """R² with the fact's own tracing effect at the block besides."""
+    by_trace: float
+    """R² on the tracing effect alone."""
+    within: dict[int, float]
+    """Per block, Pearson's correlation over facts; blocks where nothing varies are absent."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures by name."""
+        return {**self._asdict(), "within": {str(b): r for b, r in self.within.items()}}
 
 
 @dataclass(frozen=True)
@@ -127,3 +149,30 @@ def keep_sweep(sweep: Sweep, beside: SideBySide | None, formats: Sequence[str]) 
             {block: found.summary for block, found in sweep.blocks.items()}, effects, sweep.method
         )
         save_figure(figure, sweep.folder / f"sweep.{form}")
+
+
+def compare(effects: Array, successes: Array, blocks: Sequence[int]) -> Comparison:
+    """Hold tracing effects against the success of edits: (facts, blocks) each."""
+    count, wide = effects.shape
+    y, x = successes.ravel(), effects.ravel()
+    at = np.tile(np.eye(wide), (count, 1))  # (facts x blocks, blocks): which block it is
+    ones = np.ones((count * wide, 1))
+    within = {
+        block: float(np.corrcoef(effects[:, i], successes[:, i])[0, 1])
+        for i, block in enumerate(blocks)
+        if effects[:, i].std() > 1e-6 and successes[:, i].std() > 1e-6
+    }
+    return Comparison(
+        facts=count,
+        by_block=_explained(at, y),
+        with_trace=_explained(np.hstack([at, x[:, None]]), y),
+        by_trace=_explained(np.hstack([ones, x[:, None]]), y),
+        within=within,
+    )
+
+
+def _explained(design: Array, y: Array) -> float:
+    """Return R² of a least-squares fit."""
+    fit, *_ = np.linalg.lstsq(design, y, rcond=None)
+    spread = float(((y - y.mean()) ** 2).sum())
+    return 1 - float(((y - design @ fit) ** 2).sum()) / spread if spread > 0 else 0.0

@@ -14,7 +14,8 @@ from errata.methods import METHODS
 from errata.model import EditedModel
 from errata.report import Score
 from errata.runs import Plan, run_edits
-from errata.sweep import BlockScores, Sweep, compare, sweep_blocks
+from errata.sweep import BlockScores, Sweep, sweep_blocks
+from errata.sweep_trace import compare
 from laws.bench import edited_model, moments_of, quick, weights
 from tiny import FACTS
 
