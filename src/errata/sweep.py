@@ -52,45 +52,66 @@ class Sweep:
     blocks: dict[int, BlockScores] = field(default_factory=dict)
 
     @property
-    def alike(self) -> tuple[int, ...]:
-        """The block with the highest score, and those whose interval overlaps its interval."""
-        scores = {block: self._score(block) for block in self.blocks}
-        top = max(scores.values(), key=lambda score: score.value)
-        return tuple(block for block, score in scores.items() if score.high >= top.low)
+    def merit(self) -> str:
+        """The figure by which blocks are compared."""
+        return next(m for m in MERITS if all(m in b.summary for b in self.blocks.values()))
 
     @property
-    def best(self) -> int:
-        """Of those blocks the one that spares the subjects' other facts most, where that is known.
+    def alike(self) -> tuple[int, ...]:
+        """The block with the highest figure, and those no lower than its interval reaches.
 
-        Elsewhere the one with the highest score.
+        None where even its interval reaches down to the figure before any edit. That intervals
+        overlap would not do: those of few facts do so also where one edit took and none did.
+        """
+        scores = {block: found.summary[self.merit] for block, found in self.blocks.items()}
+        top = max(scores.values(), key=lambda score: score.value)
+        before = self.before[self.merit].value if self.merit in self.before else 0.0
+        if top.low <= before:
+            return ()
+        return tuple(block for block, score in scores.items() if score.value >= top.low)
+
+    @property
+    def _highest(self) -> list[int]:
+        """Of those the ones whose figure is highest, in whole percent as it is shown."""
+        shown = {b: round(100 * self.blocks[b].summary[self.merit].value) for b in self.alike}
+        return [block for block, value in shown.items() if value == max(shown.values())]
+
+    @property
+    def best(self) -> int | None:
+        """The block with the highest figure; of equals the one that spares other facts most.
+
+        None where edits work at no block.
         """
         known = all(SPARED in found.summary for found in self.blocks.values())
 
-        def merit(block: int) -> tuple[float, float]:
-            spared = self.blocks[block].summary[SPARED].value if known else 0.0
-            return spared, self._score(block).value
+        def rank(block: int) -> tuple[float, float]:
+            summary = self.blocks[block].summary
+            return summary[SPARED].value if known else 0.0, summary[self.merit].value
 
-        return max(self.alike, key=merit)
-
-    def _score(self, block: int) -> Score:
-        """The figure of a block's edits by which blocks are compared."""
-        known = (m for m in MERITS if all(m in b.summary for b in self.blocks.values()))
-        return self.blocks[block].summary[next(known)]
+        return max(self._highest, key=rank, default=None)
 
     @property
     def verdict(self) -> str:
         """Where edits work, in a sentence."""
-        one = len(self.alike) == 1
-        blocks = ", ".join(str(block) for block in self.alike)
-        said = (
-            f"edits work best at block {blocks}"
-            if one
-            else (f"edits work alike at blocks {blocks} (their intervals overlap)")
+        name, best = self.merit, self.best
+        if best is None:
+            top = max((b.summary[name] for b in self.blocks.values()), key=lambda s: s.value)
+            said = f"edits work at none of these blocks: {name} at most {percent(top)} %"
+            known = self.before.get(name)
+            return said + (f", {100 * known.value:.0f} % before any edit" if known else "")
+        figure = f"{name} {percent(self.blocks[best].summary[name])} %"
+        if len(self.alike) == 1:
+            return f"edits work best at block {best}: {figure}"
+        said = f"edits work alike at blocks {_listed(self.alike)}: {figure}"
+        if len(self._highest) == 1:
+            return f"{said}, highest at block {best}"
+        if SPARED not in self.blocks[best].summary:
+            return said
+        equals = f"blocks {_listed(self._highest)}, which are highest,"
+        return (
+            f"{said}; of {'them' if tuple(self._highest) == self.alike else equals} block {best} "
+            f"spares the subjects' other facts most, {self.blocks[best].summary[SPARED]}"
         )
-        if not one and SPARED in self.blocks[self.best].summary:
-            spared = self.blocks[self.best].summary[SPARED]
-            said += f"; at block {self.best} they spare the subjects' other facts most, {spared}"
-        return said
 
     def table(self, traced: Mapping[str, Sequence[Score]] | None = None) -> list[list[str]]:
         """Return rows of block and figures in percent, effects of a trace beside them."""
@@ -222,6 +243,10 @@ def _report(sweep: Sweep, count: int, command: str | None) -> str:
         *([f"Made by `{command}`."] if command else []),
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _listed(blocks: Sequence[int]) -> str:
+    return ", ".join(str(block) for block in blocks)
 
 
 def percent(score: Score) -> str:

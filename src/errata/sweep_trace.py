@@ -73,11 +73,9 @@ class SideBySide:
     def sentences(self, sweep: Sweep) -> list[str]:
         """Say in words where both agree, and what the trace adds to knowing the block."""
         found, alike = self.recommended, sweep.alike
+        peak = f"{found.effect} given back by {found.window} MLPs around block {found.peak}"
         agree = "is one of them" if found.peak in alike else "is none of them"
-        said = [
-            f"the trace's peak, {found.effect} given back by {found.window} MLPs around block "
-            f"{found.peak}, {agree}"
-        ]
+        said = [f"the trace's peak, {peak}, {agree}" if alike else f"the trace's peak: {peak}"]
         for kind, one in self.comparisons.items():
             said.append(
                 f"{kind}, {one.facts} facts: which block was edited explains {one.by_block:.0%} of "

@@ -105,13 +105,21 @@ def test_the_lens_before_and_after_a_patch(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_beside_a_trace(tmp_path: Path) -> None:
-    verb = ("sweep-blocks", "demo", "--limit", "4", "--blocks", "2,6", "--steps", "5", "--trace")
+    verb = ("sweep-blocks", "demo", "--limit", "4", "--blocks", "2,6", "--trace")
     found = told(*verb, "--results", tmp_path)
-    assert set(found["blocks"]) == {"2", "6"} and found["best"] in (2, 6)
+    assert set(found["blocks"]) == {"2", "6"} and found["best"] == 2
     assert set(found["blocks"]["2"]["efficacy"]) == {"value", "low", "high", "n"}
     assert found["trace"]["comparisons"]["efficacy"]["facts"] <= 4
     folder = Path(found["run"])
     assert (folder / "sweep.png").exists() and (folder / "side_by_side.md").exists()
+
+
+@pytest.mark.slow
+def test_no_block_is_suggested_where_no_edit_works(tmp_path: Path) -> None:
+    verb = ("sweep-blocks", "demo", "--limit", "2", "--blocks", "6,7", "--steps", "5", "--trace")
+    shown = called(*verb, "--results", tmp_path, "--plot", "none")
+    assert "edits work at none of these blocks" in shown and "is none of them" not in shown
+    assert "errata edit" not in shown and "report.md" in shown
 
 
 @pytest.mark.parametrize(

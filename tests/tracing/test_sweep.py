@@ -80,7 +80,7 @@ def test_facts_without_a_true_answer_are_swept_by_what_the_model_says(tmp_path: 
     found = sweep_blocks(edited_model("llama"), bare, methods, moments_of("llama"), tmp_path)
     assert found.columns == ["efficacy_accuracy"]
     accuracy = {b: one.summary["efficacy_accuracy"].value for b, one in found.blocks.items()}
-    assert accuracy[found.best] == max(accuracy.values())
+    assert found.best is None or accuracy[found.best] == max(accuracy.values())
     assert "block" in found.verdict
     assert len(found.table()) == 2
 
@@ -96,20 +96,52 @@ def test_a_sweep_stopped_while_it_is_finished_is_not_done(tmp_path: Path) -> Non
     assert again.folder.name == "run_000" and seen == [again]
 
 
-def test_where_edits_work_alike(tmp_path: Path) -> None:
-    def score(value: float, half: float) -> Score:
-        return Score(value=value, low=value - half, high=value + half, n=50)
+def score(value: float, low: float, high: float) -> Score:
+    return Score(value=value, low=low, high=high, n=50)
 
-    def found(value: float, spared: float) -> BlockScores:
-        named = {"efficacy": score(1.0, 0.1), "score": score(value, 0.05)}
-        return BlockScores({**named, "same_subject_accuracy": score(spared, 0.05)}, {})
 
-    swept = Sweep(tmp_path, "ROME", blocks={0: found(0.98, 0.8), 3: found(0.95, 0.9)})
-    swept.blocks[5] = found(0.3, 1.0)
-    assert swept.alike == (0, 3) and swept.best == 3
-    assert "alike at blocks 0, 3" in swept.verdict and "at block 3 they spare" in swept.verdict
-    del swept.blocks[3]
-    assert swept.best == 0 and swept.verdict == "edits work best at block 0"
+def swept(*blocks: tuple[int, Score, float], before: float | None = None) -> Sweep:
+    """A sweep with, per block, its score and how far it spares the subjects' other facts."""
+    found = Sweep(Path("run"), "ROME")
+    if before is not None:
+        found.before = {"score": score(before, before, before)}
+    for block, worth, spared in blocks:
+        known = {"efficacy": score(1.0, 0.9, 1.0), "score": worth}
+        known["same_subject_accuracy"] = score(spared, spared, spared)
+        found.blocks[block] = BlockScores(known, {})
+    return found
+
+
+def test_where_edits_work_alike() -> None:
+    top, close, less = score(0.98, 0.93, 1.0), score(0.977, 0.92, 1.0), score(0.95, 0.85, 0.99)
+    poor = score(0.3, 0.2, 0.4)
+    found = swept((0, top, 0.8), (2, less, 1.0), (3, close, 0.9), (5, poor, 1.0))
+    assert found.alike == (0, 2, 3) and found.best == 3
+    assert "alike at blocks 0, 2, 3: score 98 [92, 100] %" in found.verdict
+    assert "of blocks 0, 3, which are highest, block 3 spares" in found.verdict
+    found = swept((0, top, 0.8), (2, less, 1.0), (5, poor, 1.0))
+    assert found.best == 0 and found.verdict.endswith("highest at block 0")
+    found = swept((0, top, 0.8), (5, poor, 1.0))
+    assert found.verdict == "edits work best at block 0: score 98 [93, 100] %"
+
+
+def test_edits_that_did_nothing_are_not_alike_those_that_worked() -> None:
+    """Intervals of few facts overlap, and what changed nothing spares every other fact."""
+    worked, nothing = score(1.0, 0.51, 1.0), score(0.0, 0.0, 0.59)
+    found = swept((0, worked, 0.9), (3, worked, 0.95), (4, nothing, 1.0), (5, nothing, 1.0))
+    assert found.alike == (0, 3) and found.best == 3
+    assert "of them block 3 spares the subjects' other facts most" in found.verdict
+
+
+@pytest.mark.parametrize("before", [None, 0.0, 0.1])
+def test_where_no_edit_works_no_block_is_named(before: float | None) -> None:
+    value = before or 0.0
+    nothing = score(value, max(0.0, value - 0.05), value + 0.24)
+    found = swept((4, nothing, 1.0), (5, nothing, 0.9), before=before)
+    assert found.alike == () and found.best is None and found.as_json()["best"] is None
+    assert found.verdict.startswith("edits work at none of these blocks")
+    assert f"at most {100 * value:.0f} [" in found.verdict
+    assert (f"{100 * value:.0f} % before any edit" in found.verdict) == (before is not None)
 
 
 def test_what_the_block_and_the_trace_explain() -> None:

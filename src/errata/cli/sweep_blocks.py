@@ -191,7 +191,6 @@ def _show(
     for line in beside.sentences(found) if beside else ():
         console.fact(line)
     console.fact(f"kept {found.folder}")
-    console.next_step(
-        f'errata edit {model} "…" TARGET --method {found.method.lower()} --blocks {found.best}',
-        f"less {found.folder / 'report.md'}",
-    )
+    edit = f'errata edit {model} "…" TARGET --method {found.method.lower()} --blocks {found.best}'
+    report = f"less {found.folder / 'report.md'}"
+    console.next_step(*(() if found.best is None else (edit,)), report)
