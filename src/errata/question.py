@@ -31,7 +31,7 @@ class Question:
     targets: tuple[int, ...]
     """The answer."""
     said: tuple[int, ...]
-    """What the model finds likeliest at each place of the answer."""
+    """What the model finds likeliest at each place of the answer, the answer before it given."""
     tokens: tuple[str, ...]
     """The prompt's tokens as they are shown."""
 
@@ -39,6 +39,16 @@ class Question:
     def known(self) -> bool:
         """Whether the model says the answer by itself."""
         return self.said == self.targets
+
+    @property
+    def spoken(self) -> tuple[int, ...]:
+        """What the model writes by itself, up to the first token that is not the answer's.
+
+        What it finds likeliest behind that follows on the answer, not on what it has written.
+        """
+        pairs = enumerate(zip(self.said, self.targets, strict=True), start=1)
+        end = next((end for end, (said, target) in pairs if said != target), len(self.said))
+        return self.said[:end]
 
 
 @torch.no_grad()

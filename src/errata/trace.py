@@ -41,7 +41,7 @@ class Trace:
     answer: str
     """What the scores are the probability of."""
     said: str
-    """What the model says there by itself."""
+    """What the model says there by itself, until it leaves the answer."""
     places: tuple[int, ...]
     """The tokens at which states were restored."""
     window: int

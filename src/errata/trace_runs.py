@@ -128,7 +128,7 @@ def _traced(
         answer = request.separator + answer_of(case)
         question = ask(edited.model, edited.tokenizer, request.text, request.span, answer)
         if not question.known:
-            said = edited.tokenizer.decode(question.said).strip()
+            said = edited.tokenizer.decode(question.spoken).strip()
             reason = f"the model says {said!r}, not {answer.strip()!r}"
     except ErrataError as error:
         reason = error.message

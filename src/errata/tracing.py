@@ -105,7 +105,7 @@ def _trace_of(
         tokens=question.tokens,
         subject=question.subject,
         answer=tokenizer.decode(question.targets).strip(),
-        said=tokenizer.decode(question.said).strip(),
+        said=tokenizer.decode(question.spoken).strip(),
         places=work.places,
         window=work.window,
         level=level,

@@ -68,7 +68,7 @@ def test_an_answer_that_the_model_does_not_give_is_told(tmp_path: Path) -> None:
     result = CliRunner().invoke(
         app, ["trace", "demo", FACT, "Tarn", *QUICK, "--results", str(tmp_path), "--plot", "none"]
     )
-    assert "does not say 'Tarn'" in result.output
+    assert "does not say 'Tarn' here but 'Malmör';" in result.output
 
 
 def test_many_facts(tmp_path: Path) -> None:

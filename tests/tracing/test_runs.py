@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from errata.data import read_cases
 from errata.errors import ErrataError
 from errata.family import family_of
 from errata.model import EditedModel, load
+from errata.question import ask
 from errata.trace import Trace
 from errata.trace_runs import TraceRun, noise_level, trace_cases
 from errata.trace_settings import TraceSettings
+from errata.tracing import trace_question
 from laws.bench import edited_model
 from tiny import FACTS
 
@@ -114,6 +117,28 @@ def test_a_killed_process_leaves_what_it_finished(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["facts"] == 4 and told["run"].endswith("run_000")
+
+
+def test_what_the_model_says_ends_where_it_leaves_the_answer(
+    demo: EditedModel, tmp_path: Path
+) -> None:
+    """Behind the first other token it was asked with the answer before it: that is no text."""
+    case = some_cases()[0]
+    odd = case.with_values(request=case.request.with_values(target="Tarn and then the river"))
+    asked = ask(demo.model, demo.tokenizer, odd.request.text, odd.request.span, odd.request.answer)
+    said = demo.tokenizer.decode(asked.said[:1]).strip()
+    assert len(asked.said) > 3 and asked.said[0] != asked.targets[0]
+    assert asked.spoken == asked.said[:1]
+    found = trace_cases(demo, [odd], SETTINGS, 0.4, tmp_path)
+    assert f"the model says {said!r}, not" in found.left_out[0]
+    for name in ("summary.json", "report.md"):
+        assert f"the model says {said!r}, not" in (found.folder / name).read_text("utf-8")
+    trace = trace_question(demo.model, demo.tokenizer, asked, SETTINGS, 0.4)
+    assert trace.said == said and not trace.known
+    right = replace(asked, said=asked.targets)
+    assert right.known and right.spoken == right.targets
+    half = replace(asked, said=(*asked.targets[:2], 1, 1, 1, 1))
+    assert half.spoken == half.said[:3]
 
 
 def test_nothing_known_is_an_error(tmp_path: Path) -> None:

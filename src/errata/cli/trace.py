@@ -115,7 +115,7 @@ def _asked(edited: EditedModel, request: EditRequest, answer: str | None) -> Que
     follows = None if answer is None else request.answer
     question = ask(edited.model, edited.tokenizer, request.text, request.span, follows)
     if not question.known:
-        said = edited.tokenizer.decode(question.said).strip()
+        said = edited.tokenizer.decode(question.spoken).strip()
         console.warning(
             f"the model does not say {answer!r} here but {said!r}; what is traced is how likely "
             f"it finds {answer!r}"
