@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +27,9 @@ from errata.hooks import Site, first_tensor, frozen, record
 from errata.identity import tensor_hash, tokenizer_hash
 from errata.tokens import encode
 from errata.trace_settings import TraceSettings
+
+AT_ONCE = 1024
+"""Tokens whose embeddings are read together."""
 
 
 def noise_of(settings: TraceSettings, tokens: int, width: int) -> NDArray[np.float64]:
@@ -62,16 +67,18 @@ def embedding_deviation(
     deviation is the unbiased one around the mean of all entries.
     """
     site = Site(model.get_submodule(family_of(model).embedding), "output")
-    ids = [token for subject in subjects for token in encode(tokenizer, subject).ids]
+    counts = Counter(token for subject in subjects for token in encode(tokenizer, subject).ids)
+    tokens, entries, total, squares = sorted(counts), 0, 0.0, 0.0
     with frozen(model):  # the embedding works on each token alone, so rows do not matter
-        entries = torch.cat(
-            [
-                first_tensor(record(model, torch.tensor([[token]], device=model.device), [site])[0])
-                for token in sorted(set(ids))
-            ]
-        )
-    by_token = dict(zip(sorted(set(ids)), entries.double().cpu(), strict=True))
-    return float(torch.stack([by_token[token] for token in ids]).std())
+        for first in range(0, len(tokens), AT_ONCE):
+            some = tokens[first : first + AT_ONCE]
+            ids = torch.tensor(some, device=model.device)[:, None]
+            rows = first_tensor(record(model, ids, [site])[0])[:, 0].double().cpu()  # (some, d)
+            often = torch.tensor([counts[token] for token in some], dtype=rows.dtype)
+            entries += int(often.sum()) * rows.shape[-1]
+            total += float(often @ rows.sum(-1))
+            squares += float(often @ rows.square().sum(-1))
+    return math.sqrt(max(0.0, squares - total * total / entries) / (entries - 1))
 
 
 def kept_deviation(

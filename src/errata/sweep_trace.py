@@ -90,12 +90,15 @@ def side_by_side(
     cases: Sequence[Case],
     sweep: Sweep,
     settings: TraceSettings,
+    subjects: Sequence[str],
     cache: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SideBySide:
-    """Trace the sweep's facts, kept under the sweep's folder, and compare."""
+    """Trace the sweep's facts, kept under the sweep's folder, and compare.
+
+    Noise is measured on `subjects`, those of the whole dataset.
+    """
     chosen = settings.with_values(kinds=TRACED, subject_last_only=True)
-    subjects = [case.request.subject for case in cases]
     level, _ = noise_level(edited, chosen, subjects, cache)
     run = trace_cases(edited, cases, chosen, level, sweep.folder, progress=progress)
     effects = average(run.traces).effects

@@ -13,9 +13,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from errata.cli.main import app
+from errata.corruption import kept_deviation
+from errata.data import read_cases
 from errata.errors import ErrataError
 from errata.hparams import read_hparams
 from errata.methods import METHODS
+from errata.model import load
 from errata.presets import settle
 from errata.trace import Trace
 
@@ -84,6 +87,21 @@ def test_many_facts(tmp_path: Path) -> None:
     assert "average indirect effect" in shown and "3 facts of demo-known, 0 left out" in shown
 
 
+def test_the_noise_is_that_of_the_dataset_and_not_of_the_part_that_is_traced(
+    tmp_path: Path,
+) -> None:
+    def level(*arguments: str) -> float:
+        verb = ("trace", "demo", *arguments, *QUICK, "--kinds", "hidden", "--plot", "none")
+        run = Path(told(*verb, "--results", tmp_path)["run"])
+        return float(json.loads((run / "params.json").read_text("utf-8"))["level"])
+
+    many = ("--dataset", "demo-known", "--limit")
+    whole = level(FACT)
+    assert level(*many, "1") == level(*many, "2") == level(*many, "2", "--offset", "9") == whole
+    assert level(*many, "1", "--seed", "3") == whole == level(FACT, "--limit", "3")
+    assert len(list((tmp_path / "cache" / "noise").iterdir())) == 1
+
+
 def test_the_lens(tmp_path: Path) -> None:
     found = told("lens", "demo", FACT)
     assert found["after"]["said"][-1][-1] == found["answer"] and "before" not in found
@@ -111,6 +129,10 @@ def test_a_sweep_beside_a_trace(tmp_path: Path) -> None:
     assert set(found["blocks"]["2"]["efficacy"]) == {"value", "low", "high", "n"}
     assert found["trace"]["comparisons"]["efficacy"]["facts"] <= 4
     folder = Path(found["run"])
+    params = json.loads((folder / "trace" / "run_000" / "params.json").read_text("utf-8"))
+    edited = load("demo")
+    of_all = [case.request.subject for case in read_cases("demo")]
+    assert params["level"] == 3 * kept_deviation(edited.model, edited.tokenizer, of_all)
     assert (folder / "sweep.png").exists() and (folder / "side_by_side.md").exists()
 
 

@@ -35,6 +35,7 @@ from errata.words import counted
 
 if TYPE_CHECKING:
     from errata.case import Case
+    from errata.data import Loaded
     from errata.methods import ClosedForm
     from errata.model import EditedModel
     from errata.moment import SecondMoment
@@ -86,7 +87,8 @@ def sweep_blocks(
     name = dataset or ("demo" if model == "demo" else None)
     if name is None:
         raise ErrataError("say what to edit", "name a dataset: --dataset counterfact")
-    cases = load_dataset(name, limit, offset, seed, skip_invalid).cases
+    loaded = load_dataset(name, limit, offset, seed, skip_invalid)
+    cases = loaded.cases
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
     methods, moments, facts = _prepared(edited, chosen, settings, corpus, tokens)
 
@@ -97,7 +99,7 @@ def sweep_blocks(
 
     def finish(found: Sweep) -> None:
         if trace:
-            beside.extend(_traced(edited, cases, found))
+            beside.extend(_traced(edited, loaded, found))
         keep_sweep(found, beside[0] if beside else None, formats)
 
     with console.bar("edits") as progress:
@@ -119,14 +121,15 @@ def sweep_blocks(
         _show(model, name, cases, found, beside[0] if beside else None, facts)
 
 
-def _traced(edited: EditedModel, cases: Sequence[Case], found: Sweep) -> list[SideBySide]:
+def _traced(edited: EditedModel, loaded: Loaded, found: Sweep) -> list[SideBySide]:
     """Trace a sweep's facts; none of them being known costs no sweep."""
     from errata.sweep_trace import side_by_side
 
-    cache = cache_folder() / "noise"
+    cases, subjects, cache = loaded.cases, loaded.subjects, cache_folder() / "noise"
+    settings = TraceSettings()
     try:
         with console.bar("traces") as progress:
-            return [side_by_side(edited, cases, found, TraceSettings(), cache, progress)]
+            return [side_by_side(edited, cases, found, settings, subjects, cache, progress)]
     except ErrataError as error:
         console.warning(f"no trace beside the sweep: {error.message}")
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,7 @@ from errata.request import EditRequest
 from errata.trace_settings import TraceSettings
 
 if TYPE_CHECKING:
-    from errata.case import Case
+    from errata.data import Loaded
     from errata.model import EditedModel
     from errata.question import Question
 
@@ -98,15 +99,16 @@ def trace(
     if recommend and "mlp" not in settings.kinds:
         raise ErrataError("blocks are recommended by the trace of MLPs", "let --kinds include mlp")
     name = dataset or ("" if prompt is None else OWN_SUBJECTS.get(model, ""))
-    cases = load_dataset(name, limit, offset, seed, skip_invalid).cases if name else []
+    loaded = load_dataset(name, limit, offset, seed, skip_invalid) if name else None
+    subjects = loaded.subjects if loaded else ()  # of all, so that a part is traced as the whole
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
     if prompt is not None:
         request = EditRequest.parse(prompt, answer or "?", subject)
         question = _asked(edited, request, answer)
-        subjects = [case.request.subject for case in cases] or [request.subject]
+        subjects = subjects or (request.subject,)
         _trace_one(edited, question, settings, subjects, results, formats, recommend, json)
-    else:
-        _trace_many(edited, name, cases, settings, results, formats, recommend, json)
+    elif loaded is not None:
+        _trace_many(edited, name, loaded, settings, results, formats, recommend, json)
 
 
 def _asked(edited: EditedModel, request: EditRequest, answer: str | None) -> Question:
@@ -127,7 +129,7 @@ def _trace_one(
     edited: EditedModel,
     question: Question,
     settings: TraceSettings,
-    subjects: list[str],
+    subjects: Sequence[str],
     results: Path,
     formats: tuple[str, ...],
     recommend: bool,
@@ -161,7 +163,7 @@ def _trace_one(
 def _trace_many(
     edited: EditedModel,
     name: str,
-    cases: list[Case],
+    loaded: Loaded,
     settings: TraceSettings,
     results: Path,
     formats: tuple[str, ...],
@@ -171,11 +173,16 @@ def _trace_many(
     from errata.trace_average import recommend as recommended
     from errata.trace_runs import keep_averages, noise_level, summary_of, trace_cases
 
-    subjects = [case.request.subject for case in cases]
-    level, noise = noise_level(edited, settings, subjects, cache_folder() / "noise")
+    level, noise = noise_level(edited, settings, loaded.subjects, cache_folder() / "noise")
     with console.bar("facts") as progress:
         run = trace_cases(
-            edited, cases, settings, level, results, command=command_line(), progress=progress
+            edited,
+            loaded.cases,
+            settings,
+            level,
+            results,
+            command=command_line(),
+            progress=progress,
         )
     run.averages  # noqa: B018 (raises where no fact is known)
     keep_averages(run, formats)

@@ -80,6 +80,8 @@ class Loaded(NamedTuple):
     path: Path
     skipped: tuple[str, ...] = ()
     """What is wrong with the records that were left out, one text each."""
+    subjects: tuple[str, ...] = ()
+    """Those of all valid records in their order, also where a part of them is taken."""
 
 
 def read_cases(
@@ -121,6 +123,7 @@ def load_cases(
             + listed(problems),
             "mend them, or leave them out with --skip-invalid",
         )
+    subjects = tuple(case.request.subject for case in cases)
     if seed is not None:
         random.Random(seed).shuffle(cases)
     chosen = cases[offset:][:limit]
@@ -129,7 +132,7 @@ def load_cases(
             f"{path} holds {counted(len(cases), 'case')}, none of them behind --offset {offset}",
             "give a smaller offset",
         )
-    return Loaded(chosen, path, tuple(problems))
+    return Loaded(chosen, path, tuple(problems), subjects)
 
 
 def is_known(name_or_path: str) -> bool:
