@@ -4,7 +4,7 @@
 
 A fact that the model does not know has a .json with the reason in place of its trace. A run that
 was stopped is found again by its params and goes on at the first fact without a file; as each is
-traced alone, it ends like an uninterrupted one to the bit.
+traced alone, it ends like an uninterrupted one to the bit. One that is finished is found, too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from errata.case import Case
 from errata.corruption import kept_deviation
 from errata.errors import ErrataError
 from errata.files import parse_json, reading_own, write_text
-from errata.folders import run_folder
+from errata.folders import finished_run, run_folder
 from errata.model import EditedModel
 from errata.plots import draw_averages, draw_lines, draw_trace, save_figure
-from errata.question import ask
+from errata.question import Question, ask
 from errata.report import Score, markdown_table
 from errata.trace import Trace
 from errata.trace_average import Averages, average
@@ -30,6 +30,8 @@ from errata.trace_settings import TITLES, TraceSettings
 from errata.tracing import trace_question
 
 LABEL = "trace"
+FACT = "trace.safetensors"
+"""The file of a run of one fact."""
 
 
 @dataclass
@@ -38,11 +40,21 @@ class TraceRun:
 
     folder: Path
     resumed: bool = False
+    before: bool = False
+    """Whether an earlier call finished it."""
     traces: list[Trace] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
     """Which of the cases they are of."""
     left_out: list[str] = field(default_factory=list)
     """Why facts were left out, one text each."""
+
+    def add(self, index: int, found: Trace | str | None) -> None:
+        """Take what was found of a case: its trace, or why it was left out."""
+        if isinstance(found, Trace):
+            self.traces.append(found)
+            self.indices.append(index)
+        elif found is not None:
+            self.left_out.append(found)
 
     @property
     def averages(self) -> Averages:
@@ -88,9 +100,13 @@ def trace_cases(
     results: Path,
     *,
     command: str | None = None,
+    again: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TraceRun:
-    """Trace every case that the model knows; go on where the same run was stopped."""
+    """Trace every case that the model knows; go on where the same run was stopped.
+
+    A run that is finished is given back as it is; with `again` it is done once more.
+    """
     params = {
         "model": edited.base.model_dump(),
         "dtype": str(edited.model.dtype),
@@ -99,30 +115,43 @@ def trace_cases(
         "level": level,
         "facts": [[case.id, case.request.marked, answer_of(case)] for case in cases],
     }
+    done = None if again else finished_run(results, LABEL, params)
+    kept = [_kept(_place(done, index)) for index in range(len(cases))] if done else []
+    if done is not None and None not in kept:
+        run = TraceRun(done, before=True)
+        for index, found in enumerate(kept):
+            run.add(index, found)
+        return run
     with run_folder(results, LABEL, params, command) as (folder, resumed):
         run = TraceRun(folder, resumed)
         for index, case in enumerate(cases):
-            found = _traced(edited, case, settings, level, folder / "facts" / f"{index:05d}")
-            if isinstance(found, Trace):
-                run.traces.append(found)
-                run.indices.append(index)
-            else:
-                run.left_out.append(found)
+            path = _place(folder, index)
+            run.add(index, _kept(path) or _traced(edited, case, settings, level, path))
             progress(index + 1, len(cases))
         _write_results(run, command)
     return run
 
 
-def _traced(
-    edited: EditedModel, case: Case, settings: TraceSettings, level: float, path: Path
-) -> Trace | str:
-    """Return a case's trace, or why it has none; from its file if there is one."""
+def _place(folder: Path, index: int) -> Path:
+    """Return where a fact's trace is kept, without the ending."""
+    return folder / "facts" / f"{index:05d}"
+
+
+def _kept(path: Path) -> Trace | str | None:
+    """Return the trace that is kept, or why there is none; None for a fact not reached yet."""
     kept, aside = path.with_suffix(".npz"), path.with_suffix(".json")
     if kept.exists():
         return Trace.load(kept)
     if aside.exists():
         with reading_own(aside):
             return str(parse_json(aside.read_text(encoding="utf-8"))["left_out"])
+    return None
+
+
+def _traced(
+    edited: EditedModel, case: Case, settings: TraceSettings, level: float, path: Path
+) -> Trace | str:
+    """Trace a case and keep that, or why it cannot be traced."""
     reason, request = None, case.request
     try:
         answer = request.separator + answer_of(case)
@@ -134,55 +163,70 @@ def _traced(
         reason = error.message
     if reason is not None:
         reason = f"{request.text!r}: {reason}"
-        write_text(aside, json.dumps({"id": case.id, "left_out": reason}) + "\n")
+        write_text(
+            path.with_suffix(".json"), json.dumps({"id": case.id, "left_out": reason}) + "\n"
+        )
         return reason
     trace = trace_question(edited.model, edited.tokenizer, question, settings, level)
-    trace.save(kept)
+    trace.save(path.with_suffix(".npz"))
     return trace
 
 
-def keep_trace(
-    edited: EditedModel,
-    trace: Trace,
-    results: Path,
-    formats: Sequence[str] = (),
-    command: str | None = None,
-) -> tuple[Path, str]:
-    """Keep one trace as a run of its own, with its pictures.
-
-    Returns the run's folder, and the characters that no installed font can draw.
-    """
-    lacking = ""
-    params = {
+def fact_params(
+    edited: EditedModel, question: Question, settings: TraceSettings, level: float
+) -> dict[str, Any]:
+    """Return what one fact's run is found again by."""
+    return {
         "model": edited.base.model_dump(),
+        "dtype": str(edited.model.dtype),
         "patches": [patch.digest for patch in edited.patches],
-        "text": trace.text,
-        "answer": trace.answer,
-        "level": trace.level,
-        "settings": trace.made["settings"],
+        "text": question.text,
+        "subject": list(question.subject),
+        "answer": edited.tokenizer.decode(question.targets).strip(),
+        "targets": list(question.targets),
+        "level": level,
+        "settings": settings.model_dump(mode="json"),
     }
+
+
+def finished_trace(results: Path, params: dict[str, Any]) -> tuple[Trace, Path] | None:
+    """Return one fact's trace and folder where a run with these params is finished."""
+    folder = finished_run(results, LABEL, params)
+    path = folder / FACT if folder else None
+    return (Trace.load(path), path.parent) if path and path.exists() else None
+
+
+def keep_trace(
+    trace: Trace, results: Path, params: dict[str, Any], command: str | None = None
+) -> Path:
+    """Keep one fact's trace as a run of its own, and return its folder."""
     with run_folder(results, LABEL, params, command) as (folder, _):
-        trace.save(folder / "trace.safetensors")
-        if formats:
-            figure, lacking = draw_trace(trace)
-            for form in formats:
-                save_figure(figure, folder / f"trace.{form}")
+        trace.save(folder / FACT)
         text = json.dumps(trace.as_json(), indent=1, ensure_ascii=False)
         write_text(folder / "trace.json", text + "\n")
         brief = {"facts": 1, "high": trace.high, "low": float(trace.low.mean())}
         write_text(folder / "summary.json", json.dumps(brief) + "\n")
-    return folder, lacking
+    return folder
+
+
+def keep_picture(trace: Trace, folder: Path, formats: Sequence[str]) -> str:
+    """Keep those pictures of a trace that are not there; return the characters no font has."""
+    paths = [path for form in formats if not (path := folder / f"trace.{form}").exists()]
+    figure, lacking = draw_trace(trace) if paths else (None, "")
+    for path in paths:
+        assert figure is not None
+        save_figure(figure, path)
+    return lacking
 
 
 def keep_averages(run: TraceRun, formats: Sequence[str]) -> None:
-    """Keep pictures of a run's averages: heat maps and lines."""
-    if not formats:
-        return
-    averages, window = run.averages, run.traces[0].window
+    """Keep those pictures of a run's averages that are not there: heat maps and lines."""
     for name, draw in (("heat", draw_averages), ("lines", draw_lines)):
-        figure = draw(averages, window)
-        for form in formats:
-            save_figure(figure, run.folder / f"{name}.{form}")
+        paths = [path for form in formats if not (path := run.folder / f"{name}.{form}").exists()]
+        figure = draw(run.averages, run.traces[0].window) if paths else None
+        for path in paths:
+            assert figure is not None
+            save_figure(figure, path)
 
 
 def summary_of(run: TraceRun) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from errata import trace_runs, tracing
 from errata.cli.main import app
 from errata.corruption import kept_deviation
 from errata.data import read_cases
@@ -85,6 +86,35 @@ def test_many_facts(tmp_path: Path) -> None:
         assert (folder / name).stat().st_size > 100
     shown = called(*verb, "--results", tmp_path, "--plot", "none")
     assert "average indirect effect" in shown and "3 facts of demo-known, 0 left out" in shown
+
+
+@pytest.mark.parametrize("what", [(FACT,), ("--dataset", "demo-known", "--limit", "2")])
+def test_a_finished_trace_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: tuple[str, ...]
+) -> None:
+    verb = ("trace", "demo", *what, *QUICK, "--results", tmp_path)
+    first = told(*verb, "--plot", "none")
+    with monkeypatch.context() as patch:
+        for module in (tracing, trace_runs):
+            patch.setattr(module, "trace_question", None)
+        shown = called(*verb, "--plot", "svg", "--recommend")
+        assert "finished before, in " in shown and "--again does it once more" in shown
+        assert told(*verb, "--plot", "none") == first
+    folder = Path(first["run"])
+    assert list(folder.glob("*.svg")) and (folder / "recommended" / "rome.json").exists()
+    again = told(*verb, "--plot", "none", "--again")
+    assert again["run"].endswith("run_001") and {**again, "run": first["run"]} == first
+
+
+def test_another_subject_answer_or_dtype_is_another_trace(tmp_path: Path) -> None:
+    def folder(*arguments: str) -> str:
+        verb = ("trace", "demo", *arguments, "--samples", "1", "--kinds", "hidden")
+        return Path(told(*verb, "--plot", "none", "--results", tmp_path)["run"]).name
+
+    assert folder(FACT, "Tarn") == folder(FACT, "Tarn") == "run_000"
+    assert folder("The home town of {Anouk} Almory is", "Tarn") == "run_001"
+    assert folder(FACT, "Orwick") == "run_002"
+    assert folder(FACT, "Tarn", "--dtype", "bfloat16") == "run_003"
 
 
 def test_the_noise_is_that_of_the_dataset_and_not_of_the_part_that_is_traced(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from errata import trace_runs
 from errata.case import Case
 from errata.corruption import embedding_deviation, kept_deviation
 from errata.data import read_cases
@@ -22,7 +23,7 @@ from errata.family import family_of
 from errata.model import EditedModel, load
 from errata.question import ask
 from errata.trace import Trace
-from errata.trace_runs import TraceRun, noise_level, trace_cases
+from errata.trace_runs import TraceRun, noise_level, summary_of, trace_cases
 from errata.trace_settings import TraceSettings
 from errata.tracing import trace_question
 from laws.bench import edited_model
@@ -43,8 +44,10 @@ def some_cases() -> list[Case]:
     return [known[0], odd, *known[1:]]
 
 
-def run(edited: EditedModel, results: Path, progress: object = None) -> TraceRun:
-    how = {"progress": progress} if progress else {}
+def run(
+    edited: EditedModel, results: Path, progress: object = None, again: bool = False
+) -> TraceRun:
+    how = {"again": again} | ({"progress": progress} if progress else {})
     return trace_cases(edited, some_cases(), SETTINGS, 0.4, results, **how)  # type: ignore[arg-type]
 
 
@@ -87,7 +90,25 @@ def test_a_stopped_run_goes_on_and_ends_the_same(demo: EditedModel, tmp_path: Pa
     assert resumed.resumed and resumed.folder == tmp_path / "stopped" / "trace" / "run_000"
     assert first.stat().st_mtime_ns == written
     assert outcome(resumed.folder) == outcome(straight.folder)
-    assert run(demo, tmp_path / "stopped").folder.name == "run_001"
+
+
+def test_a_finished_run_is_found_again(
+    demo: EditedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(demo, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(trace_runs, "trace_question", None)
+        found = run(demo, tmp_path)
+    assert not first.before and found.before and found.folder == first.folder
+    assert (found.indices, found.left_out) == (first.indices, first.left_out)
+    assert summary_of(found) == summary_of(first)
+    once_more = run(demo, tmp_path, again=True)
+    assert once_more.folder.name == "run_001" and not once_more.before
+    ours, theirs = outcome(once_more.folder), outcome(first.folder)
+    assert ours.pop("report.md") != theirs.pop("report.md") and ours == theirs  # it has a title
+    assert run(demo, tmp_path).folder == once_more.folder
+    next((once_more.folder / "facts").iterdir()).unlink()
+    assert run(demo, tmp_path).folder.name == "run_002"
 
 
 @pytest.mark.slow

@@ -66,15 +66,18 @@ def show_trace(
     said: tuple[str, str],
     folder: Path,
     blocks: Recommendation | None,
+    before: bool,
 ) -> None:
     """Show one fact's trace: a heat map per kind, and where most comes back.
 
-    `said` are words on the noise, and the dataset that could be traced next.
+    `said` are words on the noise, and the dataset that could be traced next; `before` tells that
+    the trace was made by an earlier call.
     """
     from errata.plots import can_plot, readable, titled
 
     low = float(found.low.mean())
     console.verb(f"errata trace {model}")
+    _say_finished(folder, before)
     console.fact(f"{found.text} → {found.answer}")
     console.fact(f"P(answer): {found.high:.3f} clean, {low:.3f} corrupted ({len(found.low)} runs)")
     console.fact(said[0])
@@ -112,6 +115,7 @@ def show_averages(
 
     averages, window = run.averages, run.traces[0].window
     console.verb(f"errata trace {model}")
+    _say_finished(run.folder, run.before)
     console.fact(f"{counted(len(run.traces), 'fact')} of {dataset}, {len(run.left_out)} left out")
     for reason in run.left_out[:LEFT_OUT_SHOWN]:
         console.fact(f"left out: {reason}")
@@ -135,6 +139,11 @@ def show_averages(
     _show_recommended(model, run.folder, blocks)
     if blocks is None:
         console.next_step(f"less {run.folder / 'report.md'}")
+
+
+def _say_finished(folder: Path, before: bool) -> None:
+    if before:
+        console.fact(f"finished before, in {folder}; --again does it once more")
 
 
 def _say_window(window: int, blocks: int) -> None:

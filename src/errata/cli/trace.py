@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -45,6 +45,16 @@ OWN_SUBJECTS = {"demo": "demo-known"}
 """Models that bring a dataset whose subjects the noise of a single prompt is measured on."""
 
 
+class _How(NamedTuple):
+    """What to do with what is traced."""
+
+    results: Path
+    formats: tuple[str, ...]
+    recommend: bool
+    again: bool
+    json: bool
+
+
 @settings_flags({"trace": TraceSettings})
 def trace(
     model: Model,
@@ -77,6 +87,9 @@ def trace(
         str | None,
         typer.Option(help="Pictures to keep: png, pdf, svg or none; png.", metavar="LIST"),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Do a trace that is finished once more.")
+    ] = False,
     patch: Patches = None,
     results: Results = Path("results"),
     adapter: Adapter = None,
@@ -87,7 +100,10 @@ def trace(
     json: Json = False,
     given: dict[str, Any],
 ) -> None:
-    """Trace where facts are: each state that, restored, brings a corrupted answer back."""
+    """Trace where facts are: each state that, restored, brings a corrupted answer back.
+
+    One that was stopped goes on where it was, one that is finished is shown again.
+    """
     settings = TraceSettings.of(given_settings(TraceSettings, given))
     formats = picture_formats(plot)
     if (prompt is None) == (dataset is None):
@@ -102,13 +118,14 @@ def trace(
     loaded = load_dataset(name, limit, offset, seed, skip_invalid) if name else None
     subjects = loaded.subjects if loaded else ()  # of all, so that a part is traced as the whole
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
+    how = _How(results, formats, recommend, again, json)
     if prompt is not None:
         request = EditRequest.parse(prompt, answer or "?", subject)
         question = _asked(edited, request, answer)
         subjects = subjects or (request.subject,)
-        _trace_one(edited, question, settings, subjects, results, formats, recommend, json)
+        _trace_one(edited, question, settings, subjects, how)
     elif loaded is not None:
-        _trace_many(edited, name, loaded, settings, results, formats, recommend, json)
+        _trace_many(edited, name, loaded, settings, how)
 
 
 def _asked(edited: EditedModel, request: EditRequest, answer: str | None) -> Question:
@@ -130,34 +147,42 @@ def _trace_one(
     question: Question,
     settings: TraceSettings,
     subjects: Sequence[str],
-    results: Path,
-    formats: tuple[str, ...],
-    recommend: bool,
-    json: bool,
+    how: _How,
 ) -> None:
     from errata.trace_average import recommend as recommended
-    from errata.trace_runs import keep_trace, noise_level
+    from errata.trace_runs import (
+        fact_params,
+        finished_trace,
+        keep_picture,
+        keep_trace,
+        noise_level,
+    )
     from errata.tracing import trace_question
 
     level, noise = noise_level(edited, settings, subjects, cache_folder() / "noise")
-    with console.bar("states") as progress:
-        found = trace_question(
-            edited.model, edited.tokenizer, question, settings, level, progress=progress
-        )
-    folder, lacking = keep_trace(edited, found, results, formats, command_line())
-    if lacking:
+    params = fact_params(edited, question, settings, level)
+    before = None if how.again else finished_trace(how.results, params)
+    if before is not None:
+        found, folder = before
+    else:
+        with console.bar("states") as progress:
+            found = trace_question(
+                edited.model, edited.tokenizer, question, settings, level, progress=progress
+            )
+        folder = keep_trace(found, how.results, params, command_line())
+    if lacking := keep_picture(found, folder, how.formats):
         console.warning(
             f"no installed font has {lacking}; the picture shows their codes (Noto fonts have them)"
         )
-    blocks = recommended([found]) if recommend else None
+    blocks = recommended([found]) if how.recommend else None
     if blocks is not None:
         keep_recommendation(folder, blocks)
-    if json:
+    if how.json:
         told = {"model": edited.name, "run": str(folder), **found.as_json()}
         console.as_json(told | ({"recommended": blocks.as_json()} if blocks else {}))
     else:
         facts = OWN_SUBJECTS.get(edited.name, "known")
-        show_trace(edited.name, found, (noise, facts), folder, blocks)
+        show_trace(edited.name, found, (noise, facts), folder, blocks, before is not None)
 
 
 def _trace_many(
@@ -165,10 +190,7 @@ def _trace_many(
     name: str,
     loaded: Loaded,
     settings: TraceSettings,
-    results: Path,
-    formats: tuple[str, ...],
-    recommend: bool,
-    json: bool,
+    how: _How,
 ) -> None:
     from errata.trace_average import recommend as recommended
     from errata.trace_runs import keep_averages, noise_level, summary_of, trace_cases
@@ -180,16 +202,17 @@ def _trace_many(
             loaded.cases,
             settings,
             level,
-            results,
+            how.results,
             command=command_line(),
+            again=how.again,
             progress=progress,
         )
     run.averages  # noqa: B018 (raises where no fact is known)
-    keep_averages(run, formats)
-    blocks = recommended(run.traces) if recommend else None
+    keep_averages(run, how.formats)
+    blocks = recommended(run.traces) if how.recommend else None
     if blocks is not None:
         keep_recommendation(run.folder, blocks)
-    if json:
+    if how.json:
         told = {"model": edited.name, "dataset": name, "run": str(run.folder), **summary_of(run)}
         console.as_json(told | ({"recommended": blocks.as_json()} if blocks else {}))
     else:
