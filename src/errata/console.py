@@ -121,11 +121,17 @@ def _lines(text: str) -> list[str]:
 
 
 def heat_map(
-    title: str, labels: Sequence[str], values: Sequence[Sequence[float]], low: float, high: float
+    title: str,
+    labels: Sequence[str],
+    values: Sequence[Sequence[float]],
+    low: float,
+    high: float,
+    words: Callable[[float], str] = "{:.2f}".format,
 ) -> None:
     """Show numbers by row and column as shades between `low` and `high`, with each row's largest.
 
     Colours where the terminal has them, characters elsewhere; columns are numbered from 0.
+    `words` gives a number as it is shown.
     """
     console = _console()
     colour = console.color_system is not None
@@ -144,7 +150,7 @@ def heat_map(
                 line.append(" " * wide, style=f"on {_shade(share)}")
             else:
                 line.append(SHADES[round(share * (len(SHADES) - 1))] * wide)
-        line.append(f"  {max(row):.2f}")
+        line.append(f"  {words(max(row))}")
         console.print(line)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from errata.errors import ErrataError
 from errata.files import replacing
-from errata.report import Score
+from errata.report import Score, probability
 from errata.trace import Trace
 from errata.trace_average import ROLES, Averages
 from errata.trace_settings import TITLES, Kind
@@ -85,7 +85,7 @@ def draw_trace(trace: Trace) -> tuple[Figure, str]:
         bar = figure.colorbar(image, ax=axis, shrink=min(1.0, 3.0 / tall), pad=0.02)
         bar.ax.tick_params(labelsize=7)
     answer, _, lacks = _drawable([f"P({trace.answer})"])
-    ends = f"{trace.high:.2f} clean, {low:.2f} corrupted"
+    ends = f"{probability(trace.high)} clean, {probability(low)} corrupted"
     figure.suptitle(f"{answer[0]}: {ends}", fontsize=10, fontfamily=families)
     return figure, "".join(sorted(set(missing + lacks)))
 

@@ -123,6 +123,11 @@ def grouped_mean(groups: Sequence[Sequence[float]]) -> Score | None:
     return None if score is None else score.with_values(n=sum(map(len, groups)))
 
 
+def probability(value: float, digits: int = 2) -> str:
+    """Return a probability with so many decimals; with two significant digits below 0.01."""
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:z.{digits}f}"
+
+
 def harmonic_mean(values: Sequence[float]) -> float:
     """Return the harmonic mean of numbers that are not negative: 0 when one of them is 0."""
     if min(values) <= 0:

@@ -75,6 +75,15 @@ def test_an_answer_that_the_model_does_not_give_is_told(tmp_path: Path) -> None:
     assert "does not say 'Tarn' here but 'Malmör';" in result.output
 
 
+def test_small_probabilities_are_told(tmp_path: Path) -> None:
+    verb = ("trace", "demo", FACT, "awake", *QUICK, "--kinds", "mlp", "--plot", "none")
+    shown = called(*verb, "--results", tmp_path)
+    told_trace = json.loads((tmp_path / "trace" / "run_000" / "trace.json").read_text("utf-8"))
+    assert 0 < told_trace["high"] < 5e-4
+    assert f"P(answer): {told_trace['high']:.2g} clean" in shown
+    assert not re.search(r"\b0\.00+\b", shown), shown
+
+
 def test_many_facts(tmp_path: Path) -> None:
     verb = ("trace", "demo", "--dataset", "demo-known", "--limit", "3", *QUICK)
     found = told(*verb, "--results", tmp_path, "--plot", "svg,png", "--recommend")

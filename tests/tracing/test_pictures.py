@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from errata import console, plots
 from errata.errors import ErrataError
-from errata.report import Score
+from errata.report import Score, probability
 from errata.trace import Trace
 from errata.trace_average import average
 from errata.trace_settings import KINDS, TITLES
@@ -66,6 +67,19 @@ def test_scripts_without_a_font_go_by_their_codes(tmp_path: Path) -> None:
     plots.save_figure(figure, tmp_path / "trace.png")
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(1, "1.00"), (0.125, "0.12"), (0.01, "0.01"), (0.0051, "0.0051"), (3.14e-5, "3.1e-05")],
+)
+def test_small_probabilities_are_not_shown_as_none(value: float, shown: str) -> None:
+    assert probability(value) == shown and probability(-value) == f"-{shown}"
+    assert probability(0.0) == probability(-0.0) == "0.00" and probability(0.125, 3) == "0.125"
+    trace = replace(made(("a", "b", "c"), 2), low=np.full(3, value / 2, np.float32), high=value)
+    figure, _ = plots.draw_trace(trace)
+    ends = f"{probability(value)} clean, {probability(value / 2)} corrupted"
+    assert figure.get_suptitle().endswith(ends)
+
+
 @pytest.mark.parametrize(("count", "blocks"), [(70, 12), (8, 80), (2, 1)])
 def test_it_grows_with_what_it_shows(tmp_path: Path, count: int, blocks: int) -> None:
     figure, _ = plots.draw_trace(made(tuple(f" a long token {i}" for i in range(count)), blocks))
@@ -109,5 +123,9 @@ def test_a_heat_map_in_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain[2].endswith("██  1.00") and "東京" in plain[2]
     assert "█" not in plain[3] and plain[3].endswith("0.50")
     assert plain[1].index("5") == plain[3].index("░") + 10
+    small = io.StringIO()
+    monkeypatch.setattr(console, "_console", lambda: Console(file=small, width=60))
+    console.heat_map("title", ("a",), [[3.1e-5, 1e-6]], 0.0, 1.0, probability)
+    assert small.getvalue().endswith("  3.1e-05\n")
     assert "48;2;255;196;84" in shown(60, "truecolor")
     assert shown(34, None).splitlines()[2].endswith(" █  1.00")

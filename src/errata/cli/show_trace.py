@@ -74,12 +74,14 @@ def show_trace(
     the trace was made by an earlier call.
     """
     from errata.plots import can_plot, readable, titled
+    from errata.report import probability
 
     low = float(found.low.mean())
     console.verb(f"errata trace {model}")
     _say_finished(folder, before)
     console.fact(f"{found.text} → {found.answer}")
-    console.fact(f"P(answer): {found.high:.3f} clean, {low:.3f} corrupted ({len(found.low)} runs)")
+    clean, corrupted = probability(found.high, 3), probability(low, 3)
+    console.fact(f"P(answer): {clean} clean, {corrupted} corrupted ({len(found.low)} runs)")
     console.fact(said[0])
     _say_window(found.window, found.blocks)
     first, end = found.subject
@@ -90,13 +92,13 @@ def show_trace(
     for kind in found.kinds:
         values = found.mean(kind)
         top = max(float(values.max()), low + 1e-3)
-        title = f"{titled(kind, found.window)} ({low:.2f} to {top:.2f})"
-        console.heat_map(title, labels, values.tolist(), low, top)
+        title = f"{titled(kind, found.window)} ({probability(low)} to {probability(top)})"
+        console.heat_map(title, labels, values.tolist(), low, top, probability)
         place, block = divmod(int(values.argmax()), found.blocks)
         lows, highs = found.interval(kind)
-        ends = f"[{lows[place, block]:.2f}, {highs[place, block]:.2f}]"
+        most, *ends = (probability(float(x[place, block])) for x in (values, lows, highs))
         at = f"block {block}, token {labels[place]!r}"
-        console.fact(f"most comes back at {at}: {values[place, block]:.2f} {ends}")
+        console.fact(f"most comes back at {at}: {most} [{', '.join(ends)}]")
     if not can_plot():
         console.fact("no pictures: pip install 'errata[plot]'")
     console.fact(f"kept {folder}")
