@@ -33,9 +33,18 @@ class Score(Settings):
     n: int
     """How many outcomes it is the mean of."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is the mean of one number, and its interval only that number again."""
+        return self.n == 1 and self.low == self.high
+
+    def as_json(self) -> dict[str, Any]:
+        """Return {value, low, high, n}, without the ends of an interval that says nothing."""
+        return self.model_dump() | ({"low": None, "high": None} if self.alone else {})
+
     def __str__(self) -> str:
         value, low, high = (f"{100 * x:z.1f}" for x in (self.value, self.low, self.high))
-        return f"{value} % [{low}, {high}] n={self.n}"
+        return f"{value} %" + ("" if self.alone else f" [{low}, {high}]") + f" n={self.n}"
 
 
 class Amount(Score):
@@ -89,8 +98,10 @@ def intervals(data: NDArray[Any], resamples: int = 2000) -> tuple[Array, Array]:
 
     `data` is (n, …), both ends are (…); what is drawn is the same for all and for every call.
     """
-    data, random = np.asarray(data, dtype=float), np.random.default_rng(0)
-    count = len(data)
+    data, count = np.asarray(data, dtype=float), len(data)
+    if count == 1:
+        return data[0], data[0]
+    random = np.random.default_rng(0)
     means = [data[random.integers(0, count, count)].mean(0) for _ in range(resamples)]
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     return low, high

@@ -250,5 +250,6 @@ def _listed(blocks: Sequence[int]) -> str:
 
 
 def percent(score: Score) -> str:
-    """Return a share in whole percent, with its interval."""
-    return f"{100 * score.value:z.0f} [{100 * score.low:z.0f}, {100 * score.high:z.0f}]"
+    """Return a share in whole percent, with its interval where it has one."""
+    value, low, high = (f"{100 * x:z.0f}" for x in (score.value, score.low, score.high))
+    return value if score.alone else f"{value} [{low}, {high}]"

@@ -24,7 +24,7 @@ from errata.plots import draw_sweep, save_figure
 from errata.report import Score, markdown_table
 from errata.sweep import Sweep
 from errata.trace import Trace
-from errata.trace_average import LAST_SUBJECT, Recommendation, average, recommend
+from errata.trace_average import LAST_SUBJECT, Recommendation, average, nothing_lost, recommend
 from errata.trace_runs import noise_level, trace_cases
 from errata.trace_settings import Kind, TraceSettings
 
@@ -58,21 +58,26 @@ class SideBySide:
     """Average indirect effects at the subject's last token: by what was restored, then block."""
     comparisons: dict[str, Comparison]
     """How editing success goes with the MLP trace, per kind of prompt."""
-    recommended: Recommendation
+    recommended: Recommendation | None
+    note: str | None
+    """Why the traces say nothing, where they do not."""
     left_out: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Return everything by name."""
         return {
-            "effects": {n: [s.model_dump() for s in row] for n, row in self.effects.items()},
+            "effects": {n: [s.as_json() for s in row] for n, row in self.effects.items()},
             "comparisons": {kind: one.as_json() for kind, one in self.comparisons.items()},
-            "recommended": self.recommended.as_json(),
+            "recommended": self.recommended and self.recommended.as_json(),
+            **({"note": self.note} if self.note else {}),
             "left_out": list(self.left_out),
         }
 
     def sentences(self, sweep: Sweep) -> list[str]:
         """Say in words where both agree, and what the trace adds to knowing the block."""
         found, alike = self.recommended, sweep.alike
+        if found is None:
+            return [str(self.note)]
         peak = f"{found.effect} given back by {found.window} MLPs around block {found.peak}"
         agree = "is one of them" if found.peak in alike else "is none of them"
         said = [f"the trace's peak, {peak}, {agree}" if alike else f"the trace's peak: {peak}"]
@@ -115,6 +120,7 @@ def side_by_side(
         effects={names[kind]: effects[kind][LAST_SUBJECT] for kind in TRACED},
         comparisons=comparisons,
         recommended=recommend(run.traces),
+        note=nothing_lost(run.traces),
         left_out=tuple(run.left_out),
     )
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from errata.errors import ErrataError
 from errata.files import replacing
-from errata.report import intervals
+from errata.report import Score, intervals
 from errata.trace_settings import Kind
 
 Array = NDArray[np.float32]
@@ -162,7 +162,7 @@ class Trace:
 
 
 def _score(value: float, low: float, high: float, n: int) -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "n": n}
+    return Score(value=value, low=low, high=high, n=n).as_json()
 
 
 def _named(prefix: str, arrays: dict[str, Array]) -> Scores:

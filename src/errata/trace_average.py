@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.errors import ErrataError
-from errata.report import Score, intervals, mean
+from errata.report import Score, intervals, mean, probability
 from errata.trace import Trace
 from errata.trace_settings import Kind, window_around
 
@@ -81,11 +81,11 @@ class Averages:
         return {
             "facts": self.facts,
             "blocks": self.blocks,
-            "high": self.high.model_dump(),
-            "low": self.low.model_dump(),
+            "high": self.high.as_json(),
+            "low": self.low.as_json(),
             "total_effect": self.total,
             "effects": {
-                kind: {role: [s.model_dump() for s in row] for role, row in roles.items()}
+                kind: {role: [s.as_json() for s in row] for role, row in roles.items()}
                 for kind, roles in self.effects.items()
             },
         }
@@ -141,8 +141,8 @@ class Recommendation(NamedTuple):
     """The blocks around it, for methods that edit several."""
     effect: Score
     """The effect at the peak."""
-    share: float
-    """In how many of the resampled sets of facts the peak is there."""
+    share: float | None
+    """In how many of the resampled sets of facts the peak is there; None for a single fact."""
     rivals: dict[int, float]
     """Other blocks at which it is in at least one of twenty."""
     window: int
@@ -150,36 +150,77 @@ class Recommendation(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """Return the blocks and the evidence."""
-        return {**self._asdict(), "effect": self.effect.model_dump(), "blocks": list(self.blocks)}
+        return {**self._asdict(), "effect": self.effect.as_json(), "blocks": list(self.blocks)}
 
     @property
     def evidence(self) -> str:
         """What speaks for it, in a sentence."""
         rivals = ", ".join(f"block {b} in {share:.0%}" for b, share in self.rivals.items())
-        return (
+        said = (
             f"restoring {self.window} MLPs around block {self.peak} at the subject's last token "
-            f"gives back {self.effect}; of 2,000 resampled sets of these facts the peak is there "
-            f"in {self.share:.0%}" + (f", elsewhere: {rivals}" if rivals else "")
+            f"gives back {self.effect}"
         )
+        if self.share is None:
+            return said
+        said += f"; of {RESAMPLES:,} resampled sets of these facts the peak is there "
+        return said + f"in {self.share:.0%}" + (f", elsewhere: {rivals}" if rivals else "")
 
 
-def recommend(traces: Sequence[Trace]) -> Recommendation:
-    """Recommend blocks to edit: the window of the peak MLP effect at the subject's last token."""
+def nothing_lost(traces: Sequence[Trace]) -> str | None:
+    """Return, in words, that corruption did not hurt the answers, so that nothing comes back.
+
+    That is so where the total effect is not above 0, or its interval (over facts, over samples
+    for a single one) is not. None where it hurt them.
+    """
+    lone = traces[0] if len(traces) == 1 else None
+    losses = lone.high - lone.low if lone else [trace.total_effect for trace in traces]
+    loss = mean([float(value) for value in losses])
+    assert loss is not None
+    if loss.low > 0:
+        return None
+    high, low = (float(np.mean([f(t) for t in traces])) for f in (_high, _low))
+    ends = "" if loss.alone else f" [{loss.low:z.3f}, {loss.high:z.3f}]"
+    return (
+        f"corruption did not clearly hurt the answer: its probability is {probability(high, 3)} "
+        f"clean, {probability(low, 3)} corrupted, a loss of {loss.value:z.3f}{ends}; so nothing "
+        "can be located by what brings it back"
+    )
+
+
+def _high(trace: Trace) -> float:
+    return trace.high
+
+
+def _low(trace: Trace) -> float:
+    return float(trace.low.mean())
+
+
+def recommend(traces: Sequence[Trace]) -> Recommendation | None:
+    """Recommend blocks to edit: the window of the peak MLP effect at the subject's last token.
+
+    None where corruption did not hurt the answers (see `nothing_lost`).
+    """
     if not traces or "mlp" not in traces[0].kinds:
         raise ErrataError("blocks are recommended by the trace of MLPs", "let --kinds include mlp")
+    if nothing_lost(traces) is not None:
+        return None
     rows, window = effects_at(traces, "mlp", LAST_SUBJECT), traces[0].window
-    peak, random = int(rows.mean(0).argmax()), np.random.default_rng(0)
-    count = len(rows)
-    peaks = [rows[random.integers(0, count, count)].mean(0).argmax() for _ in range(RESAMPLES)]
-    shares = np.bincount(peaks, minlength=rows.shape[1]) / RESAMPLES
-    rivals = {int(b): float(shares[b]) for b in np.flatnonzero(shares >= 0.05) if b != peak}
+    peak, shares = int(rows.mean(0).argmax()), _peaks(rows) if len(rows) > 1 else None
+    often = np.flatnonzero(shares >= 0.05) if shares is not None else ()
     width = min(EDITED_AT_MOST, window)
     return Recommendation(
         peak=peak,
         blocks=tuple(window_around(peak, width, rows.shape[1])),
         effect=_scores(rows)[peak],
-        share=float(shares[peak]),
-        rivals=rivals,
+        share=None if shares is None else float(shares[peak]),
+        rivals={int(b): float(shares[b]) for b in often if b != peak} if shares is not None else {},
         window=window,
-        facts=count,
+        facts=len(rows),
     )
+
+
+def _peaks(rows: Array) -> Array:
+    """Return, per block, in how many of the resampled sets of facts the peak is there."""
+    count, random = len(rows), np.random.default_rng(0)
+    peaks = [rows[random.integers(0, count, count)].mean(0).argmax() for _ in range(RESAMPLES)]
+    return np.bincount(peaks, minlength=rows.shape[1]) / RESAMPLES

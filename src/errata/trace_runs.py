@@ -25,7 +25,7 @@ from errata.plots import draw_averages, draw_lines, draw_trace, save_figure
 from errata.question import Question, ask
 from errata.report import Score, markdown_table
 from errata.trace import Trace
-from errata.trace_average import Averages, average
+from errata.trace_average import Averages, average, nothing_lost
 from errata.trace_settings import TITLES, TraceSettings
 from errata.tracing import trace_question
 
@@ -230,15 +230,22 @@ def keep_averages(run: TraceRun, formats: Sequence[str]) -> None:
 
 
 def summary_of(run: TraceRun) -> dict[str, Any]:
-    """Return averages, and what was left out and why."""
+    """Return averages, what was left out and why, and a note where they say nothing."""
     found = run.averages.as_json() if run.traces else {"facts": 0}
-    return {**found, "left_out": len(run.left_out), "reasons": run.left_out}
+    note = nothing_lost(run.traces) if run.traces else None
+    return {
+        **found,
+        **({"note": note} if note else {}),
+        "left_out": len(run.left_out),
+        "reasons": run.left_out,
+    }
 
 
 def _write_results(run: TraceRun, command: str | None) -> None:
     lines = [f"# trace, {run.folder.name}"]
     if run.traces:
         lines += average_tables(run.averages)
+        lines += [f"{note}."] if (note := nothing_lost(run.traces)) else []
     lines.append(f"Facts: {len(run.traces)}. Left out: {len(run.left_out)}.")
     lines += ["\n".join(f"- {reason}" for reason in run.left_out)] if run.left_out else []
     lines += [f"Made by `{command}`."] if command else []

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from errata.errors import ErrataError
-from errata.report import intervals, mean
+from errata.report import intervals, mean, share
 from errata.trace import Trace
-from errata.trace_average import LAST, LAST_SUBJECT, ROLES, average, recommend, role_of
+from errata.trace_average import (
+    LAST,
+    LAST_SUBJECT,
+    ROLES,
+    average,
+    nothing_lost,
+    recommend,
+    role_of,
+)
 from errata.trace_settings import KINDS, TraceSettings, window_around
 
 
@@ -64,11 +74,45 @@ def test_the_peak_is_recommended_with_its_evidence() -> None:
         scores[1] += np.array([0.1, 0.2, 0.5, 0.49, 0.2, 0.1, 0, 0]) + source.normal(0, 0.05, 8)
         traces.append(made(scores, (0, 2)))
     found = recommend(traces)
+    assert found is not None and found.share is not None
     assert (found.peak, found.blocks, found.window) == (2, (1, 2, 3), 3)
     assert set(found.rivals) <= {3} and 0.3 < found.share <= 1 - sum(found.rivals.values())
     assert "around block 2" in found.evidence
     with pytest.raises(ErrataError, match="MLPs"):
         recommend([made(scores, (0, 2), kind="hidden")])
+
+
+def test_nothing_is_located_where_corruption_did_not_hurt() -> None:
+    scores = np.full((4, 8), 0.5)
+    scores[1, 3] = 0.8
+    harmless = made(scores, (0, 2), low=0.91)
+    assert "0.900 clean, 0.910 corrupted" in str(nothing_lost([harmless]))
+    assert recommend([harmless]) is None and recommend([harmless] * 9) is None
+    noisy = replace(harmless, low=np.array([0.2, 0.95, 0.97, 0.96], np.float32))
+    assert noisy.total_effect > 0 and recommend([noisy]) is None  # by one draw of four
+    hurt = replace(harmless, low=np.array([0.2, 0.3, 0.4, 0.3], np.float32))
+    assert nothing_lost([hurt]) is None and recommend([hurt]) is not None
+    odd = [hurt, *[harmless] * 9]
+    assert average(odd).total > 0 and "-0.0" in str(nothing_lost(odd)) and recommend(odd) is None
+
+
+def test_one_fact_has_no_interval_and_is_not_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.full((4, 8), 0.1)
+    scores[1, 3] = 0.5
+    lone = replace(made(scores, (0, 2)), scores={"mlp": scores[..., None]}, low=np.array([0.1]))
+    monkeypatch.setattr("numpy.random.default_rng", None)
+    found = recommend([lone])
+    assert found is not None and found.peak == 3 and found.facts == 1
+    assert "resampled" not in found.evidence and "[" not in found.evidence
+    told = found.as_json()
+    assert told["share"] is None and told["rivals"] == {}
+    score = {"value": pytest.approx(0.4), "low": None, "high": None, "n": 1}
+    assert told["effect"] == score
+    json = average([lone]).as_json()
+    assert json["effects"]["mlp"][LAST_SUBJECT][3] == score
+    assert lone.as_json()["scores"]["mlp"][1][3] == {**score, "value": 0.5}
+    assert str(average([lone]).effects["mlp"][LAST_SUBJECT][3]) == "40.0 % n=1"
+    assert "[" in str(share([True]))  # an interval of one outcome does say something
 
 
 def test_there_is_something_to_average() -> None:

@@ -97,6 +97,24 @@ def test_many_facts(tmp_path: Path) -> None:
     assert "average indirect effect" in shown and "3 facts of demo-known, 0 left out" in shown
 
 
+def test_no_blocks_are_recommended_where_corruption_took_nothing(tmp_path: Path) -> None:
+    verb = ("trace", "demo", "The {Eiffel Tower} is in the city of", "--recommend")
+    verb += ("--results", str(tmp_path), "--plot", "none")
+    result = CliRunner().invoke(app, verb, catch_exceptions=False)
+    assert "corruption did not clearly hurt the answer" in result.stderr
+    assert "no blocks are recommended" in result.stderr
+    assert "blocks to edit" not in result.stdout and "most comes back" not in result.stdout
+    found = told(*verb)
+    assert found["recommended"] is None and "corruption did not" in found["note"]
+    assert not list(tmp_path.rglob("recommended"))
+    many = ("trace", "demo", "--dataset", "demo-known", "--limit", "2", *QUICK, "--level", "0")
+    found = told(*many, "--results", tmp_path, "--recommend", "--plot", "none")
+    assert found["recommended"] is None and "corruption did not" in found["note"]
+    summary = json.loads((Path(found["run"]) / "summary.json").read_text("utf-8"))
+    assert summary["note"] == found["note"]
+    assert found["note"] in (Path(found["run"]) / "report.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize("what", [(FACT,), ("--dataset", "demo-known", "--limit", "2")])
 def test_a_finished_trace_is_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: tuple[str, ...]

@@ -67,11 +67,12 @@ def show_trace(
     folder: Path,
     blocks: Recommendation | None,
     before: bool,
+    nothing_lost: bool,
 ) -> None:
     """Show one fact's trace: a heat map per kind, and where most comes back.
 
     `said` are words on the noise, and the dataset that could be traced next; `before` tells that
-    the trace was made by an earlier call.
+    the trace was made by an earlier call, `nothing_lost` that nothing could come back.
     """
     from errata.plots import can_plot, readable, titled
     from errata.report import probability
@@ -94,11 +95,14 @@ def show_trace(
         top = max(float(values.max()), low + 1e-3)
         title = f"{titled(kind, found.window)} ({probability(low)} to {probability(top)})"
         console.heat_map(title, labels, values.tolist(), low, top, probability)
+        if nothing_lost:
+            continue
         place, block = divmod(int(values.argmax()), found.blocks)
         lows, highs = found.interval(kind)
         most, *ends = (probability(float(x[place, block])) for x in (values, lows, highs))
         at = f"block {block}, token {labels[place]!r}"
-        console.fact(f"most comes back at {at}: {most} [{', '.join(ends)}]")
+        interval = f" [{', '.join(ends)}]" if len(found.low) > 1 else ""
+        console.fact(f"most comes back at {at}: {most}{interval}")
     if not can_plot():
         console.fact("no pictures: pip install 'errata[plot]'")
     console.fact(f"kept {folder}")

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from errata.data import Loaded
     from errata.model import EditedModel
     from errata.question import Question
+    from errata.trace import Trace
+    from errata.trace_average import Recommendation
 
 OWN_SUBJECTS = {"demo": "demo-known"}
 """Models that bring a dataset whose subjects the noise of a single prompt is measured on."""
@@ -149,7 +151,6 @@ def _trace_one(
     subjects: Sequence[str],
     how: _How,
 ) -> None:
-    from errata.trace_average import recommend as recommended
     from errata.trace_runs import (
         fact_params,
         finished_trace,
@@ -174,15 +175,13 @@ def _trace_one(
         console.warning(
             f"no installed font has {lacking}; the picture shows their codes (Noto fonts have them)"
         )
-    blocks = recommended([found]) if how.recommend else None
-    if blocks is not None:
-        keep_recommendation(folder, blocks)
+    blocks, told = _recommended([found], folder, how)
     if how.json:
-        told = {"model": edited.name, "run": str(folder), **found.as_json()}
-        console.as_json(told | ({"recommended": blocks.as_json()} if blocks else {}))
+        made = {"model": edited.name, "run": str(folder), **found.as_json()}
+        console.as_json({**made, **told})
     else:
-        facts = OWN_SUBJECTS.get(edited.name, "known")
-        show_trace(edited.name, found, (noise, facts), folder, blocks, before is not None)
+        said = noise, OWN_SUBJECTS.get(edited.name, "known")
+        show_trace(edited.name, found, said, folder, blocks, before is not None, "note" in told)
 
 
 def _trace_many(
@@ -192,7 +191,6 @@ def _trace_many(
     settings: TraceSettings,
     how: _How,
 ) -> None:
-    from errata.trace_average import recommend as recommended
     from errata.trace_runs import keep_averages, noise_level, summary_of, trace_cases
 
     level, noise = noise_level(edited, settings, loaded.subjects, cache_folder() / "noise")
@@ -209,11 +207,31 @@ def _trace_many(
         )
     run.averages  # noqa: B018 (raises where no fact is known)
     keep_averages(run, how.formats)
-    blocks = recommended(run.traces) if how.recommend else None
-    if blocks is not None:
-        keep_recommendation(run.folder, blocks)
+    blocks, told = _recommended(run.traces, run.folder, how)
     if how.json:
-        told = {"model": edited.name, "dataset": name, "run": str(run.folder), **summary_of(run)}
-        console.as_json(told | ({"recommended": blocks.as_json()} if blocks else {}))
+        made = {"model": edited.name, "dataset": name, "run": str(run.folder), **summary_of(run)}
+        console.as_json({**made, **told})
     else:
         show_averages(edited.name, name, run, noise, blocks)
+
+
+def _recommended(
+    traces: Sequence[Trace], folder: Path, how: _How
+) -> tuple[Recommendation | None, dict[str, Any]]:
+    """Return the blocks to edit, if asked for, kept; and what `--json` tells of them.
+
+    Where nothing can be located, that is told, and no blocks are.
+    """
+    from errata.trace_average import nothing_lost, recommend
+
+    note = nothing_lost(traces)
+    if note is not None:
+        refused = "; no blocks are recommended" if how.recommend else ""
+        console.warning(f"{note}{refused} (--level 6s corrupts more, --replace all)")
+    blocks = recommend(traces) if how.recommend else None
+    if blocks is not None:
+        keep_recommendation(folder, blocks)
+    told: dict[str, Any] = {"note": note} if note else {}
+    if how.recommend:
+        told["recommended"] = None if blocks is None else blocks.as_json()
+    return blocks, told
