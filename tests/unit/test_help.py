@@ -12,6 +12,7 @@ import pytest
 from errata.cli.main import app
 from errata.cli.options import fields_of
 from errata.methods import METHODS
+from errata.trace_settings import TraceSettings
 
 VERBS = [command.name or command.callback.__name__ for command in app.registered_commands]
 HEAVY = ("torch", "transformers", "safetensors", "numpy.linalg", "datasets")
@@ -26,6 +27,16 @@ except SystemExit as end:
 print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
 """
 SECONDS = 2.5
+DEFAULTS = {
+    "kinds": "hidden,mlp,attn",
+    "noise": "gaussian",
+    "level": "3s",
+    "replace": "no-replace",
+    "samples": "10",
+    "noise_seed": "1",
+    "subject_last_only": "no-subject-last-only",
+}
+"""What `errata trace --help` says of each setting that has a value when none is given."""
 
 
 def helped(*arguments: str) -> tuple[str, float]:
@@ -51,3 +62,22 @@ def test_help_loads_no_torch_and_is_quick(verb: str | None) -> None:
     if verb == "edit":
         flags = {path[-1] for method in METHODS.values() for path, _ in fields_of(method)}
         assert {f"--{flag.replace('_', '-')}" for flag in flags} <= set(shown.split())
+
+
+def test_the_help_of_trace_lists_choices_and_defaults() -> None:
+    shown = " ".join(helped("trace")[0].replace("│", " ").split())
+    assert "--noise gaussian|uniform" in shown
+    for path, field in fields_of(TraceSettings):
+        flag = shown.split(f"--{path[-1].replace('_', '-')} ")[1]
+        flag = flag.removeprefix("--no").split(" --")[0]
+        if path[-1] in DEFAULTS:
+            assert f"[default: {DEFAULTS[path[-1]]}]" in flag
+        else:
+            assert field.default is None and "[default" not in flag
+    assert set(DEFAULTS) <= set(TraceSettings.model_fields)
+
+
+def test_choices_are_listed_and_defaults_that_a_preset_may_change_are_not() -> None:
+    shown = " ".join(helped("edit")[0].replace("│", " ").split())
+    assert "--precision full|tf32|autocast" in shown
+    assert "[default" not in shown.split("--steps ")[1].split(" --")[0]

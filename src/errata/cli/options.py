@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -143,10 +143,13 @@ def fields_of(settings: type[Settings]) -> Iterator[tuple[tuple[str, ...], Field
             yield (name,), field
 
 
-def settings_flags(classes: Mapping[str, type[Settings]]) -> Callable[[Command], Command]:
+def settings_flags(
+    classes: Mapping[str, type[Settings]], defaults: bool = False
+) -> Callable[[Command], Command]:
     """Give a command one flag per setting of these classes; it receives them as `given`.
 
-    `given` holds those that were set, by name, as strings or booleans.
+    `given` holds those that were set, by name, as strings or booleans. `defaults` are told where
+    nothing, such as a model's preset, stands between them and what is not given.
     """
     fields: dict[str, tuple[FieldInfo, list[str]]] = {}
     for label, settings in classes.items():
@@ -157,7 +160,8 @@ def settings_flags(classes: Mapping[str, type[Settings]]) -> Callable[[Command],
         signature = inspect.signature(command, eval_str=True)
         kept = [p for p in signature.parameters.values() if p.name != "given"]
         extra = [
-            _flag(name, field, owners, len(classes)) for name, (field, owners) in fields.items()
+            _flag(name, field, "" if len(owners) == len(classes) else ", ".join(owners), defaults)
+            for name, (field, owners) in fields.items()
         ]
 
         @wraps(command)
@@ -172,14 +176,17 @@ def settings_flags(classes: Mapping[str, type[Settings]]) -> Callable[[Command],
     return decorate
 
 
-def _flag(name: str, field: FieldInfo, owners: list[str], count: int) -> inspect.Parameter:
+def _flag(name: str, field: FieldInfo, owners: str, told: bool) -> inspect.Parameter:
+    """Return a setting's flag; `owners` are the methods that have it, if not all have."""
     flag = "--" + name.replace("_", "-")
-    shown = "" if len(owners) == count else f" ({', '.join(owners)})"
-    text = (field.description or "").replace("[", "\\[") + shown
     is_bool = field.annotation is bool
+    text = (field.description or "") + (f" ({owners})" if owners else "")
+    if told and field.default is not None:
+        value = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        text += f" [default: {('' if value else 'no-') + flag[2:] if is_bool else value}]"
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if is_bool else flag,
-        help=text,
+        help=text.replace("[", "\\["),
         metavar=None if is_bool else _metavar(field),
         rich_help_panel="Settings of the method",
     )
@@ -190,6 +197,8 @@ def _flag(name: str, field: FieldInfo, owners: list[str], count: int) -> inspect
 
 
 def _metavar(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return "|".join(map(str, get_args(field.annotation)))
     if _holds(field, str) and _is_list(field):
         return "FILE"
     return "LIST" if _is_list(field) else "NUMBER" if _holds(field, int, float) else "TEXT"

@@ -57,7 +57,7 @@ class _How(NamedTuple):
     json: bool
 
 
-@settings_flags({"trace": TraceSettings})
+@settings_flags({"trace": TraceSettings}, defaults=True)
 def trace(
     model: Model,
     prompt: Annotated[
