@@ -36,6 +36,15 @@ COLOURS: Mapping[Kind, str] = {
     "frozen-attn": "Purples",
 }
 LINES = ("#7b4fb3", "#3d85c6", "#c0392b", "#8a8a8a", "#c9a227", "#1e8449")
+STYLES: Sequence[tuple[Any, str]] = (
+    ("-", "o"),
+    ((0, (2, 2)), "s"),
+    ((0, (4, 3)), "^"),
+    ((0, (4, 2, 1, 2)), "D"),
+    ((0, (1, 1)), "v"),
+    ((0, (6, 1)), "P"),
+)
+"""Dashes and marker of each line; with widths that fall, lines that coincide all stay visible."""
 SWEPT = ("efficacy", "paraphrase", "neighbourhood", "same_subject_accuracy")
 ACROSS = 3
 LONGEST = 28
@@ -123,7 +132,7 @@ def draw_lines(averages: Averages, window: int) -> Figure:
         value, low, high = (averages.values(kind, end) for end in ("value", "low", "high"))
         for role in _held(averages):
             ends = value[role], low[role], high[role]
-            draw_line(axis, blocks, ends, ROLES[role], LINES[role])
+            draw_line(axis, blocks, ends, ROLES[role], role)
         axis.set_title(titled(kind, window), fontsize=9)
     axes[0].set_ylabel("average indirect effect", fontsize=8)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -147,24 +156,37 @@ def draw_sweep(
         panels["restored at the subject's last token"] = {
             name: [row[block] for block in blocks] for name, row in traced.items()
         }
+    measures = "share of prompts, 95 % interval", "average indirect effect, 95 % interval"
+    measured = dict(zip(panels, measures, strict=False))
     figure = blank_figure(len(panels) * max(3.8, 0.06 * len(blocks) + 1.4), 3.4)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-        for (name, row), colour in zip(lines.items(), LINES, strict=False):
+        for number, (name, row) in enumerate(lines.items()):
             ends = [np.array([getattr(s, end) for s in row]) for end in ("value", "low", "high")]
-            draw_line(axis, blocks.astype(float), (ends[0], ends[1], ends[2]), name, colour)
+            draw_line(axis, blocks.astype(float), (ends[0], ends[1], ends[2]), name, number)
         axis.set_title(title, fontsize=9)
+        axis.set_ylabel(measured[title], fontsize=8)
         axis.set_ylim(-0.03, 1.03)
         axis.legend(fontsize=7, frameon=False)
     return figure
 
 
 def draw_line(
-    axis: Axes, blocks: Array, ends: tuple[Array, Array, Array], label: str, colour: str
+    axis: Axes, blocks: Array, ends: tuple[Array, Array, Array], label: str, number: int
 ) -> None:
-    """Draw one line over blocks with its interval."""
+    """Draw one line over blocks with its interval; the later its number, the finer."""
     value, low, high = ends
-    axis.plot(blocks, value, color=colour, label=label, linewidth=1.4, marker=".", markersize=4)
+    (dashes, marker), colour = STYLES[number], LINES[number]
+    finer = 0.68**number
+    axis.plot(
+        *(blocks, value),
+        color=colour,
+        label=label,
+        linestyle=dashes,
+        linewidth=1.0 + 3.0 * finer,
+        marker=marker,
+        markersize=2.5 + 5.5 * finer,
+    )
     axis.fill_between(blocks, low, high, color=colour, alpha=0.15, linewidth=0)
     _whole_numbers(axis)
     axis.tick_params(labelsize=7)

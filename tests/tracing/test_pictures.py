@@ -104,6 +104,33 @@ def test_averages_and_sweeps(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
+def test_lines_that_coincide_are_told_apart(tmp_path: Path) -> None:
+    score, less = (Score(value=v, low=v - 0.1, high=v + 0.1, n=3) for v in (0.5, 0.4))
+    named = dict.fromkeys(plots.SWEPT, score)
+    traced = {"MLP": [score] * 4, "hidden": [score] * 4, "severed": [less] * 4}
+    figure = plots.draw_sweep(dict.fromkeys(range(4), named), traced, "ROME")
+    edits, restored = figure.axes
+    assert edits.get_ylabel() and restored.get_ylabel()
+    assert edits.get_ylabel() != restored.get_ylabel()
+    for axis in figure.axes:
+        lines = axis.get_lines()
+        assert len({(str(line.get_linestyle()), line.get_marker()) for line in lines}) == len(lines)
+        widths = [line.get_linewidth() for line in lines]
+        assert widths == sorted(set(widths), reverse=True)  # a later one leaves an edge of it
+    plots.save_figure(figure, tmp_path / "sweep.png")
+    seen = _colours(tmp_path / "sweep.png")
+    assert {line.get_color() for line in edits.get_lines()} <= seen
+
+
+def _colours(path: Path) -> set[str]:
+    """Return the colours, as #rrggbb, of more than a few points of a picture."""
+    import matplotlib.image
+
+    image = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int).reshape(-1, 3)
+    held, counts = np.unique(image, axis=0, return_counts=True)
+    return {"#{:02x}{:02x}{:02x}".format(*rgb) for rgb in held[counts > 60]}
+
+
 def test_a_heat_map_in_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     def shown(width: int, colour: str | None) -> str:
         made = Console(
