@@ -11,6 +11,7 @@ import pytest
 
 from errata import console
 from errata.cli.main import main
+from errata.cli.options import named
 from errata.methods import METHODS
 from errata.patch import Patch
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
@@ -97,6 +98,14 @@ def test_one_fact_is_edited_kept_and_shown(method: str, shell: Shell, tmp_path: 
     assert patch.provenance.command is not None
     assert patch.provenance.command.startswith("errata edit pico 'The {Lantern Bridge} is")
     assert patch.provenance.settings["search"]["steps"] == 2
+
+
+def test_the_next_command_names_what_is_below_the_edit(shell: Shell, tmp_path: Path) -> None:
+    (below,) = one_object(edit(shell, tmp_path, *FACT, "--json"))["patches"]
+    said = edit(shell, tmp_path, "The {Alder Museum} stands in", "Tarn", "--patch", below)
+    assert f"\nNext: errata chat pico --patch {below} --patch " in said.out
+    assert named("a model", [Path("p")], "adapter") == "'a model' --adapter adapter --patch p"
+    assert named("pico", None, " ") == "pico"
 
 
 def test_json_is_one_object_and_nothing_else(shell: Shell, tmp_path: Path) -> None:

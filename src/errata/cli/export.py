@@ -19,6 +19,7 @@ from errata.cli.options import (
     Patches,
     command_line,
     load_model,
+    named,
     show_warnings,
 )
 from errata.errors import ErrataError
@@ -90,7 +91,7 @@ def export(
     if json:
         _as_json(model, written, patch or [])
     else:
-        _show(model, written, len(edited.patches))
+        _show(model, written, len(edited.patches), below)
 
 
 def _as_json(model: str, written: Export, patches: list[Path]) -> None:
@@ -113,7 +114,7 @@ def _as_json(model: str, written: Export, patches: list[Path]) -> None:
     )
 
 
-def _show(model: str, written: Export, on_top: int) -> None:
+def _show(model: str, written: Export, on_top: int, adapter: str | None) -> None:
     from errata.lora import served_rank
 
     count, below = on_top + written.below, written.below
@@ -135,7 +136,6 @@ def _show(model: str, written: Export, on_top: int) -> None:
     served = served_rank(written.rank)
     if served is not None:
         console.fact(f"rank {written.rank}: vLLM takes it with --max-lora-rank {served}")
-    console.next_step(
-        f'errata chat {model} --adapter {written.path} -p "…"',
-        f"errata export {model} … --to merged DIR   for servers without LoRA",
-    )
+    alone = () if adapter else (f'errata chat {model} --adapter {written.path} -p "…"',)
+    merged = f"errata export {named(model, None, adapter)} … --to merged DIR"
+    console.next_step(*alone, f"{merged}   for servers without LoRA")

@@ -22,6 +22,7 @@ from errata.cli.options import (
     Model,
     cache_folder,
     load_model,
+    named,
 )
 from errata.errors import ErrataError
 
@@ -87,7 +88,7 @@ def stats(
                 say=say,
             )
     if ranks.rank == 0:
-        show_moments(model, name, moments, json)
+        show_moments(model, name, moments, named(model, None, adapter), json)
 
 
 def _nothing(*_: Any) -> None:
@@ -150,7 +151,9 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def show_moments(model: str, corpus: str, moments: dict[int, SecondMoment], json: bool) -> None:
+def show_moments(
+    model: str, corpus: str, moments: dict[int, SecondMoment], loaded: str, json: bool
+) -> None:
     """Show what is kept, block by block."""
     from errata.statistics import is_singular, settled_lines, shortages
 
@@ -178,9 +181,9 @@ def show_moments(model: str, corpus: str, moments: dict[int, SecondMoment], json
     shown = [{key: value for key, value in row.items() if key != "moved"} for row in rows]
     console.table(list(shown[0]), [[str(value) for value in row.values()] for row in shown])
     if any(map(is_singular, moments.values())):
-        console.next_step(f"errata stats {model} --corpus LARGER")
+        console.next_step(f"errata stats {loaded} --corpus LARGER")
     else:
-        console.next_step(f'errata edit {model} "The {{subject}} is" target --method memit')
+        console.next_step(f'errata edit {loaded} "The {{subject}} is" target --method memit')
 
 
 def parse_blocks(text: str) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from errata.cli.options import (
     given_settings,
     load_dataset,
     load_model,
+    named,
     settings_flags,
     show_warnings,
 )
@@ -118,7 +119,8 @@ def sweep_blocks(
         told |= found.as_json() | ({"trace": beside[0].as_json()} if beside else {})
         console.as_json(told)
     else:
-        _show(model, name, cases, found, beside[0] if beside else None, facts)
+        loaded_as = named(model, patch, adapter)
+        _show(loaded_as, name, cases, found, beside[0] if beside else None, facts)
 
 
 def _traced(edited: EditedModel, loaded: Loaded, found: Sweep) -> list[SideBySide]:

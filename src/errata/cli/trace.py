@@ -24,6 +24,7 @@ from errata.cli.options import (
     given_settings,
     load_dataset,
     load_model,
+    named,
     settings_flags,
 )
 from errata.cli.show_trace import (
@@ -55,6 +56,8 @@ class _How(NamedTuple):
     recommend: bool
     again: bool
     json: bool
+    loaded: str
+    """How a command names the model with what is on it."""
 
 
 @settings_flags({"trace": TraceSettings}, defaults=True)
@@ -120,7 +123,7 @@ def trace(
     loaded = load_dataset(name, limit, offset, seed, skip_invalid) if name else None
     subjects = loaded.subjects if loaded else ()  # of all, so that a part is traced as the whole
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
-    how = _How(results, formats, recommend, again, json)
+    how = _How(results, formats, recommend, again, json, named(model, patch, adapter))
     if prompt is not None:
         request = EditRequest.parse(prompt, answer or "?", subject)
         question = _asked(edited, request, answer)
@@ -181,7 +184,7 @@ def _trace_one(
         console.as_json({**made, **told})
     else:
         said = noise, OWN_SUBJECTS.get(edited.name, "known")
-        show_trace(edited.name, found, said, folder, blocks, before is not None, "note" in told)
+        show_trace(how.loaded, found, said, folder, blocks, before is not None, "note" in told)
 
 
 def _trace_many(
@@ -212,7 +215,7 @@ def _trace_many(
         made = {"model": edited.name, "dataset": name, "run": str(run.folder), **summary_of(run)}
         console.as_json({**made, **told})
     else:
-        show_averages(edited.name, name, run, noise, blocks)
+        show_averages(how.loaded, name, run, noise, blocks)
 
 
 def _recommended(
