@@ -113,6 +113,12 @@ class EvalStage(CaseChoice):
     references: str | None = None
     """Reference texts for CounterFact: a file, or `published`."""
 
+    @model_validator(mode="after")
+    def _is_written(self) -> Self:
+        if not self.generate and (self.references is not None or self.max_new_tokens != 32):
+            raise ValueError("references and max_new_tokens are of what is written: generate: true")
+        return self
+
 
 Stage = EditStage | EvalStage | TuneStage | Matrix
 

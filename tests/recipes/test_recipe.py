@@ -82,6 +82,8 @@ tune: {{}}
     [
         ("model: demo", "there is nothing to do"),
         ("{model: demo, eval: {}}", "nothing is edited here"),
+        ("{model: demo, eval: {dataset: demo, max_new_tokens: 5}}", "is written: generate: true"),
+        ("{model: demo, eval: {dataset: demo, references: x}}", "is written: generate: true"),
         ("{model: demo, edit: {method: rome}}", "says not what to edit"),
         (
             "{model: demo, edit: {dataset: demo, batch_size: 2}, eval: {}}",
