@@ -166,7 +166,7 @@ def show_moments(
             "block": block,
             "tokens": moment.count,
             "dimensions": width,
-            "tokens per dimension": round(moment.count / width, 1),
+            "tokens_per_dimension": round(moment.count / width, 1),
         }
         if moment.convergence is not None:
             row["moved"] = moment.convergence.moved
@@ -179,7 +179,8 @@ def show_moments(
     for line in settled_lines(moments):
         console.fact(line)
     shown = [{key: value for key, value in row.items() if key != "moved"} for row in rows]
-    console.table(list(shown[0]), [[str(value) for value in row.values()] for row in shown])
+    heads = [name.replace("_", " ") for name in shown[0]]
+    console.table(heads, [[str(value) for value in row.values()] for row in shown])
     if any(map(is_singular, moments.values())):
         console.next_step(f"errata stats {loaded} --corpus LARGER")
     else:
