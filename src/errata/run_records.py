@@ -41,6 +41,8 @@ FIGURES = {
 UNSCALED = ("time", "essence_score")
 """What the references do not multiply by 100."""
 
+LARGEST = 1e100
+"""No figure is larger, not a broken model's perplexity; beyond, sums of squares are infinite."""
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, AssertionError)
 """What reading a record raises that is not one."""
 
@@ -162,8 +164,8 @@ def _own_run(folder: Path) -> RunRecord:
 
 
 def _number(value: Any) -> float:
-    """Return a finite number as it stands in a record; raises `ValueError` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """Return a number as it stands in a record; raises `ValueError` for one that none can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         raise ValueError(f"{value!r:.40} is no number")
     return float(value)
 
