@@ -46,9 +46,9 @@ def saved_adapter(model_type: str, folder: Path, *, dora: bool = False) -> Path:
     return folder
 
 
-def with_adapter(model_type: str, folder: Path) -> nn.Module:
+def with_adapter(model_type: str, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return a fresh pico model with an adapter on top, as PEFT itself loads it, unmerged."""
-    return PeftModel.from_pretrained(tiny_model(model_type), folder).eval()
+    return PeftModel.from_pretrained(tiny_model(model_type, dtype), folder).eval()
 
 
 @torch.no_grad()
