@@ -136,7 +136,7 @@ def edit(
     few, more = (flops_of(partial(search, steps)) for steps in (2, 3))
     flops = few + (STEPS - 2) * (more - few)
     at_once, block = method.requests_at_once or 1, BLOCKS[-1]
-    widening = 0 if precision == "autocast" else widened_bytes(model)
+    widening = widened_bytes(model, precision)
     figures = {
         "requests": len(wanted),
         "searched_at_once": targets.at_once,

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def edit_costs(
     scale = len(cases) / len(few)
     together = min(len(cases), method.grouped(model, rewrites).requests_at_once or 1)
     held = group_bytes(model, blocks[-1], rewrites, together)
-    held += 0 if method.search.precision == "autocast" else widened_bytes(model)
+    held += widened_bytes(model, method.search.precision)
     searched = _search_seconds(edited, method, rewrites)
     searching = search_flops(shape, rewrites, blocks[-1], method.search.steps)
     size = min(plan.batch_size or len(cases), len(cases))
@@ -185,7 +186,7 @@ def _search_seconds(edited: EditedModel, method: ClosedForm, rewrites: Sequence[
         short = method.with_values(search={**search, "steps": steps})
         short.find_targets(edited.model, rewrites)
 
-    taken = [_seconds(lambda steps=steps: run(steps)) for steps in STEPS]  # type: ignore[misc]
+    taken = [_seconds(partial(run, steps)) for steps in STEPS]
     step = max(taken[1] - taken[0], 0.0) / (STEPS[1] - STEPS[0])
     return taken[0] + (method.search.steps - STEPS[0]) * step
 

@@ -29,30 +29,24 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def computing(precision: str, model: PreTrainedModel) -> Iterator[None]:
-    """Let forward passes be as `precision` says: `full`, `tf32` (CUDA), `autocast` to bfloat16.
-
-    With `autocast` the weights stay as they are; otherwise they are float32 at least.
-    """
-    if precision == "autocast":
-        with torch.autocast(model.device.type, torch.bfloat16):
-            yield
-        return
+    """Let forward passes be as `precision` says: `full`, `tf32` (CUDA), `autocast` to bfloat16."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = before or precision == "tf32"
+    products = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "autocast")
     try:
-        with widened(model):
+        with widened(model, precision), products:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager
-def widened(model: PreTrainedModel) -> Iterator[None]:
+def widened(model: PreTrainedModel, precision: str) -> Iterator[None]:
     """Hold the weights in float32 at least for the time of a `with` block.
 
-    Raises `ErrataError` where there is no memory for that.
+    With `autocast` they stay as they are. Raises `ErrataError` where there is no memory for that.
     """
-    narrow = [(tensor, tensor.data) for tensor in _tensors(model) if _is_narrow(tensor)]
+    narrow = [(tensor, tensor.data) for tensor in _narrow(model, precision)]
     try:
         try:
             for tensor, data in narrow:
@@ -71,15 +65,12 @@ def widened(model: PreTrainedModel) -> Iterator[None]:
             tensor.data = data
 
 
-def widened_bytes(model: PreTrainedModel) -> int:
+def widened_bytes(model: PreTrainedModel, precision: str = "full") -> int:
     """Return the bytes that `widened` takes beside the model."""
-    return sum(4 * tensor.numel() for tensor in _tensors(model) if _is_narrow(tensor))
+    return sum(4 * tensor.numel() for tensor in _narrow(model, precision))
 
 
-def _tensors(model: PreTrainedModel) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
-
-
-def _is_narrow(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.bfloat16, torch.float16)
+def _narrow(model: PreTrainedModel, precision: str) -> list[Tensor]:
+    """Return the weights and buffers that are held wider in this precision."""
+    held = [] if precision == "autocast" else [*model.parameters(), *model.buffers()]
+    return [tensor for tensor in held if tensor.dtype in (torch.bfloat16, torch.float16)]

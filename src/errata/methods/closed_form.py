@@ -213,8 +213,6 @@ class ClosedForm(Settings):
         earlier: Sequence[Patch] = (),
     ) -> dict[str, Update]:
         """Return Δ = R A for every block's weight; the model is left as found."""
-        from contextlib import nullcontext
-
         import torch
 
         from errata.climb import Climb
@@ -231,9 +229,8 @@ class ClosedForm(Settings):
             name: [] for name in names.values()
         }
         limit = self.batch_limit or len(rewrites)
-        as_kept = self.search.precision == "autocast"
-        numbers = nullcontext() if as_kept else widened(model)
-        with frozen(model), numbers, keeping(model, names.values()):
+        wide = widened(model, self.search.precision)
+        with frozen(model), wide, keeping(model, names.values()):
             for start in range(0, len(rewrites), limit):
                 batch = range(start, min(start + limit, len(rewrites)))
                 chosen, wanted = [rewrites[i] for i in batch], targets.pick(batch).values
