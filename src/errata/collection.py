@@ -25,7 +25,7 @@ from errata.family import family_of, width_of
 from errata.files import parse_json, write_tensors
 from errata.gram import Gram
 from errata.hooks import Site, frozen, record
-from errata.ranks import Ranks
+from errata.ranks import ALONE, Ranks
 from errata.tokens import batches_by_length, pad_right
 
 Rows = Sequence[tuple[int, ...]]
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     """So many batches hold the even rows, those after them the odd ones."""
 
     @classmethod
-    def of(cls, rows: Rows, budget: int, ranks: Ranks = Ranks()) -> Plan:  # noqa: B008
+    def of(cls, rows: Rows, budget: int, ranks: Ranks = ALONE) -> Plan:
         """Group rows of like length, at most `budget` padded tokens each; take our share of both.
 
         Even rows come first, so that what was summed half-way is a sum over a fair half.
@@ -151,7 +151,7 @@ def collect(
     device: torch.device,
     halves: bool = False,
     partial: Partial | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = ALONE,
     progress: Told = lambda done, total: None,
 ) -> Sums:
     """Sum k kᵀ of every block over our share of `rows`, then over all ranks.

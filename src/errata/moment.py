@@ -26,7 +26,7 @@ from errata.errors import ErrataError
 from errata.files import parse_json, reason, write_safetensors
 from errata.gram import panel_edges, whole
 from errata.null_space import NullSpace
-from errata.ranks import Ranks
+from errata.ranks import ALONE, Ranks
 from errata.settings import Settings
 from errata.solve import Grown
 from errata.tokens import encode
@@ -244,7 +244,7 @@ def measure(
     budget: int | None = None,
     held_out: Rows | None = None,
     partial: Partial | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = ALONE,
     progress: Told = lambda done, total: None,
 ) -> dict[int, SecondMoment]:
     """Measure C of every block in one pass over `rows` of token ids, stopping after the last block.

@@ -46,3 +46,7 @@ class Ranks:
     def wait(self) -> None:
         """Wait until all processes are here."""
         self.agree(None)
+
+
+ALONE = Ranks()
+"""One process."""

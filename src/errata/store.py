@@ -24,7 +24,7 @@ from errata.locks import locked
 from errata.model import EditedModel
 from errata.moment import MomentIdentity, SecondMoment, measure, solving_device, token_rows
 from errata.moment_cost import MomentCost, cost_of, seconds_of
-from errata.ranks import Ranks
+from errata.ranks import ALONE, Ranks
 
 HELD_OUT_TOKENS = 2048
 """Tokens behind those of an estimate, on whose keys it is looked at how settled it is."""
@@ -95,7 +95,7 @@ class Store:
         *,
         tokens: int | None = None,
         length: int = 512,
-        ranks: Ranks = Ranks(),  # noqa: B008
+        ranks: Ranks = ALONE,
         progress: Told = lambda done, total: None,
         say: Said = lambda line: None,
     ) -> dict[int, SecondMoment]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -80,16 +80,17 @@ def trace_question(
     groups = [noise[start : start + size] for start in range(0, len(noise), size)]
     steps = len(settings.kinds) * len(groups)
     parts: list[dict[str, Tensor]] = []
+
+    def tell(done: int, part: int, of: int) -> None:
+        progress(done * of + part, steps * of)
+
     with frozen(model), torch.no_grad():
         for number, some in enumerate(groups):
             work = _Work(model, question, settings, some, room, memory)
             parts.append({"baseline": work.baseline[1:]})
             for index, kind in enumerate(settings.kinds):
                 done = number * len(settings.kinds) + index
-                parts[-1][kind] = work.traced(
-                    kind,
-                    lambda part, of, done=done: progress(done * of + part, steps * of),  # type: ignore[misc]
-                )
+                parts[-1][kind] = work.traced(kind, partial(tell, done))
     logs = {name: torch.cat([part[name] for part in parts], dim=-2) for name in parts[0]}
     return _trace_of(tokenizer, work, level, logs)
 

@@ -98,10 +98,10 @@ def _nothing(*_: Any) -> None:
 @contextmanager
 def launched(device: str | None) -> Iterator[tuple[Ranks, str | None]]:
     """Give our rank and device; where torchrun started us, join the others for the block."""
-    from errata.ranks import Ranks
+    from errata.ranks import ALONE, Ranks
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks(), device
+        yield ALONE, device
         return
     import torch
     import torch.distributed as others
