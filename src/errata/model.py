@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from errata.methods import ClosedForm
     from errata.values import Targets
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What weights may be held in."""
 Moments = Mapping[int, SecondMoment] | Callable[[Sequence[int]], Mapping[int, SecondMoment]]
 
 
@@ -255,12 +257,12 @@ def load(
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype | str:
     """Return a dtype by its name, or `auto`; raises `ErrataError` for others than weights have."""
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
-    if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
+    named = {str(each).removeprefix("torch."): each for each in DTYPES}
+    found = named.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if found == "auto" or found in DTYPES:
         return found
     raise ErrataError(
-        f"there is no dtype {dtype!r} for weights",
-        "choose one of auto, float32, bfloat16, float16",
+        f"there is no dtype {str(dtype)!r} for weights", f"choose one of auto, {', '.join(named)}"
     )
 
 

@@ -73,13 +73,12 @@ def load_choice(choice: ModelChoice) -> EditedModel:
     """Load the model that a recipe names."""
     if choice.name == "demo":
         torch.set_num_threads(1)  # so small a model only loses time on others
-    dtype = "auto" if choice.dtype == "auto" else getattr(torch, choice.dtype)
     return load(
         choice.name,
         path=choice.path,
         adapter=choice.adapter,
         adapter_kind=choice.adapter_kind,
-        dtype=dtype,
+        dtype=choice.dtype,
         device=choice.device or first_device(),
         patches=choice.patches,
         allow_base=choice.allow_base,

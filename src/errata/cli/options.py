@@ -86,18 +86,13 @@ def load_model(
     from errata.checkpoint import first_device
     from errata.model import load
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in (*dtypes, "auto"):
-        raise ErrataError(
-            f"there is no dtype {dtype!r}", f"choose one of auto, {', '.join(dtypes)}"
-        )
     if name == "demo":
         torch.set_num_threads(1)  # so small a model only loses time on others
     return load(
         name,
         adapter=adapter,
         adapter_kind=adapter_kind,
-        dtype=dtypes.get(dtype, "auto"),
+        dtype=dtype,
         device=device or first_device(),
         patches=patches or (),
         allow_base=allow_base,
