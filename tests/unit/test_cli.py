@@ -209,7 +209,8 @@ MISTAKES = {
     ),
     "no dtype": (
         ("chat", "pico", "-p", "x", "--dtype", "int4"),
-        "error: there is no dtype 'int4'\nhint: choose one of auto, float32, bfloat16, float16\n",
+        "error: there is no dtype 'int4' for weights\n"
+        "hint: choose one of auto, float32, bfloat16, float16, float64\n",
     ),
     "no corpus": (
         ("stats", "pico"),
