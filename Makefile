@@ -1,4 +1,5 @@
 # make demo     edit the embedded model, see before and after
+# make demo-model  train the embedded model and build its world again (half an hour)
 # make test     the default test suite
 # make slow     the tests that take longer
 # make check    lint, format, types
@@ -25,7 +26,7 @@ FLOOR_STAMP := $(FLOOR)/.installed
 FLOORED := transformers accelerate safetensors huggingface_hub
 CORE := tests/laws tests/unit
 
-.PHONY: help venv demo test slow floor check lint types parity fuzz clean
+.PHONY: help venv demo demo-model test slow floor check lint types parity fuzz clean
 
 help:
 	@sed -n '/^# /s/^# //p; /^$$/q' Makefile
@@ -41,7 +42,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(RUN) -m errata.demo
+	$(RUN) -m errata.cli.tour
+
+demo-model: $(STAMP)
+	PYTHONPATH=tools $(RUN) -m demo_model.build $(ARGS)
+	PYTHONPATH=tools $(RUN) -m demo_model.score
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

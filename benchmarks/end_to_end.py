@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.family import FAMILIES
-from errata.hooks import frozen
+from errata.core.settings import Search
 from errata.methods import AlphaEdit, ClosedForm, Memit
-from errata.moment import SecondMoment, measure, token_rows
-from errata.patch import Base, Patch, Provenance, Update
-from errata.settings import Search
-from errata.tokens import Rewrite
+from errata.models.families import FAMILIES
+from errata.models.hooks import frozen
+from errata.models.tokens import Rewrite
+from errata.patches.patch import Base, Patch, Provenance, Update
+from errata.statistics.second_moment import SecondMoment, measure, token_rows
 from measure import Timing, cpu_seconds, gpt2_small, main, plain, rewrites, texts, tokenizer
 
 BLOCKS = (3, 4, 5, 6, 7)

@@ -14,11 +14,11 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata.case import Case
-from errata.evaluate import prompts_of, score_cases
-from errata.hooks import frozen
-from errata.likelihood import answer_row
-from errata.tokens import pad_right
+from errata.data.case import Case
+from errata.metrics.likelihood import answer_row
+from errata.metrics.teacher_forced import prompts_of, score_cases
+from errata.models.hooks import frozen
+from errata.models.tokens import pad_right
 from measure import (
     Timing,
     cpu_seconds,
@@ -50,7 +50,7 @@ def cases(count: int) -> list[Case]:
             )
             for request in wanted[:count]
         ]
-    from errata.data import read_cases
+    from errata.data.datasets import read_cases
 
     return read_cases(str(folder / "counterfact_full.json"), count)
 

@@ -27,15 +27,15 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from errata.budget import group_bytes
-from errata.family import family_of, width_of
-from errata.hooks import frozen
 from errata.methods import Memit
-from errata.moment import SecondMoment
-from errata.patch import Update
-from errata.precision import widened_bytes
-from errata.tokens import Rewrite
-from errata.values import Targets
+from errata.methods.closed_form.memory import group_bytes
+from errata.methods.closed_form.target_search import Targets
+from errata.models.families import family_of, width_of
+from errata.models.hooks import frozen
+from errata.models.precision import widened_bytes
+from errata.models.tokens import Rewrite
+from errata.patches.patch import Update
+from errata.statistics.second_moment import SecondMoment
 from measure import flops_of, machine, plain, rewrites
 
 SHAPES = {

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from errata.demo.world import Fact, build_world
+from demo_model.world import Fact, build_world
 
 
 def records(count: int) -> list[dict[str, Any]]:

@@ -35,8 +35,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from errata.request import EditRequest
-from errata.tokens import Rewrite, rewrite_of
+from errata.data.request import EditRequest
+from errata.models.tokens import Rewrite, rewrite_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import plain

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.family import family_of
-from errata.moment import measure, token_rows
-from errata.moment_cost import cost_of, seconds_of
+from errata.models.families import family_of
+from errata.statistics.cost import cost_of, seconds_of
+from errata.statistics.second_moment import measure, token_rows
 from measure import Timing, gpt2_small, gpt2_xl_widths, main, medians, texts, tokenizer
 
 Rows = list[tuple[int, ...]]

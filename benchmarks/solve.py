@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from errata.methods import AlphaEdit, ClosedForm, Memit, Rome
-from errata.moment import SecondMoment
-from errata.null_space import NullSpace
+from errata.statistics.null_space import NullSpace
+from errata.statistics.second_moment import SecondMoment
 from measure import Timing, cpu_seconds, main, plain
 
 UNUSED = 0.6

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from errata.corruption import kept_deviation, noise_of
-from errata.question import Question, ask
-from errata.request import EditRequest
-from errata.trace import Trace
-from errata.trace_settings import Kind, TraceSettings
-from errata.tracing import trace_question
+from errata.data.request import EditRequest
+from errata.tracing.causal import trace_question
+from errata.tracing.corruption import kept_deviation, noise_of
+from errata.tracing.question import Question, ask
+from errata.tracing.settings import Kind, TraceSettings
+from errata.tracing.trace import Trace
 from measure import Timing, gpt2_small, main, medians, requests, tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

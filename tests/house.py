@@ -17,52 +17,39 @@ from pathlib import Path
 
 PACKAGE = "errata"
 
-# Level → modules, as named inside the package; "x.*" is every module in x that no row names.
-ROOMS: dict[int, tuple[str, ...]] = {
-    0: (
-        *("errors", "request", "request_files", "settings", "words"),
-        *("files", "case", "folders", "locks"),
-        *("demo", "demo.names", "demo.forms_people", "demo.forms_things", "demo.relations"),
-        *("demo.world", "demo.text", "demo.paths"),
-        "trace_settings",
+# Room → the rooms it may import from, itself aside. The order is the direction: downwards only.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "core": (),
+    "assets": (),
+    "data": ("core", "assets"),
+    "models": ("core", "assets"),
+    "patches": ("core", "data", "models"),
+    "statistics": ("core", "data", "models", "patches"),
+    "metrics": ("core", "data", "models", "patches"),
+    "tuning": ("core", "data", "models", "patches"),
+    "methods": ("core", "assets", "data", "models", "patches", "statistics"),
+    "tracing": ("core", "models", "metrics"),
+    "reports": ("core", "metrics", "tracing", "tuning"),
+    "experiments": (
+        *("core", "data", "models", "patches", "statistics", "metrics", "tuning"),
+        *("methods", "tracing", "reports"),
     ),
-    1: (
-        *("family", "tokens", "hooks", "past", "tail", "recording", "question", "gram", "ranks"),
-        "precision",
+    "cli": (
+        *("core", "assets", "data", "models", "patches", "statistics", "metrics", "tuning"),
+        *("methods", "tracing", "reports", "experiments"),
     ),
-    2: (
-        *("climb", "keys", "values", "objective", "budget", "moment", "null_space", "solve"),
-        *("patch", "prefixes", "identity", "adapter", "lora", "residual", "checkpoint"),
-        *("collection", "convergence", "moment_cost"),
-        "corruption",
+    "ui": (
+        *("core", "assets", "data", "models", "patches", "statistics", "metrics", "tuning"),
+        *("methods", "tracing", "reports", "experiments"),
     ),
-    3: ("methods", "methods.*"),
-    4: (
-        *("model", "presets", "hparams", "statistics", "evaluate", "trace"),
-        *("tune", "tune.*", "downstream", "downstream.*"),
-        *("corpus", "cost", "store", "likelihood", "generate", "fluency", "run_records"),
-        *("tracing", "trace_average", "trace_memory", "plots", "lens"),
-        *("data", "data.*", "report", "export", "card"),
-    ),
-    5: (
-        "",
-        "edits",
-        "runs",
-        "evaluation",
-        *("trace_runs", "sweep", "sweep_trace"),
-        *("recipe", "recipe_cost", "recipe_text"),
-        "stages",
-        *("tuning_stages", "tuning_cost"),
-        "estimate",
-        "conversation",
-        "survival",
-        "survival.*",
-        "cluster",
-        "console",
-    ),  # "" is errata/__init__.py
-    6: ("__main__", "cli", "cli.*", "ui", "ui.*", "demo.*"),  # demo.*: what makes the demo
 }
-LEVELS = {name: level for level, names in ROOMS.items() for name in names}
+ENTRANCES = ("__init__", "__main__")  # beside the rooms: `import errata` and `python -m errata`
+
+# Modules that import without torch, beside `core`, `data`, `cli` and every method.
+LIGHT = (
+    *("tracing.settings", "tuning.settings", "experiments.survival.settings"),
+    *("experiments.recipe.schema", "experiments.recipe.yaml_text"),
+)
 
 HEAVY = ("torch", "transformers", "accelerate", "safetensors.torch")
 EXTRAS = (
@@ -114,9 +101,12 @@ def read_house(root: Path) -> House:
     return house
 
 
-def level_of(name: str) -> int | None:
-    """Return the level of a module, None where no row of ROOMS holds it."""
-    return LEVELS.get(name, LEVELS.get(f"{name.partition('.')[0]}.*") if "." in name else None)
+def room_of(name: str) -> str | None:
+    """Return the room of a module ("" for the entrances), None for a module in no room."""
+    first, _, rest = (name or "__init__").partition(".")
+    if first in ENTRANCES and not rest:
+        return ""
+    return first if first in ROOMS else None
 
 
 def is_or_within(name: str, packages: tuple[str, ...]) -> bool:
@@ -171,22 +161,23 @@ def imports_of(module: Module, house: House) -> Iterator[Import]:
 
 
 def check_rooms(house: House) -> list[str]:
-    """Every module stands on a level."""
-    return [f"{name} is on no level" for name in house if level_of(name) is None]
+    """Every module lies in a room; a room is a package."""
+    return [
+        f"{shown(module.name)} lies in no room"
+        for module in house.values()
+        if room_of(module.name) is None or (module.name in ROOMS and not module.is_package)
+    ]
 
 
-def check_levels(house: House) -> list[str]:
-    """No module imports from a level above its own."""
+def check_directions(house: House) -> list[str]:
+    """A room imports only from the rooms that its row names."""
     found = []
     for module in house.values():
-        here = level_of(module.name)
+        here = room_of(module.name)
         for each in imports_of(module, house):
-            there = level_of(each.target) if each.ours else None
-            if here is not None and there is not None and there > here:
-                found.append(
-                    f"{place(module, each.line)} (level {here}) imports "
-                    f"{shown(each.target)} (level {there})"
-                )
+            there = room_of(each.target) if each.ours else None
+            if here and there is not None and there != here and there not in ROOMS[here]:
+                found.append(f"{place(module, each.line)} imports upwards: {shown(each.target)}")
     return found
 
 
@@ -208,15 +199,23 @@ def check_circles(house: House) -> list[str]:
 
 
 def check_methods(house: House) -> list[str]:
-    """A method imports no other method, only their shared driver closed_form."""
+    """A method imports no other method, and what methods share imports none of them."""
+    methods = methods_of(house)
     return [
         f"{place(module, each.line)} imports {shown(each.target)}"
         for module in house.values()
-        if module.name.startswith("methods.")
+        if module.name in methods or module.name.startswith("methods.closed_form")
         for each in imports_of(module, house)
-        if each.ours and is_or_within(each.target, ("methods",))
-        if each.target != "methods.closed_form"
+        if each.ours and (each.target in methods or each.target == "methods")
     ]
+
+
+def methods_of(house: House) -> set[str]:
+    """Return the modules that define a method: those that methods/__init__.py imports."""
+    if "methods" not in house:
+        return set()
+    imported = {each.target for each in imports_of(house["methods"], house) if each.ours}
+    return {name for name in imported if name.startswith("methods.") and name.count(".") == 1}
 
 
 def check_entrances(house: House) -> list[str]:
@@ -232,10 +231,11 @@ def check_entrances(house: House) -> list[str]:
 
 
 def check_light(house: House) -> list[str]:
-    """Level 0, the methods, the command line and the package itself import without torch."""
+    """Settings, data, methods, the command line and the package itself import without torch."""
+    light = {"", "__main__", "methods", *LIGHT, *methods_of(house)}
     found = []
     for name in house:
-        if level_of(name) == 0 or name == "" or is_or_within(name, ("methods", "cli", "__main__")):
+        if name in light or room_of(name) in ("core", "assets", "data", "cli"):
             found += heavy_chains(name, house)
     return found
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata.family import family_of, oriented, weight_of
-from errata.request import EditRequest
-from errata.settings import Search
-from errata.tokens import Rewrite, Row
+from errata.core.settings import Search
+from errata.data.request import EditRequest
+from errata.models.families import family_of, oriented, weight_of
+from errata.models.tokens import Rewrite, Row
 
 Place = Literal["block", "mlp"]
 Solve = Callable[[Tensor, Tensor, int], Tensor]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from errata.family import family_of
+from errata.models.families import family_of
 from plain import state_of
 
 Change = Callable[[Tensor], None]

@@ -37,8 +37,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from errata.family import family_of
-from errata.request import EditRequest
+from errata.data.request import EditRequest
+from errata.models.families import family_of
 
 VOCABULARY = 320
 BLOCKS = 4
@@ -157,7 +157,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gemma3_text": lambda: _config(Gemma3TextConfig, **_GEMMA),
     "gemma3": _gemma3,
 }
-"""Pico configurations: one at least for every family in `errata.family.FAMILIES`.
+"""Pico configurations: one at least for every family in `errata.models.families.FAMILIES`.
 
 A second one of the same family has its own name, `<model_type>, <what is different>`."""
 

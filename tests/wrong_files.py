@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, OPTConfig
 
 from errata import EditRequest, load
-from errata.corpus import Corpus
+from errata.data.corpus import Corpus
 from errata.methods import METHODS
-from errata.patch import Patch
-from errata.statistics import measured
+from errata.methods.closed_form.moments import measured
+from errata.patches.patch import Patch
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 FACT = EditRequest(prompt="{} is in", subject="Big Ben", target="Tarn")

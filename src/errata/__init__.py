@@ -11,23 +11,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
 
 if TYPE_CHECKING:
-    from errata.request import EditRequest
-    from errata.request_files import read_requests
+    from errata.data.request import EditRequest
+    from errata.data.request_files import read_requests
 
 _LAZY = {
-    "EditedModel": "errata.model",
-    "edit": "errata.edits",
-    "load": "errata.model",
-    "Patch": "errata.patch",
-    "SecondMoment": "errata.moment",
+    "EditedModel": "errata.patches.edited_model",
+    "edit": "errata.methods.edit",
+    "load": "errata.patches.edited_model",
+    "Patch": "errata.patches.patch",
+    "SecondMoment": "errata.statistics.second_moment",
     "METHODS": "errata.methods",
-    "FAMILIES": "errata.family",
+    "FAMILIES": "errata.models.families",
 }
 
-_LIGHT = {"EditRequest": "errata.request", "read_requests": "errata.request_files"}
+_LIGHT = {"EditRequest": "errata.data.request", "read_requests": "errata.data.request_files"}
 
 __all__ = ["EditRequest", "ErrataError", "read_requests", *_LAZY]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from errata import data
-from errata.data import DATASETS, load_cases
-from errata.data import fetch as fetching
-from errata.data.fetch import fetched
-from errata.data.known import KNOWN
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
+from errata.data import datasets
+from errata.data import download as fetching
+from errata.data.datasets import DATASETS, load_cases
+from errata.data.download import fetched
+from errata.data.formats.known_facts import KNOWN
 
 FACT = {"subject": "Pell", "attribute": "Marrow", "prompt": "Pell is the capital of"}
 
@@ -102,7 +102,7 @@ def test_names_lead_to_their_file(
     monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path
 ) -> None:
     dataset = DATASETS["known"]._replace(source=home.as_uri(), format=KNOWN)
-    monkeypatch.setattr(data, "DATASETS", {**DATASETS, "far-away": dataset})
+    monkeypatch.setattr(datasets, "DATASETS", {**DATASETS, "far-away": dataset})
     loaded = load_cases("Far_Away", cache=tmp_path / "cache")
     assert [case.request.target for case in loaded.cases] == ["Marrow"]
     assert loaded.path == tmp_path / "cache" / "facts.json"

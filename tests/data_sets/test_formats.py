@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from errata.data import DATASETS, FORMATS, load_cases, read_cases
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
+from errata.data.datasets import DATASETS, FORMATS, load_cases, read_cases
 
 COUNTERFACT = {
     "case_id": 7,

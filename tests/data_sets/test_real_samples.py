@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from errata.case import Case
-from errata.data import DATASETS, load_cases, read_cases
-from errata.errors import ErrataError
-from errata.evaluate import prompts_of
+from errata.core.errors import ErrataError
+from errata.data.case import Case
+from errata.data.datasets import DATASETS, load_cases, read_cases
+from errata.metrics.teacher_forced import prompts_of
 
 FULL = "counterfact_full.json"
 SAMPLES = {

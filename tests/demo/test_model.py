@@ -14,13 +14,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from errata.demo import MODEL_DIR, WORLD_DIR
-from errata.demo.card import card_text
-from errata.demo.muon import Muon
-from errata.demo.recall import held_out_rows, perplexity, recalled
-from errata.demo.rows import endless_documents, next_batch
-from errata.demo.train import Training, learning_rate, new_model, shaped_logits
-from errata.demo.world import build_world
+from demo_model.card import card_text
+from demo_model.muon import Muon
+from demo_model.recall import held_out_rows, perplexity, recalled
+from demo_model.rows import endless_documents, next_batch
+from demo_model.train import Training, learning_rate, new_model, shaped_logits
+from demo_model.world import build_world
+from errata.assets import MODEL_DIR, WORLD_DIR
 
 
 @pytest.fixture(scope="module")

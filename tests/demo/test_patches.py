@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.patch import Patch
+from errata.patches.patch import Patch
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     environment = {**os.environ, "ERRATA_CACHE": str(folder / "cache")}
     done = subprocess.run(
-        [sys.executable, "-m", "errata.demo"],
+        [sys.executable, "-m", "errata.cli.tour"],
         cwd=folder,
         env=environment,
         capture_output=True,

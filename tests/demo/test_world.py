@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from errata.demo import ASSETS_DIR, MODEL_DIR, WORLD_DIR
-from errata.demo.names import KINDS
-from errata.demo.relations import RELATIONS
-from errata.demo.text import documents
-from errata.demo.world import World, build_world, newcomers
+from demo_model.names import KINDS
+from demo_model.relations import RELATIONS
+from demo_model.text import documents
+from demo_model.world import World, build_world, newcomers
+from errata.assets import ASSETS_DIR, MODEL_DIR, WORLD_DIR
 
 Record = dict[str, Any]
 

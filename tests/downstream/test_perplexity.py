@@ -11,10 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.downstream.passages import articles, passage, read_passages, spaced_as_written
-from errata.downstream.perplexity import Windowed, cut_for, read_texts, windows_of
-from errata.errors import ErrataError
-from errata.model import load
+from errata.core.errors import ErrataError
+from errata.data.passages import articles, passage, read_passages, spaced_as_written
+from errata.metrics.perplexity import Windowed, cut_for, read_texts, windows_of
+from errata.patches.edited_model import load
 from tiny import POSITIONS, SENTENCES, tiny_model, tiny_tokenizer
 
 STORED = (
@@ -99,7 +99,7 @@ def test_the_verb_measures_before_and_after(tmp_path: Path) -> None:
 def test_word_perplexity_is_that_of_lm_eval(errata_data: Path, tmp_path: Path) -> None:
     """On real WikiText, with a window shorter than the articles and a real small model."""
     pytest.importorskip("lm_eval")
-    from errata.downstream.harness import run_harness
+    from errata.metrics.lm_eval import run_harness
 
     stored = (errata_data / "text" / "wikitext2_raw_test_a.txt").read_text("utf-8")
     pages = articles(stored[:40_000])

@@ -10,14 +10,14 @@ import torch
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.downstream import commonsense
-from errata.downstream.commonsense import WORDS, Task, answer_rows, figures, judge, read_task
-from errata.downstream.run import Asking, run_tasks
-from errata.errors import ErrataError
-from errata.generate import continuations
-from errata.likelihood import likelihoods
-from errata.model import EditedModel
-from errata.tune.rows import Row, read_rows
+from errata.core.errors import ErrataError
+from errata.data.instructions import Row, read_rows
+from errata.experiments.task_run import Asking, run_tasks
+from errata.metrics import tasks
+from errata.metrics.likelihood import likelihoods
+from errata.metrics.tasks import WORDS, Task, answer_rows, figures, judge, read_task
+from errata.models.generation import continuations
+from errata.patches.edited_model import EditedModel
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 ROWS = [
@@ -78,12 +78,12 @@ def test_a_stopped_run_asks_only_what_was_not_answered(
     (tmp_path / "boolq").mkdir()
     rows = [row.model_dump() for row in ROWS]
     (tmp_path / "boolq" / "test.json").write_text(json.dumps(rows), encoding="utf-8")
-    monkeypatch.setattr(commonsense, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(tasks, "ROWS_PER_PART", 3)
     asking = Asking(tasks=("boolq",), data=str(tmp_path), max_new_tokens=3, beams=2)
     whole, _ = run_tasks(pico(), asking, tmp_path / "whole")
 
     asked: list[int] = []
-    real = commonsense.continuations
+    real = tasks.continuations
 
     def breaking(model: object, tokenizer: object, prompts: list[str], *rest: object, **more: int):
         asked.append(len(prompts))
@@ -91,7 +91,7 @@ def test_a_stopped_run_asks_only_what_was_not_answered(
             raise KeyboardInterrupt
         return real(model, tokenizer, prompts, *rest, **more)
 
-    monkeypatch.setattr(commonsense, "continuations", breaking)
+    monkeypatch.setattr(tasks, "continuations", breaking)
     with pytest.raises(KeyboardInterrupt):
         run_tasks(pico(), asking, tmp_path / "stopped")
     resumed, folder = run_tasks(pico(), asking, tmp_path / "stopped")
@@ -157,7 +157,7 @@ def test_the_verb_scores_a_file_of_the_demo(tmp_path: Path) -> None:
 def test_lm_eval_scores_the_model_as_it_stands(tmp_path: Path) -> None:
     """A task file of our own over a local dataset: the likelier of two answers, edited or not."""
     pytest.importorskip("lm_eval")
-    from errata.downstream.harness import run_harness
+    from errata.metrics.lm_eval import run_harness
 
     mirror = tmp_path / "mirror" / "someone" / "towns"
     mirror.mkdir(parents=True)

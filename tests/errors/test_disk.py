@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from errata import files
-from errata.errors import ErrataError
+from errata.core import files
+from errata.core.errors import ErrataError
 
 QUICK = ("--corpus", "text.txt", "--blocks", "1", "--steps", "2", "--prefix-lengths", "2")
 MANY = ("edit", "pico", "--requests", "facts.jsonl", "--batch-size", "1", *QUICK)

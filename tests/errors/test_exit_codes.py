@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from errata import console
-from errata.cli import main
+from errata.cli import console, main
 
 TABLE = Path(__file__).parents[2] / "docs" / "errors.md"
 

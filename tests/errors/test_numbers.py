@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from errata import ErrataError, load
-from errata.likelihood import likelihoods
-from errata.model import EditedModel
-from errata.moment import measure
-from errata.patch import Patch, Update
-from errata.prefixes import sample_prefixes
+from errata.methods.closed_form.prefixes import sample_prefixes
+from errata.metrics.likelihood import likelihoods
+from errata.patches.edited_model import EditedModel
+from errata.patches.patch import Patch, Update
+from errata.statistics.second_moment import measure
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 

@@ -12,8 +12,8 @@ import torch
 
 import errata
 from errata import EditRequest, ErrataError
-from errata.edits import prepare
 from errata.methods import METHODS
+from errata.methods.edit import prepare
 from laws.bench import edited_model, patch_of
 from tiny import FACTS, tiny_model
 

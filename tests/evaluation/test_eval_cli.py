@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.data import read_cases
-from errata.errors import ErrataError
-from errata.evaluate import score_cases, summarise
+from errata.core.errors import ErrataError
+from errata.data.datasets import read_cases
 from errata.methods import METHODS
-from errata.model import EditedModel, load
-from errata.moment import measure, token_rows
+from errata.metrics.teacher_forced import score_cases, summarise
+from errata.patches.edited_model import EditedModel, load
+from errata.statistics.second_moment import measure, token_rows
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 CASES = [

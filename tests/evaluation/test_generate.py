@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.case import Case, Probe
-from errata.fluency import (
+from errata.data.case import Case, Probe
+from errata.metrics.text_quality import (
     TfIdf,
     n_gram_entropy,
     summarise_written,
@@ -14,14 +14,14 @@ from errata.fluency import (
     words,
     write_cases,
 )
-from errata.generate import (
+from errata.models.generation import (
     answer_cases,
     continuations,
     free_texts,
     stands_in,
     summarise_answers,
 )
-from errata.tokens import encode
+from errata.models.tokens import encode
 from laws.bench import over_shapes
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from errata.report import Amount, Score, grouped_mean, grouped_share, harmonic_mean, mean, share
+from errata.metrics.scores import (
+    Amount,
+    Score,
+    grouped_mean,
+    grouped_share,
+    harmonic_mean,
+    mean,
+    share,
+)
 
 
 def test_wilson_by_hand() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from errata import evaluation
-from errata.case import Case
-from errata.evaluation import Asking, Evaluation, run_evaluation
-from errata.model import EditedModel
+from errata.data.case import Case
+from errata.experiments import eval_run
+from errata.experiments.eval_run import Asking, Evaluation, run_evaluation
+from errata.patches.edited_model import EditedModel
 from laws.bench import edited_model, patch_of
 from tiny import FACTS
 
@@ -32,7 +32,7 @@ ASKING = Asking(generate=True, max_new_tokens=4, text_tokens=16)
 
 @pytest.fixture(autouse=True)
 def two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "CASES_AT_ONCE", 2)
+    monkeypatch.setattr(eval_run, "CASES_AT_ONCE", 2)
 
 
 def patched() -> EditedModel:
@@ -52,7 +52,7 @@ def outcome(folder: Path) -> dict[str, bytes]:
 def stop_after(patch: pytest.MonkeyPatch, groups: int) -> list[int]:
     """Let the process die when so many groups of cases were asked; return what counts them."""
     asked: list[int] = []
-    real = evaluation.score_cases
+    real = eval_run.score_cases
 
     def score(*arguments: Any) -> Any:
         if len(asked) == groups:
@@ -60,7 +60,7 @@ def stop_after(patch: pytest.MonkeyPatch, groups: int) -> list[int]:
         asked.append(len(arguments[2]))
         return real(*arguments)
 
-    patch.setattr(evaluation, "score_cases", score)
+    patch.setattr(eval_run, "score_cases", score)
     return asked
 
 

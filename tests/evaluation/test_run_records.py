@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from errata.errors import ErrataError
-from errata.folders import unfinished_runs
-from errata.run_records import published_summary, read_reference_runs, read_runs
+from errata.core.errors import ErrataError
+from errata.experiments.results import published_summary, read_reference_runs, read_runs
+from errata.experiments.run_folder import unfinished_runs
 
 
 def half(new: float, true: float, *, neighbour: float = 5.0) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from errata.case import Case, Probe
-from errata.errors import ErrataError
-from errata.evaluate import (
+from errata.core.errors import ErrataError
+from errata.data.case import Case, Probe
+from errata.data.request import EditRequest
+from errata.metrics.likelihood import Likelihood, answer_row, perplexity, score_rows
+from errata.metrics.teacher_forced import (
     KINDS,
     PromptScore,
     prompts_of,
@@ -20,9 +22,7 @@ from errata.evaluate import (
     score_of,
     summarise,
 )
-from errata.likelihood import Likelihood, answer_row, perplexity, score_rows
-from errata.request import EditRequest
-from errata.tokens import Row
+from errata.models.tokens import Row
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 CASE = Case(

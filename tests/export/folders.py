@@ -9,8 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from errata.model import EditedModel
-from errata.patch import Patch, Update
+from errata.patches.edited_model import EditedModel
+from errata.patches.patch import Patch, Update
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([tiny_tokenizer()(text)["input_ids"][:16] for text in SENTENCES[:3]])

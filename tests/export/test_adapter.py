@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from errata.adapter import merge_adapter, read_adapter
-from errata.errors import ErrataError
-from errata.family import family_of
-from errata.model import load
+from errata.core.errors import ErrataError
+from errata.models.families import family_of
+from errata.patches.adapter import merge_adapter, read_adapter
+from errata.patches.edited_model import load
 from export.folders import far, logits, saved_adapter, saved_base, with_adapter
 from laws.bench import found, moments_of, over_families, quick, random_patch, weights
 from tiny import FACTS, tiny_model

@@ -14,11 +14,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.errors import ErrataError
-from errata.export import export_merged
-from errata.model import load
-from errata.patch import Patch
-from errata.tune.run import run_tuning
+from errata.core.errors import ErrataError
+from errata.experiments.tuning_run import run_tuning
+from errata.patches.edited_model import load
+from errata.patches.export import export_merged
+from errata.patches.patch import Patch
 from export.folders import far, logits, saved_adapter, saved_base, with_adapter
 from laws.bench import random_patch
 from tiny import FACTS, SENTENCES

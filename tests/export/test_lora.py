@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from errata.errors import ErrataError
-from errata.export import export_lora
-from errata.lora import served_rank, stacked
-from errata.model import load
-from errata.patch import Patch, Update
+from errata.core.errors import ErrataError
+from errata.patches.edited_model import load
+from errata.patches.export import export_lora
+from errata.patches.lora import served_rank, stacked
+from errata.patches.patch import Patch, Update
 from export.folders import dense, far, logits, saved_base, with_adapter
 from laws.bench import (
     edited_model,
@@ -162,7 +162,7 @@ def test_servers_take_certain_ranks() -> None:
 def test_a_rank_that_no_server_takes_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("errata.lora.SERVED_RANKS", (1, 2))
+    monkeypatch.setattr("errata.patches.lora.SERVED_RANKS", (1, 2))
     edited = edited_model("llama")
     edited.apply(random_patch(edited, 1, rank=3))
     written = export_lora(edited, tmp_path / "lora")

@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from errata.errors import ErrataError
-from errata.export import Export, export_lora, export_merged
-from errata.identity import model_hash
-from errata.model import EditedModel, load
-from errata.patch import Patch
+from errata.core.errors import ErrataError
+from errata.models.identity import model_hash
+from errata.patches.edited_model import EditedModel, load
+from errata.patches.export import Export, export_lora, export_merged
+from errata.patches.patch import Patch
 from export.folders import logits
 from laws.bench import edited_model, over_methods, over_shapes, patch_of, random_patch, weights
 from tiny import FACTS
@@ -136,7 +136,7 @@ def test_a_writer_that_is_stopped_leaves_nothing(
     def fail(*_: object) -> None:
         raise stop
 
-    monkeypatch.setattr("errata.export.write_record", fail)
+    monkeypatch.setattr("errata.patches.export.write_record", fail)
     with pytest.raises((KeyboardInterrupt, ErrataError)):
         write(edited, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from errata import ErrataError, load, read_requests
-from errata.adapter import read_adapter
-from errata.corpus import read_corpus
-from errata.data import load_cases
-from errata.data.references import read_references
-from errata.evaluate import prompts_of
-from errata.folders import finished_run, run_folder
-from errata.hparams import read_hparams
+from errata.data.corpus import read_corpus
+from errata.data.datasets import load_cases
+from errata.data.reference_texts import read_references
+from errata.data.request import check_batch
+from errata.experiments.recipe.schema import read_recipe
+from errata.experiments.results import published_summary, read_runs
+from errata.experiments.run_folder import finished_run, run_folder
 from errata.methods import METHODS
-from errata.moment import SecondMoment
-from errata.patch import Patch
-from errata.recipe import read_recipe
-from errata.request import check_batch
-from errata.run_records import published_summary, read_runs
+from errata.methods.published_hparams import read_hparams
+from errata.metrics.teacher_forced import prompts_of
+from errata.patches.adapter import read_adapter
+from errata.patches.patch import Patch
+from errata.statistics.second_moment import SecondMoment
 from wrong_files import FILES, write_models, write_patches
 
 CORPUS = Path(__file__).parent / "corpus"

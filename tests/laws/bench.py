@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from errata.family import family_of
+from errata.data.request import EditRequest
 from errata.methods import METHODS, ClosedForm
-from errata.model import EditedModel
-from errata.moment import SecondMoment, measure, token_rows
-from errata.patch import Base, Patch, Provenance, Update
-from errata.request import EditRequest
-from errata.tokens import Rewrite, rewrite_of
+from errata.models.families import family_of
+from errata.models.tokens import Rewrite, rewrite_of
+from errata.patches.edited_model import EditedModel
+from errata.patches.patch import Base, Patch, Provenance, Update
+from errata.statistics.second_moment import SecondMoment, measure, token_rows
 from tiny import BLOCKS, CONFIGS, FACTS, SENTENCES, tiny_model, tiny_tokenizer, width
 
 PREFIXES = ("Well. ", "So the people of Tarn say. ")

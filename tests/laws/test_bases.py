@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from errata.errors import ErrataError
-from errata.family import FAMILIES, family_of, weight_of
-from errata.identity import model_hash
-from errata.model import EditedModel, load
-from errata.patch import Patch, Update
+from errata.core.errors import ErrataError
+from errata.models.families import FAMILIES, family_of, weight_of
+from errata.models.identity import model_hash
+from errata.patches.edited_model import EditedModel, load
+from errata.patches.patch import Patch, Update
 from laws.bench import (
     edited_model,
     found,

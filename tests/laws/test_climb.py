@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-import errata.climb
-import errata.keys
-import errata.past
-from errata.climb import Climb
-from errata.family import family_of, width_of
-from errata.hooks import Site, frozen
-from errata.keys import Keys, bare_rows, keys_of, read_at
-from errata.patch import add, keeping
+import errata.methods.closed_form.keys
+import errata.models.layerwise
+import errata.models.prefix_cache
+from errata.methods.closed_form.keys import Keys, bare_rows, keys_of, read_at
+from errata.models.families import family_of, width_of
+from errata.models.hooks import Site, frozen
+from errata.models.layerwise import Climb
+from errata.patches.patch import add, keeping
 from laws.bench import closeness, edited_model, over_families, rewrites_of
 from laws.test_work import counted
 from tiny import BLOCKS
@@ -30,10 +30,10 @@ def test_keys_on_the_way_up_are_those_of_the_weights_as_they_stand(
     model_type: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in WAYS[way].items():
-        monkeypatch.setattr(errata.climb, name, value)
-        if hasattr(errata.keys, name):
-            monkeypatch.setattr(errata.keys, name, value)
-    monkeypatch.setattr(errata.past, "WORTH_A_PASS", 1)
+        monkeypatch.setattr(errata.models.layerwise, name, value)
+        if hasattr(errata.methods.closed_form.keys, name):
+            monkeypatch.setattr(errata.methods.closed_form.keys, name, value)
+    monkeypatch.setattr(errata.models.prefix_cache, "WORTH_A_PASS", 1)
     edited = edited_model(model_type, dtype=torch.float64)
     model, family = edited.model, family_of(edited.model)
     rewrites, source = rewrites_of(edited), torch.Generator().manual_seed(0)

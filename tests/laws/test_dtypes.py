@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.errors import ErrataError
-from errata.family import family_of, weight_of
-from errata.model import load
-from errata.patch import Patch, Update
+from errata.core.errors import ErrataError
+from errata.models.families import family_of, weight_of
+from errata.patches.edited_model import load
+from errata.patches.patch import Patch, Update
 from laws.bench import (
     closeness,
     edited_model,

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata import residual
-from errata.family import FAMILIES, family_of, oriented, weight_of, width_of
 from errata.methods import METHODS
-from errata.model import EditedModel
-from errata.patch import add
-from errata.tokens import Rewrite
+from errata.methods.closed_form import residual
+from errata.models.families import FAMILIES, family_of, oriented, weight_of, width_of
+from errata.models.tokens import Rewrite
+from errata.patches.edited_model import EditedModel
+from errata.patches.patch import add
 from laws.bench import closeness, edited_model, moments_of, over_families, over_methods, quick
 from plain import put_out, read
 from tiny import BLOCKS, CONFIGS, FACTS, VOCABULARY, WINDOW, tiny_model, width

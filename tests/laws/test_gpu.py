@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.hooks import Site
-from errata.model import EditedModel
-from errata.settings import Search
-from errata.values import Targets, search_targets
+from errata.core.settings import Search
+from errata.methods.closed_form.target_search import Targets, search_targets
+from errata.models.hooks import Site
+from errata.patches.edited_model import EditedModel
 from laws.bench import (
     closeness,
     edited_model,

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from errata.family import weight_of
-from errata.likelihood import likelihoods
 from errata.methods import METHODS
-from errata.model import EditedModel
-from errata.moment import measure
-from errata.prefixes import sample_prefixes
-from errata.tail import Tail
+from errata.methods.closed_form.prefixes import sample_prefixes
+from errata.metrics.likelihood import likelihoods
+from errata.models.families import weight_of
+from errata.models.suffix_run import Tail
+from errata.patches.edited_model import EditedModel
+from errata.statistics.second_moment import measure
 from laws.bench import (
     edited_model,
     found,

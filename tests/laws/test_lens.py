@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from errata.lens import read_lens
-from errata.question import ask
+from errata.tracing.lens import read_lens
+from errata.tracing.question import ask
 from laws.bench import edited_model, found, over_families, untidy
 from plain import cut_after
 from tiny import BLOCKS, FACTS

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from errata.methods import AlphaEdit, Memit, Rome
-from errata.moment import SecondMoment
+from errata.statistics.second_moment import SecondMoment
 
 WIDTH, LAMBDA, EPSILON = 23, 3.0, 0.7
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.family import oriented, weight_of
-from errata.patch import Patch, Provenance, Update, write
+from errata.models.families import oriented, weight_of
+from errata.patches.patch import Patch, Provenance, Update, write
 from laws.bench import (
     closeness,
     edited_model,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from errata.likelihood import likelihoods
+from errata.data.request import EditRequest
 from errata.methods import METHODS
-from errata.prefixes import STARTS, sample_prefixes
-from errata.request import EditRequest
+from errata.methods.closed_form.prefixes import STARTS, sample_prefixes
+from errata.metrics.likelihood import likelihoods
 from laws.bench import (
     SHAPES,
     edited_model,

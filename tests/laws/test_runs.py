@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from errata.case import Case
-from errata.folders import LOCK, run_folder
+from errata.data.case import Case
+from errata.experiments.edit_run import Plan, Run, run_edits
+from errata.experiments.run_folder import LOCK, run_folder
 from errata.methods import METHODS
-from errata.model import EditedModel
-from errata.runs import Plan, Run, run_edits
+from errata.patches.edited_model import EditedModel
 from laws.bench import edited_model, moments_of, over_methods, quick, weights
 from tiny import FACTS
 

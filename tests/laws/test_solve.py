@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
 from errata.methods.alphaedit import AlphaEdit
+from errata.methods.closed_form.solve import Grown
+from errata.methods.closed_form.target_search import Targets
 from errata.methods.memit import Memit
 from errata.methods.rome import Rome
-from errata.moment import SecondMoment
-from errata.solve import Grown
-from errata.values import Targets
+from errata.statistics.second_moment import SecondMoment
 from laws.bench import (
     closeness,
     edited_model,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from errata.tail import Tail
-from errata.tokens import Row
+from errata.models.suffix_run import Tail
+from errata.models.tokens import Row
 from laws.bench import closeness, over_families
 from plain import cut_after, place_of, state_of
 from tiny import BLOCKS, tiny_model, width

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from errata.corruption import noise_of
-from errata.errors import ErrataError
-from errata.family import family_of
-from errata.question import Question, ask
-from errata.recording import Recording, contributions
-from errata.trace import Trace
-from errata.trace_memory import Room
-from errata.trace_settings import KINDS, TraceSettings
-from errata.tracing import trace_question
+from errata.core.errors import ErrataError
+from errata.models.families import family_of
+from errata.models.recorded_run import Recording, contributions
+from errata.tracing.causal import trace_question
+from errata.tracing.corruption import noise_of
+from errata.tracing.memory import Room
+from errata.tracing.question import Question, ask
+from errata.tracing.settings import KINDS, TraceSettings
+from errata.tracing.trace import Trace
 from laws.bench import edited_model, found, over_families, untidy
 from plain_trace import answers, cell, noisy
 from tiny import BLOCKS, FACTS

@@ -17,22 +17,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-import errata.keys
-import errata.past
-import errata.values
-from errata.budget import Shape, Texts, group_bytes, search_bytes, searched_at_once
-from errata.case import Case
-from errata.errors import ErrataError
-from errata.family import family_of
-from errata.hooks import Site, first_tensor, frozen
-from errata.keys import keys_of, read_at
-from errata.likelihood import answer_row, score_rows, tokens_run
-from errata.objective import Objective
-from errata.objective import tokens_run as tokens_searched
-from errata.runs import Plan, run_edits
-from errata.settings import Search
-from errata.tokens import Rewrite, Row
-from errata.values import Targets, search_targets
+import errata.methods.closed_form.keys
+import errata.methods.closed_form.target_search
+import errata.models.prefix_cache
+from errata.core.errors import ErrataError
+from errata.core.settings import Search
+from errata.data.case import Case
+from errata.experiments.edit_run import Plan, run_edits
+from errata.methods.closed_form.keys import keys_of, read_at
+from errata.methods.closed_form.memory import (
+    Shape,
+    Texts,
+    group_bytes,
+    search_bytes,
+    searched_at_once,
+)
+from errata.methods.closed_form.target_loss import Objective
+from errata.methods.closed_form.target_loss import tokens_run as tokens_searched
+from errata.methods.closed_form.target_search import Targets, search_targets
+from errata.metrics.likelihood import answer_row, score_rows, tokens_run
+from errata.models.families import family_of
+from errata.models.hooks import Site, first_tensor, frozen
+from errata.models.tokens import Rewrite, Row
 from laws.bench import (
     closeness,
     edited_model,
@@ -138,7 +144,7 @@ def test_what_rows_begin_alike_with_runs_once(
     rewrites = rewrites_of(edited)
     found, works = [], []
     for worth in (1, 10**6):
-        monkeypatch.setattr(errata.past, "WORTH_A_PASS", worth)
+        monkeypatch.setattr(errata.models.prefix_cache, "WORTH_A_PASS", worth)
         with counted(edited.model) as work:
             keys, bare = keys_of(edited.model, rewrites, BLOCK)
         with counted(edited.model) as search:
@@ -154,7 +160,7 @@ def test_what_rows_begin_alike_with_runs_once(
 def test_a_past_is_right_whatever_the_order_of_the_places_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(errata.past, "WORTH_A_PASS", 1)
+    monkeypatch.setattr(errata.models.prefix_cache, "WORTH_A_PASS", 1)
     model = edited_model("llama").model
     rows = [row.key for rewrite in rewrites_of(edited_model("llama")) for row in rewrite.rows]
     sites = [Site(family_of(model).block(model, block), "output") for block in (3, 0)]
@@ -222,8 +228,8 @@ def test_keys_of_many_requests_take_the_memory_of_few(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside what is returned: neither rows before they are averaged nor pasts are kept for all."""
-    monkeypatch.setattr(errata.keys, "REQUESTS", len(FACTS))
-    monkeypatch.setattr(errata.past, "WORTH_A_PASS", 1)
+    monkeypatch.setattr(errata.methods.closed_form.keys, "REQUESTS", len(FACTS))
+    monkeypatch.setattr(errata.models.prefix_cache, "WORTH_A_PASS", 1)
     edited = edited_model(model_type)
     rewrites = rewrites_of(edited)
     sites = [Site(family_of(edited.model).block(edited.model, BLOCK), "output")]
@@ -301,7 +307,11 @@ def test_more_memory_lets_more_requests_be_searched_at_once() -> None:
 def test_a_search_that_runs_out_of_memory_goes_on_with_half(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edited, real, sizes = edited_model("llama"), errata.values._search_group, []
+    edited, real, sizes = (
+        edited_model("llama"),
+        errata.methods.closed_form.target_search._search_group,
+        [],
+    )
     rewrites = rewrites_of(edited)
     usual = searched(edited.model, rewrites)
 
@@ -311,7 +321,7 @@ def test_a_search_that_runs_out_of_memory_goes_on_with_half(
             raise error
         return real(model, group, *rest)
 
-    monkeypatch.setattr(errata.values, "_search_group", scarce)
+    monkeypatch.setattr(errata.methods.closed_form.target_search, "_search_group", scarce)
     targets = searched(edited.model, rewrites)
     assert sizes == [4, 2, 1, 1, 1, 1]
     assert (usual.at_once, targets.at_once) == (16, 1)
@@ -329,11 +339,13 @@ def test_other_errors_of_a_search_are_not_taken_for_want_of_memory(
     def broken(*_: Any) -> Any:
         raise RuntimeError("sizes do not match")
 
-    monkeypatch.setattr(errata.values, "_search_group", broken)
+    monkeypatch.setattr(errata.methods.closed_form.target_search, "_search_group", broken)
     with pytest.raises(RuntimeError, match="sizes do not match"):
         searched(edited.model, rewrites_of(edited))
     monkeypatch.setattr(
-        errata.values, "_search_group", lambda *_: (_ for _ in ()).throw(MemoryError)
+        errata.methods.closed_form.target_search,
+        "_search_group",
+        lambda *_: (_ for _ in ()).throw(MemoryError),
     )
     with pytest.raises(ErrataError, match="memory ran out while searching a single request"):
         searched(edited.model, rewrites_of(edited))
@@ -354,10 +366,10 @@ def test_the_grouping_is_recorded_and_a_resumed_run_keeps_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("errata.runs.score_cases", stop)
+        patched.setattr("errata.experiments.edit_run.score_cases", stop)
         run_edits(edited, cases, method, moments, Plan(batch_size=1), tmp_path)
     with monkeypatch.context() as patched:  # a machine with less memory takes the run up
-        patched.setattr("errata.budget.spare_bytes", lambda _: 1)
+        patched.setattr("errata.methods.closed_form.memory.spare_bytes", lambda _: 1)
         run = run_edits(edited, cases, method, moments, Plan(batch_size=1), tmp_path)
     assert run.resumed
     kept = type(patch).load(run.patches[0]).provenance.settings["requests_at_once"]

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.keys import keys_of
 from errata.methods import METHODS, ClosedForm
-from errata.moment import SecondMoment
-from errata.null_space import NullSpace
-from errata.patch import Base, Patch, Provenance, Update
-from errata.tokens import Rewrite
+from errata.methods.closed_form.keys import keys_of
+from errata.models.tokens import Rewrite
+from errata.patches.patch import Base, Patch, Provenance, Update
+from errata.statistics.null_space import NullSpace
+from errata.statistics.second_moment import SecondMoment
 from parity.check_editing import hold_blocks, hold_search, searched
 from parity.recorded import Part, Recorded
 from parity.reference_ids import reference_rewrite, request_of, settings_of

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 import plain
-from errata.family import oriented
-from errata.hooks import Site
-from errata.keys import bare_rows, keys_of, read_at
 from errata.methods import METHODS, ClosedForm
-from errata.patch import Update, add, keeping
-from errata.tokens import Rewrite
-from errata.values import Targets
+from errata.methods.closed_form.keys import bare_rows, keys_of, read_at
+from errata.methods.closed_form.target_search import Targets
+from errata.models.families import oriented
+from errata.models.hooks import Site
+from errata.models.tokens import Rewrite
+from errata.patches.patch import Update, add, keeping
 from parity.recorded import Part, Recorded
 from parity.reference_ids import (
     Repair,

@@ -9,11 +9,11 @@ from typing import get_args
 
 import torch
 
-from errata.family import family_of
-from errata.hooks import Site, first_tensor, record
-from errata.moment import measure, token_rows
-from errata.request import SLOT
-from errata.tokens import Position, encode, position_of
+from errata.data.request import SLOT
+from errata.models.families import family_of
+from errata.models.hooks import Site, first_tensor, record
+from errata.models.tokens import Position, encode, position_of
+from errata.statistics.second_moment import measure, token_rows
 from parity.recorded import Recorded
 
 

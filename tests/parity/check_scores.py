@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from errata.likelihood import Likelihood, score_rows
+from errata.data.request import SLOT
 from errata.methods import METHODS
-from errata.patch import add, keeping
-from errata.request import SLOT
-from errata.tokens import Row, encode
+from errata.metrics.likelihood import Likelihood, score_rows
+from errata.models.tokens import Row, encode
+from errata.patches.patch import add, keeping
 from parity.check_editing import searched
 from parity.recorded import Recorded, close
 from parity.reference_ids import has_lone_word, reference_rewrite, settings_of

@@ -7,10 +7,15 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from errata.fluency import TfIdf, n_gram_entropy, words
-from errata.generate import free_texts
-from errata.likelihood import perplexity
-from errata.run_records import RunRecord, published_lists, published_summary, read_reference_runs
+from errata.experiments.results import (
+    RunRecord,
+    published_lists,
+    published_summary,
+    read_reference_runs,
+)
+from errata.metrics.likelihood import perplexity
+from errata.metrics.text_quality import TfIdf, n_gram_entropy, words
+from errata.models.generation import free_texts
 from parity.check_scores import hold
 from parity.recorded import Recorded
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from errata.corruption import embedding_deviation, noise_of
 from errata.data.records import slotted
-from errata.question import Question, ask
-from errata.request import SLOT
-from errata.trace import Trace
-from errata.trace_settings import TraceSettings
-from errata.tracing import trace_question
+from errata.data.request import SLOT
+from errata.tracing.causal import trace_question
+from errata.tracing.corruption import embedding_deviation, noise_of
+from errata.tracing.question import Question, ask
+from errata.tracing.settings import TraceSettings
+from errata.tracing.trace import Trace
 from parity.recorded import Part, Recorded
 from plain_trace import answers, cell, noisy
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import errata
-from errata.family import Family, family_of
-from errata.moment import SecondMoment
+from errata.models.families import Family, family_of
+from errata.statistics.second_moment import SecondMoment
 
 TOPICS = ("forward", "tokens", "cov", "rome", "memit", "alphaedit")
 """What every model must have; further files of the same form are compared where they exist."""

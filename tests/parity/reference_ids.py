@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from errata.request import SLOT, EditRequest
-from errata.settings import Contexts, Search
-from errata.tokens import Encoded, Position, Rewrite, Row, encode, position_of
+from errata.core.settings import Contexts, Search
+from errata.data.request import SLOT, EditRequest
+from errata.models.tokens import Encoded, Position, Rewrite, Row, encode, position_of
 
 ESSENCE = "{} is a"
 STOP_AT = 0.05

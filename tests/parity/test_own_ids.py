@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, get_args
 import torch
 
 import plain
-from errata.family import family_of
 from errata.methods import METHODS, ClosedForm
-from errata.patch import Base, Patch, Provenance
-from errata.tokens import Position, Rewrite, encode
-from errata.values import Targets
+from errata.methods.closed_form.target_search import Targets
+from errata.models.families import family_of
+from errata.models.tokens import Position, Rewrite, encode
+from errata.patches.patch import Base, Patch, Provenance
 from parity.check_alphaedit import alphaedit_of
 from parity.check_editing import records_of
 from parity.recorded import Recorded

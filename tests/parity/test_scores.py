@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
-from errata.case import Case
-from errata.data import read_cases
-from errata.evaluate import score_cases
-from errata.fluency import TfIdf, n_gram_entropy, words
-from errata.likelihood import answer_row
-from errata.request import SLOT
+from errata.data.case import Case
+from errata.data.datasets import read_cases
+from errata.data.request import SLOT
+from errata.metrics.likelihood import answer_row
+from errata.metrics.teacher_forced import score_cases
+from errata.metrics.text_quality import TfIdf, n_gram_entropy, words
 from parity.check_scores import (
     check_states,
     counterfact_row,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
+from errata.experiments.recipe.schema import EvalStage, Recipe, read_recipe, recipe_of
 from errata.methods import METHODS
-from errata.recipe import EvalStage, Recipe, read_recipe, recipe_of
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 PLAIN = """

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from errata import evaluation, runs, stages
 from errata.cli.main import app
-from errata.errors import ErrataError
-from errata.model import EditedModel, load
-from errata.patch import Patch
-from errata.recipe import Recipe, recipe_of
-from errata.stages import Outcome, Surroundings, run_recipe
+from errata.core.errors import ErrataError
+from errata.experiments import edit_run, eval_run
+from errata.experiments.recipe import run as stages
+from errata.experiments.recipe.run import Outcome, Surroundings, run_recipe
+from errata.experiments.recipe.schema import Recipe, recipe_of
+from errata.patches.edited_model import EditedModel, load
+from errata.patches.patch import Patch
 from laws.bench import PREFIXES, weights
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
@@ -121,10 +122,10 @@ def die_in(patch: pytest.MonkeyPatch, module: Any, name: str, after: int) -> Non
     [
         (stages, "prepare", 0),
         (EditedModel, "compute", 1),
-        (runs, "_write_results", 0),
+        (edit_run, "_write_results", 0),
         (stages, "run_evaluation", 0),
-        (evaluation, "_write_results", 0),
-        (evaluation, "answer_cases", 0),
+        (eval_run, "_write_results", 0),
+        (eval_run, "answer_cases", 0),
         (stages, "_report", 0),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

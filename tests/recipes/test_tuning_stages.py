@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from errata import stages
-from errata.errors import ErrataError
-from errata.model import load
-from errata.recipe import recipe_of
-from errata.stages import Outcome, Surroundings, run_recipe
-from errata.survival.settings import FOR_DEMO, Matrix
+from errata.core.errors import ErrataError
+from errata.experiments.recipe import run as stages
+from errata.experiments.recipe.run import Outcome, Surroundings, run_recipe
+from errata.experiments.recipe.schema import recipe_of
+from errata.experiments.survival.settings import FOR_DEMO, Matrix
+from errata.patches.edited_model import load
 from laws.bench import PREFIXES
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 from tuning.pico import QUICK, ROWS, weights

@@ -12,21 +12,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from errata.case import Case
 from errata.cli.main import app
-from errata.downstream.commonsense import Task
-from errata.downstream.passages import passage
-from errata.errors import ErrataError
-from errata.evaluate import score_cases
-from errata.model import EditedModel
-from errata.patch import Patch
-from errata.survival import run as runs
-from errata.survival.measure import Questions, displacement, states_of
-from errata.survival.questions import read_questions
-from errata.survival.run import finished_survival, run_survival
-from errata.survival.settings import Matrix, Tuning
-from errata.tune.rows import read_rows
-from errata.tune.train import tune
+from errata.core.errors import ErrataError
+from errata.data.case import Case
+from errata.data.instructions import read_rows
+from errata.data.passages import passage
+from errata.experiments.survival import run as runs
+from errata.experiments.survival.measure import Questions, displacement, states_of
+from errata.experiments.survival.questions import read_questions
+from errata.experiments.survival.run import finished_survival, run_survival
+from errata.experiments.survival.settings import Matrix, Tuning
+from errata.metrics.tasks import Task
+from errata.metrics.teacher_forced import score_cases
+from errata.patches.edited_model import EditedModel
+from errata.patches.patch import Patch
+from errata.tuning.train import tune
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 from tuning.pico import QUICK, ROWS
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errata.survival.outcomes import (
+from errata.experiments.survival.outcomes import (
     CLASSES,
     class_shares,
     compare,

@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from errata.errors import ErrataError
-from errata.report import intervals, mean, share
-from errata.trace import Trace
-from errata.trace_average import (
+from errata.core.errors import ErrataError
+from errata.metrics.scores import intervals, mean, share
+from errata.tracing.averages import (
     LAST,
     LAST_SUBJECT,
     ROLES,
@@ -19,7 +18,8 @@ from errata.trace_average import (
     recommend,
     role_of,
 )
-from errata.trace_settings import KINDS, TraceSettings, window_around
+from errata.tracing.settings import KINDS, TraceSettings, window_around
+from errata.tracing.trace import Trace
 
 
 def made(

@@ -12,16 +12,17 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from errata import trace_runs, tracing
 from errata.cli.main import app
-from errata.corruption import kept_deviation
-from errata.data import read_cases
-from errata.errors import ErrataError
-from errata.hparams import read_hparams
+from errata.core.errors import ErrataError
+from errata.data.datasets import read_cases
+from errata.experiments import trace_run
 from errata.methods import METHODS
-from errata.model import load
-from errata.presets import settle
-from errata.trace import Trace
+from errata.methods.presets import settle
+from errata.methods.published_hparams import read_hparams
+from errata.patches.edited_model import load
+from errata.tracing import causal
+from errata.tracing.corruption import kept_deviation
+from errata.tracing.trace import Trace
 
 FACT = "The home town of {Anouk Almory} is"
 QUICK = ("--samples", "2", "--subject-last-only", "--dtype", "float32")
@@ -122,7 +123,7 @@ def test_a_finished_trace_is_found_again(
     verb = ("trace", "demo", *what, *QUICK, "--results", tmp_path)
     first = told(*verb, "--plot", "none")
     with monkeypatch.context() as patch:
-        for module in (tracing, trace_runs):
+        for module in (causal, trace_run):
             patch.setattr(module, "trace_question", None)
         shown = called(*verb, "--plot", "svg", "--recommend")
         assert "finished before, in " in shown and "--again does it once more" in shown

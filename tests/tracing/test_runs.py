@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from errata import trace_runs
-from errata.case import Case
-from errata.corruption import embedding_deviation, kept_deviation
-from errata.data import read_cases
-from errata.errors import ErrataError
-from errata.family import family_of
-from errata.model import EditedModel, load
-from errata.question import ask
-from errata.trace import Trace
-from errata.trace_runs import TraceRun, noise_level, summary_of, trace_cases
-from errata.trace_settings import TraceSettings
-from errata.tracing import trace_question
+from errata.core.errors import ErrataError
+from errata.data.case import Case
+from errata.data.datasets import read_cases
+from errata.experiments import trace_run
+from errata.experiments.trace_run import TraceRun, noise_level, summary_of, trace_cases
+from errata.models.families import family_of
+from errata.patches.edited_model import EditedModel, load
+from errata.tracing.causal import trace_question
+from errata.tracing.corruption import embedding_deviation, kept_deviation
+from errata.tracing.question import ask
+from errata.tracing.settings import TraceSettings
+from errata.tracing.trace import Trace
 from laws.bench import edited_model
 from tiny import FACTS
 
@@ -97,7 +97,7 @@ def test_a_finished_run_is_found_again(
 ) -> None:
     first = run(demo, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(trace_runs, "trace_question", None)
+        patch.setattr(trace_run, "trace_question", None)
         found = run(demo, tmp_path)
     assert not first.before and found.before and found.folder == first.folder
     assert (found.indices, found.left_out) == (first.indices, first.left_out)
@@ -115,7 +115,8 @@ def test_a_finished_run_is_found_again(
 def test_a_killed_process_leaves_what_it_finished(tmp_path: Path) -> None:
     """kill -9 in the middle of the demo's facts, then the same command again."""
     code = (
-        "import os, signal\nfrom errata import trace_runs\nfrom errata.cli.main import main\n"
+        "import os, signal\nfrom errata.experiments import trace_run as trace_runs\n"
+        "from errata.cli.main import main\n"
         "real = trace_runs.trace_question\ncalls = []\n"
         "def count(*args, **how):\n"
         "    calls.append(1)\n"

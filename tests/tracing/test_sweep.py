@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from errata.case import Case
+from errata.data.case import Case
+from errata.experiments.block_sweep import BlockScores, Sweep, sweep_blocks
+from errata.experiments.edit_run import Plan, run_edits
+from errata.experiments.sweep_vs_trace import compare
 from errata.methods import METHODS
-from errata.model import EditedModel
-from errata.report import Score
-from errata.runs import Plan, run_edits
-from errata.sweep import BlockScores, Sweep, sweep_blocks
-from errata.sweep_trace import compare
+from errata.metrics.scores import Score
+from errata.patches.edited_model import EditedModel
 from laws.bench import edited_model, moments_of, quick, weights
 from tiny import FACTS
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.family import family_of
-from errata.model import EditedModel, load
-from errata.patch import Base, Patch, Provenance, Update
-from errata.tune.rows import Row
-from errata.tune.settings import TuneSettings
+from errata.data.instructions import Row
+from errata.models.families import family_of
+from errata.patches.edited_model import EditedModel, load
+from errata.patches.patch import Base, Patch, Provenance, Update
+from errata.tuning.settings import TuneSettings
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 ROWS = [Row(instruction=text[:30], output=text[30:50]) for text in SENTENCES]

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.conversation import Speaker, speakers_of
-from errata.model import load
-from errata.tune.run import run_tuning
+from errata.experiments.conversation import Speaker, speakers_of
+from errata.experiments.tuning_run import run_tuning
+from errata.patches.edited_model import load
 from tiny import SENTENCES
 from tuning.pico import ROWS, pico, pico_on_disk, pico_patch, quick
 

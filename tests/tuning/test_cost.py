@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-import errata.tuning_cost
-from errata.store import Store
-from errata.survival.run import run_survival
-from errata.tune.places import placed
-from errata.tune.run import run_tuning
-from errata.tune.train import tune
-from errata.tuning_cost import matrix_costs, tuning_cost
+import errata.experiments.costs.tuning
+from errata.experiments.costs.tuning import matrix_costs, tuning_cost
+from errata.experiments.survival.run import run_survival
+from errata.experiments.tuning_run import run_tuning
+from errata.statistics.store import Store
+from errata.tuning.modules import placed
+from errata.tuning.train import tune
 from laws.bench import found
 from survival.test_matrix import QUESTIONS, fresh, matrix
 from tuning.pico import EDITED, ROWS, pico, pico_patch, quick
@@ -47,13 +47,15 @@ def test_the_work_of_a_tuning_is_what_pytorch_counts(model_type: str, tmp_path: 
 @METHODS
 def test_the_numbers_trained_are_those_counted(method: str, tmp_path: Path) -> None:
     edited, settings = pico(), quick(method=method)
-    names = errata.tuning_cost.moving(edited.model, settings, ())
-    said = sum(errata.tuning_cost._trained(edited.model, name, settings) for name in names)
+    names = errata.experiments.costs.tuning.moving(edited.model, settings, ())
+    said = sum(
+        errata.experiments.costs.tuning._trained(edited.model, name, settings) for name in names
+    )
     assert said == tune(edited, ROWS, settings, tmp_path / "work").numbers
 
 
 def test_steps_and_rows_tell_time_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errata.tuning_cost, "_step_seconds", lambda *_: 2.0)
+    monkeypatch.setattr(errata.experiments.costs.tuning, "_step_seconds", lambda *_: 2.0)
     settings = quick(max_steps=None, epochs=3)
     cost = tuning_cost(pico(), ROWS, settings)
     steps = 3 * -(-len(ROWS) // 4)
@@ -75,7 +77,9 @@ def test_edited_and_other_blocks_are_known_before_the_edit() -> None:
     assert placed(quick(blocks="others"), EDITED, 4).blocks == "0,3"
     assert placed(quick(), EDITED, 4).blocks == "all"
     edited.apply(pico_patch(edited))
-    assert errata.tuning_cost.moving(edited.model, settings, ()) == errata.tuning_cost.moving(
+    assert errata.experiments.costs.tuning.moving(
+        edited.model, settings, ()
+    ) == errata.experiments.costs.tuning.moving(
         edited.model, quick(blocks="edited"), edited.patches
     )
 
@@ -84,11 +88,11 @@ def test_a_matrix_counts_every_tuning_and_every_model_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned, asked = [], []
-    monkeypatch.setattr(errata.tuning_cost, "_step_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(errata.experiments.costs.tuning, "_step_seconds", lambda *_: 1.0)
     monkeypatch.setattr(
-        errata.tuning_cost,
+        errata.experiments.costs.tuning,
         "asking_cost",
-        lambda edited, questions: errata.tuning_cost.Cost("questions", 1.0, 1.0, 1, 1),
+        lambda edited, questions: errata.experiments.costs.tuning.Cost("questions", 1.0, 1.0, 1, 1),
     )
     small = matrix(seeds=(0, 1), edits=(2, 3))
     costs = {
@@ -96,9 +100,10 @@ def test_a_matrix_counts_every_tuning_and_every_model_asked(
         for cost in matrix_costs(fresh(), small, QUESTIONS, ROWS, Store(tmp_path / "moments"))
     }
     assert list(costs) == ["edits", "tunings", "questions"]
-    real_tune, real_ask = errata.survival.run.tune, type(QUESTIONS).ask
+    real_tune, real_ask = errata.experiments.survival.run.tune, type(QUESTIONS).ask
     monkeypatch.setattr(
-        "errata.survival.run.tune", lambda *a, **k: tuned.append(a) or real_tune(*a, **k)
+        "errata.experiments.survival.run.tune",
+        lambda *a, **k: tuned.append(a) or real_tune(*a, **k),
     )
     monkeypatch.setattr(
         type(QUESTIONS), "ask", lambda *a, **k: asked.append(a) or real_ask(*a, **k)

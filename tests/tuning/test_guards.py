@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.errors import ErrataError
-from errata.family import weight_of
-from errata.tune.guard import ShiftPenalty, edited_rows, key_directions
-from errata.tune.run import run_tuning
-from errata.tune.train import tune
+from errata.core.errors import ErrataError
+from errata.experiments.tuning_run import run_tuning
+from errata.models.families import weight_of
+from errata.tuning.guards import ShiftPenalty, edited_rows, key_directions
+from errata.tuning.train import tune
 from tuning.pico import ROWS, pico, pico_patch, quick, weights
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from errata.errors import ErrataError
-from errata.family import FAMILIES, family_of
-from errata.tune.places import moving
-from errata.tune.train import tune
+from errata.core.errors import ErrataError
+from errata.models.families import FAMILIES, family_of
+from errata.tuning.modules import moving
+from errata.tuning.train import tune
 from tiny import BLOCKS
 from tuning.pico import EDITED, ROWS, moved, pico, pico_patch, quick, weights
 

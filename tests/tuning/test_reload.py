@@ -10,12 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.errors import ErrataError
-from errata.export import export_lora, export_merged
+from errata.core.errors import ErrataError
+from errata.experiments.tuning_run import run_tuning
 from errata.methods import METHODS
-from errata.model import EditedModel, load
-from errata.tune.curve import mean_label
-from errata.tune.run import run_tuning
+from errata.patches.edited_model import EditedModel, load
+from errata.patches.export import export_lora, export_merged
+from errata.reports.loss_figure import mean_label
 from tiny import FACTS
 from tuning.pico import ROWS, pico_on_disk, pico_patch, quick, weights
 

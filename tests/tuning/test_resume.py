@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.model import load
-from errata.tune.rows import read_rows
-from errata.tune.run import run_tuning
-from errata.tune.settings import settle_tuning
-from errata.tune.train import tune
-from errata.tune.trainer import WHOLE, last_whole
+from errata.data.instructions import read_rows
+from errata.experiments.tuning_run import run_tuning
+from errata.patches.edited_model import load
+from errata.tuning.settings import settle_tuning
+from errata.tuning.train import tune
+from errata.tuning.trainer import WHOLE, last_whole
 from tuning.pico import ROWS, pico, pico_patch, quick, weights
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.downstream.commonsense import answer_rows, figures, read_task
-from errata.errors import ErrataError
-from errata.model import load
-from errata.tune.rows import IGNORE, Row, code_rows, read_rows
-from errata.tune.settings import PRESETS, TuneSettings, settle_tuning
-from errata.tune.templates import ask, chat_prompt, settle_template
-from errata.tune.train import tune
-from errata.tune.trainer import collate
+from errata.core.errors import ErrataError
+from errata.data.instructions import IGNORE, Row, code_rows, read_rows
+from errata.data.templates import ask, chat_prompt, settle_template
+from errata.metrics.tasks import answer_rows, figures, read_task
+from errata.patches.edited_model import load
+from errata.tuning.settings import PRESETS, TuneSettings, settle_tuning
+from errata.tuning.train import tune
+from errata.tuning.trainer import collate
 from tiny import tiny_tokenizer
 from tuning.pico import ROWS, pico, quick, weights
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from errata import console
+from errata.cli import console
 from errata.cli.main import main
 from errata.cli.options import named
 from errata.methods import METHODS
-from errata.patch import Patch
+from errata.patches.patch import Patch
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 FAST = ("--steps", "2", "--prefix-lengths", "2", "--blocks", "1,2")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from errata.collection import Partial, Plan, Rows, Sums, collect, sample_keys
-from errata.errors import ErrataError
-from errata.family import family_of
-from errata.moment import measure, token_rows
-from errata.ranks import Ranks
+from errata.core.distributed import Ranks
+from errata.core.errors import ErrataError
+from errata.models.families import family_of
+from errata.statistics.accumulate import Partial, Plan, Rows, Sums, collect, sample_keys
+from errata.statistics.second_moment import measure, token_rows
 from laws.bench import bits, closeness
 from tiny import BLOCKS, SENTENCES, tiny_model, tiny_tokenizer
 
@@ -118,16 +118,16 @@ def test_what_is_kept_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monke
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of every batch that is run."""
-    import errata.collection
+    import errata.statistics.accumulate
 
     ran: list[int] = []
-    real = errata.collection.record
+    real = errata.statistics.accumulate.record
 
     def record(model: Any, ids: Any, *args: Any, **more: Any) -> Any:
         ran.append(len(ids))
         return real(model, ids, *args, **more)
 
-    monkeypatch.setattr(errata.collection, "record", record)
+    monkeypatch.setattr(errata.statistics.accumulate, "record", record)
     return ran
 
 

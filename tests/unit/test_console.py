@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from errata import console
+from errata.cli import console
 
 HEADS = ("method", "tuning", "stable", "erased", "emergent", "impossible", "flip rate", "decay")
 TUNING = "lora@edited+penalty+project"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.convergence import Convergence, compare
-from errata.moment import measure, token_rows
+from errata.statistics.convergence import Convergence, compare
+from errata.statistics.second_moment import measure, token_rows
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 

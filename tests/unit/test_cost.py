@@ -10,17 +10,24 @@ import transformers
 from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
 
-from errata.case import Case
-from errata.climb import Climb
-from errata.cost import Cost, Shape, patch_bytes, reading_flops, search_flops, total
-from errata.estimate import edit_costs, evaluation_cost
-from errata.evaluate import score_cases
-from errata.evaluation import Asking
-from errata.family import family_of
-from errata.hooks import Site
-from errata.keys import Keys, bare_rows
-from errata.model import EditedModel
-from errata.runs import Plan, run_edits
+from errata.data.case import Case
+from errata.experiments.costs.editing import edit_costs, evaluation_cost
+from errata.experiments.costs.flops import (
+    Cost,
+    Shape,
+    patch_bytes,
+    reading_flops,
+    search_flops,
+    total,
+)
+from errata.experiments.edit_run import Plan, run_edits
+from errata.experiments.eval_run import Asking
+from errata.methods.closed_form.keys import Keys, bare_rows
+from errata.metrics.teacher_forced import score_cases
+from errata.models.families import family_of
+from errata.models.hooks import Site
+from errata.models.layerwise import Climb
+from errata.patches.edited_model import EditedModel
 from laws.bench import edited_model, found, moments_of, over_methods, quick, rewrites_of
 from tiny import FACTS
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.errors import ErrataError
-from errata.files import remove_parts, replacing, write_safetensors, write_text
+from errata.core.errors import ErrataError
+from errata.core.files import remove_parts, replacing, write_safetensors, write_text
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])

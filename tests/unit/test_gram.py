@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.gram import PANEL_WIDTH, PANELS, Gram, gram_bytes, gram_flops, panel_edges
+from errata.statistics.gram import PANEL_WIDTH, PANELS, Gram, gram_bytes, gram_flops, panel_edges
 from laws.bench import closeness
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import pytest
 from errata.cli.main import app
 from errata.cli.options import fields_of
 from errata.methods import METHODS
-from errata.trace_settings import TraceSettings
+from errata.tracing.settings import TraceSettings
 
 VERBS = [command.name or command.callback.__name__ for command in app.registered_commands]
 HEAVY = ("torch", "transformers", "safetensors", "numpy.linalg", "datasets")

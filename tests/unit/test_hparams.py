@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from errata.errors import ErrataError
-from errata.hparams import KEYS, read_hparams
+from errata.core.errors import ErrataError
 from errata.methods import METHODS
-from errata.presets import settle
+from errata.methods.presets import settle
+from errata.methods.published_hparams import KEYS, read_hparams
 
 PUBLISHED: dict[str, Any] = {
     "layers": [13, 14],

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
 from errata.methods.alphaedit import AlphaEdit
-from errata.moment import MomentIdentity, SecondMoment, measure, token_rows
-from errata.null_space import NullSpace
-from errata.tokens import encode
+from errata.models.tokens import encode
+from errata.statistics.null_space import NullSpace
+from errata.statistics.second_moment import MomentIdentity, SecondMoment, measure, token_rows
 from laws.bench import closeness
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 

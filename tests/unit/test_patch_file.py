@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from errata.errors import ErrataError
-from errata.patch import Patch
+from errata.core.errors import ErrataError
+from errata.patches.patch import Patch
 from laws.bench import edited_model, random_patch
 
 Tensors = dict[str, Tensor]

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.ranks import Ranks
+from errata.core.distributed import Ranks
 
 TOGETHER = """
 import sys
 from pathlib import Path
 import torch, torch.distributed
-from errata.collection import Plan, collect
-from errata.moment import token_rows
-from errata.ranks import Ranks
+from errata.statistics.accumulate import Plan, collect
+from errata.statistics.second_moment import token_rows
+from errata.core.distributed import Ranks
 sys.path.insert(0, sys.argv[1])
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 

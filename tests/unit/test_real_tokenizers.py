@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from errata.request import EditRequest
-from errata.request_files import read_requests
-from errata.tokens import encode, position_of, rewrite_of, split_target
+from errata.data.request import EditRequest
+from errata.data.request_files import read_requests
+from errata.models.tokens import encode, position_of, rewrite_of, split_target
 from plain import position
 
 NAMES = ("gpt2", "gpt_neox_20b", "mistral_v1")

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.errors import ErrataError
-from errata.request import EditRequest, check_batch
-from errata.request_files import load_requests, read_requests
+from errata.core.errors import ErrataError
+from errata.data.request import EditRequest, check_batch
+from errata.data.request_files import load_requests, read_requests
 
 TOWER = EditRequest(prompt="The {} is in the city of", subject="Eiffel Tower", target="Rome")
 

@@ -14,11 +14,11 @@ from pydantic import Field, ValidationError, model_validator
 
 import errata
 from errata.cli.options import fields_of, given_settings
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
+from errata.core.settings import Contexts, Search, Settings, describe
 from errata.methods import METHODS, AlphaEdit, ClosedForm, Memit, Rome, method_named
-from errata.presets import presets, settle
-from errata.settings import Contexts, Search, Settings, describe
-from errata.tokens import rewrite_of
+from errata.methods.presets import presets, settle
+from errata.models.tokens import rewrite_of
 from tiny import FACTS, tiny_tokenizer
 
 SOURCE = Path(errata.__file__).parent
@@ -27,11 +27,9 @@ EVERY = [(name, path) for name, method in METHODS.items() for path, _ in fields_
 
 @cache
 def names_read() -> frozenset[str]:
-    """Return every attribute that some line of the package reads, what makes the demo left out."""
+    """Return every attribute that some line of the package reads."""
     found: set[str] = set()
     for path in SOURCE.rglob("*.py"):
-        if path.is_relative_to(SOURCE / "demo"):
-            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 found.add(node.attr)

@@ -18,22 +18,22 @@ import pytest
 from typer.testing import CliRunner
 
 from errata.cli.main import app, main
-from errata.moment import SecondMoment
+from errata.statistics.second_moment import SecondMoment
 from laws.bench import bits, closeness
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 SLOWED = """
 import sys, time
-import errata.collection, errata.store
+from errata.statistics import accumulate, store
 from functools import partial
 from errata.cli.main import main
-real = errata.collection.add_batch
+real = accumulate.add_batch
 def slow(*args):
     time.sleep({pause})
     real(*args)
-errata.collection.add_batch = slow
-errata.collection.BUDGET = 64
-errata.store.Partial = partial(errata.store.Partial, every=0.0)
+accumulate.add_batch = slow
+accumulate.BUDGET = 64
+store.Partial = partial(store.Partial, every=0.0)
 sys.argv = ["errata", *sys.argv[1:]]
 main()
 """

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-import errata.store
-from errata.corpus import Corpus, read_corpus
-from errata.errors import ErrataError
-from errata.family import family_of
-from errata.model import EditedModel
-from errata.moment import token_rows
-from errata.moment_cost import cost_of
-from errata.statistics import moments_for, quick_tokens
-from errata.store import Store, text_of
+import errata.statistics.store
+from errata.core.errors import ErrataError
+from errata.data.corpus import Corpus, read_corpus
+from errata.methods.closed_form.moments import moments_for, quick_tokens
+from errata.models.families import family_of
+from errata.patches.edited_model import EditedModel
+from errata.statistics.cost import cost_of
+from errata.statistics.second_moment import token_rows
+from errata.statistics.store import Store, text_of
 from laws.bench import bits, closeness, edited_model, quick, random_patch
 from tiny import SENTENCES, tiny_tokenizer
 
@@ -38,13 +38,13 @@ def store(tmp_path: Path) -> Store:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The blocks of every measurement that was made."""
     calls: list[tuple[int, ...]] = []
-    real = errata.store.measure
+    real = errata.statistics.store.measure
 
     def measure(model: Any, rows: Any, blocks: Any, **options: Any) -> Any:
         calls.append(tuple(blocks))
         return real(model, rows, blocks, **options)
 
-    monkeypatch.setattr(errata.store, "measure", measure)
+    monkeypatch.setattr(errata.statistics.store, "measure", measure)
     return calls
 
 
@@ -259,9 +259,9 @@ def killed_at(tokens: int) -> Any:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of one text, and the sums kept after each."""
-    monkeypatch.setattr(errata.collection, "BUDGET", 1)
-    kept = partial(errata.store.Partial, every=0.0, clock=lambda: 0.0)
-    monkeypatch.setattr(errata.store, "Partial", kept)
+    monkeypatch.setattr(errata.statistics.accumulate, "BUDGET", 1)
+    kept = partial(errata.statistics.store.Partial, every=0.0, clock=lambda: 0.0)
+    monkeypatch.setattr(errata.statistics.store, "Partial", kept)
 
 
 @pytest.mark.usefixtures("small_steps")

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from errata.errors import ErrataError
-from errata.request import EditRequest
-from errata.tokens import (
+from errata.core.errors import ErrataError
+from errata.data.request import EditRequest
+from errata.models.tokens import (
     Rewrite,
     batches_by_length,
     encode,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from errata.report import markdown_table, mean, share
+from errata.metrics.scores import markdown_table, mean, share
 
 PUBLISHED = {
     (81, 263): (0.2553, 0.3662),

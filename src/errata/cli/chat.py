@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -22,8 +22,8 @@ from errata.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from errata.conversation import Speaker
-    from errata.model import EditedModel
+    from errata.experiments.conversation import Speaker
+    from errata.patches.edited_model import EditedModel
 
 
 def chat(
@@ -56,7 +56,7 @@ def chat(
 
     Example: errata chat demo --adapter results/tune/run_000 -p "Selma Zeller works as a"
     """
-    from errata.conversation import speakers_of
+    from errata.experiments.conversation import speakers_of
 
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
     before = None
@@ -82,7 +82,7 @@ def _below(
     model: str, adapter: str, dtype: str, device: str | None, allow_base: bool
 ) -> EditedModel | None:
     """Load the model that an adapter was tuned on; None where nothing tells that it was edited."""
-    from errata.adapter import find_tuned
+    from errata.patches.adapter import find_tuned
 
     tuned = find_tuned(adapter)
     below = tuned.below

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata import console
-from errata.case import Case
-from errata.cli.cases import Cut, named_cases, with_probes
+from errata.cli import console
+from errata.cli.edit_cases import Cut, named_cases, with_probes
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -29,19 +28,20 @@ from errata.cli.options import (
     settings_flags,
     show_warnings,
 )
-from errata.cli.show import answer_rows, edit_json, shortfall, show_edit, show_plan
-from errata.hparams import read_hparams
+from errata.cli.show_edit import answer_rows, edit_json, shortfall, show_edit, show_plan
+from errata.core.text import counted
+from errata.data.case import Case
+from errata.data.request import check_batch
 from errata.methods import METHODS, method_named
-from errata.presets import merged
-from errata.request import check_batch
-from errata.words import counted
+from errata.methods.presets import merged
+from errata.methods.published_hparams import read_hparams
 
 if TYPE_CHECKING:
-    from errata.edits import Prepared
+    from errata.experiments.edit_run import Plan
     from errata.methods import ClosedForm
-    from errata.model import EditedModel
-    from errata.runs import Plan
-    from errata.store import Store
+    from errata.methods.edit import Prepared
+    from errata.patches.edited_model import EditedModel
+    from errata.statistics.store import Store
 
 SHOWN = 12
 """Prompts for which answers before and after are shown."""
@@ -129,9 +129,9 @@ def edit(
         show_warnings(check_batch([case.request for case in cases[start : start + size]]))
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
 
-    from errata.edits import prepare
-    from errata.runs import Plan
-    from errata.store import Store
+    from errata.experiments.edit_run import Plan
+    from errata.methods.edit import prepare
+    from errata.statistics.store import Store
 
     store, plan = (
         Store(cache_folder() / "moments"),
@@ -164,7 +164,7 @@ def _show_costs(
     moments: tuple[Store, str | None, int | None],
     json: bool,
 ) -> None:
-    from errata.estimate import plan_edits
+    from errata.experiments.costs.editing import plan_edits
 
     store, corpus, tokens = moments
     settled, warnings, costs = plan_edits(
@@ -192,8 +192,8 @@ def _run(
     loaded: str,
     json: bool,
 ) -> None:
-    from errata.edits import already_said
-    from errata.runs import run_edits
+    from errata.experiments.edit_run import run_edits
+    from errata.methods.edit import already_said
 
     show_warnings(already_said(edited, [case.request for case in cases]))
     asked = _shown_prompts(cases)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import Json, cache_folder
 
 PACKAGES = (

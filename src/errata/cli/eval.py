@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -20,13 +20,13 @@ from errata.cli.options import (
     load_dataset,
     load_model,
 )
-from errata.errors import ErrataError
-from errata.settings import LARGEST_SEED
-from errata.words import counted
+from errata.core.errors import ErrataError
+from errata.core.settings import LARGEST_SEED
+from errata.core.text import counted
 
 if TYPE_CHECKING:
-    from errata.data import Loaded
-    from errata.evaluation import Evaluation
+    from errata.data.datasets import Loaded
+    from errata.experiments.eval_run import Evaluation
 
 
 def evaluate(
@@ -82,7 +82,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score a model on a dataset; with patches, before and after side by side."""
-    from errata.evaluation import Asking, evaluate_model, run_evaluation
+    from errata.experiments.eval_run import Asking, evaluate_model, run_evaluation
 
     name = dataset or ("demo" if model == "demo" else None)
     if name is None:
@@ -132,7 +132,7 @@ def _refuse_unwritten(given: dict[str, Any]) -> None:
 
 
 def _say_what_is_missing(loaded: Loaded) -> None:
-    from errata.fluency import missing_extras
+    from errata.metrics.text_quality import missing_extras
 
     if missing := missing_extras():
         console.warning(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -22,10 +22,10 @@ from errata.cli.options import (
     named,
     show_warnings,
 )
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
 
 if TYPE_CHECKING:
-    from errata.export import Export
+    from errata.patches.export import Export
 
 TARGETS = ("lora", "merged")
 
@@ -68,11 +68,11 @@ def export(
     if target == "merged" and (rank is not None or rank_pattern):
         raise ErrataError("only a LoRA has a rank", "say --to lora DIR, or leave the rank out")
     if not patch and (target == "lora" or below is None):
-        from errata.export import no_patch
+        from errata.patches.export import no_patch
 
         raise no_patch(below)
 
-    from errata.export import check_folder, export_lora, export_merged
+    from errata.patches.export import check_folder, export_lora, export_merged
 
     check_folder(folder)
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
@@ -95,7 +95,7 @@ def export(
 
 
 def _as_json(model: str, written: Export, patches: list[Path]) -> None:
-    from errata.lora import served_rank
+    from errata.patches.lora import served_rank
 
     console.as_json(
         {
@@ -115,7 +115,7 @@ def _as_json(model: str, written: Export, patches: list[Path]) -> None:
 
 
 def _show(model: str, written: Export, on_top: int, adapter: str | None) -> None:
-    from errata.lora import served_rank
+    from errata.patches.lora import served_rank
 
     count, below = on_top + written.below, written.below
     console.verb(f"errata export {model}, {count} patch{'es' * (count != 1)}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -18,11 +18,11 @@ from errata.cli.options import (
     Patches,
     load_model,
 )
-from errata.request import EditRequest
+from errata.data.request import EditRequest
 
 if TYPE_CHECKING:
-    from errata.lens import Lens
-    from errata.model import EditedModel
+    from errata.patches.edited_model import EditedModel
+    from errata.tracing.lens import Lens
 
 
 def lens(
@@ -71,8 +71,8 @@ def lens(
 
 def _read(edited: EditedModel, request: EditRequest, answer: str | None) -> dict[str, Lens]:
     """Read the lens on the model as it stands and, if it has patches, without them."""
-    from errata.lens import read_lens
-    from errata.question import ask
+    from errata.tracing.lens import read_lens
+    from errata.tracing.question import ask
 
     model, tokenizer = edited.model, edited.tokenizer
     question = ask(model, tokenizer, request.text, request.span, answer)
@@ -85,7 +85,7 @@ def _read(edited: EditedModel, request: EditRequest, answer: str | None) -> dict
 
 def _subject(edited: EditedModel, request: EditRequest) -> range:
     """Return the subject's tokens."""
-    from errata.tokens import encode, position_of
+    from errata.models.tokens import encode, position_of
 
     encoded = encode(edited.tokenizer, request.text)
     first = position_of(encoded, request.span, "subject_first")
@@ -93,7 +93,7 @@ def _subject(edited: EditedModel, request: EditRequest) -> range:
 
 
 def _label(token: str, of_subject: bool) -> str:
-    from errata.plots import readable
+    from errata.reports.figures import readable
 
     return readable(token) + ("*" if of_subject else "")
 

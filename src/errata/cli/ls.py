@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import Json, Results, cache_folder, fields_of
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
 from errata.methods import METHODS
-from errata.presets import presets
+from errata.methods.presets import presets
 
 
 def list_things(
@@ -46,7 +46,7 @@ def list_things(
 
 
 def _patches(results: Path) -> list[dict[str, Any]]:
-    from errata.patch import Patch
+    from errata.patches.patch import Patch
 
     rows = []
     for path in sorted(results.glob("*/run_*/patch*.safetensors")):
@@ -84,7 +84,7 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _families() -> list[dict[str, Any]]:
-    from errata.family import FAMILIES
+    from errata.models.families import FAMILIES
 
     return [
         {"model_type": name, "edited weight": f"{family.blocks}.N.{family.block_write}"}
@@ -108,7 +108,7 @@ def _presets() -> list[dict[str, Any]]:
 
 
 def _datasets() -> list[dict[str, Any]]:
-    from errata.data import DATASETS, file_here
+    from errata.data.datasets import DATASETS, file_here
 
     files = {name: file_here(name, cache_folder() / "datasets") for name in DATASETS}
     return [
@@ -129,7 +129,7 @@ def _with_mark(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stats() -> list[dict[str, Any]]:
-    from errata.store import Store
+    from errata.statistics.store import Store
 
     rows = []
     for path, moment in Store(cache_folder() / "moments").stored():

@@ -6,9 +6,9 @@ import sys
 
 import typer
 
-from errata import console
 from errata.cli import (
     chat,
+    console,
     edit,
     env,
     export,
@@ -25,8 +25,8 @@ from errata.cli import (
     tune,
 )
 from errata.cli import eval as evaluation
-from errata.errors import ErrataError
-from errata.files import reason
+from errata.core.errors import ErrataError
+from errata.core.files import reason
 
 MENDABLE = 1
 """Exit code: something that the user can mend; a wrong command line is 2."""

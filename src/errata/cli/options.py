@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 import typer
 from pydantic.fields import FieldInfo
 
-from errata import console
-from errata.errors import ErrataError
-from errata.settings import Settings
+from errata.cli import console
+from errata.core.errors import ErrataError
+from errata.core.settings import Settings
 
 if TYPE_CHECKING:
-    from errata.data import Loaded
-    from errata.model import EditedModel
+    from errata.data.datasets import Loaded
+    from errata.patches.edited_model import EditedModel
 
 Model = Annotated[str, typer.Argument(help="A Hub name, a folder, or `demo`.", metavar="MODEL")]
 Patches = Annotated[
@@ -83,8 +83,8 @@ def load_model(
     """Load a model with patches as the command line names them."""
     import torch
 
-    from errata.checkpoint import first_device
-    from errata.model import load
+    from errata.models.loading import first_device
+    from errata.patches.edited_model import load
 
     if name == "demo":
         torch.set_num_threads(1)  # so small a model only loses time on others
@@ -108,7 +108,7 @@ def load_dataset(
     references: str | None = None,
 ) -> Loaded:
     """Load cases as the command line names them; the first records that are left out are told."""
-    from errata.data import load_cases, reference_file
+    from errata.data.datasets import load_cases, reference_file
 
     cache = cache_folder() / "datasets"
     texts = None if references is None else reference_file(references, cache)

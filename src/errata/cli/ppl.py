@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -60,8 +60,8 @@ def ppl(
 
     Example: errata ppl demo --text notes.txt --window 128 --stride 64
     """
-    from errata.downstream.passages import read_passages
-    from errata.downstream.perplexity import read_texts
+    from errata.data.passages import read_passages
+    from errata.metrics.perplexity import read_texts
 
     passages = read_passages(text, mirror)
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import Json, Results, cache_folder, command_line
-from errata.cli.show import show_plan
+from errata.cli.show_edit import show_plan
 
 if TYPE_CHECKING:
-    from errata.recipe import Recipe
-    from errata.stages import Outcome
+    from errata.experiments.recipe.run import Outcome
+    from errata.experiments.recipe.schema import Recipe
 
 
 def run(
@@ -45,15 +45,15 @@ def run(
     and `survival:` (methods, edits, tunings, seeds, dataset, controls, data, hold_out, tasks,
     task_data, task_limit, max_new_tokens, text, preset, tune, settings, corpus).
     """  # fmt: skip
-    from errata.recipe import read_recipe
+    from errata.experiments.recipe.schema import read_recipe
 
     read = read_recipe(recipe, changes or ())
 
-    from errata.stages import Surroundings, run_recipe
+    from errata.experiments.recipe.run import Surroundings, run_recipe
 
     around = Surroundings(results, cache_folder(), console.bar, console.warning, command_line())
     if dry_run:
-        from errata.recipe_cost import recipe_costs
+        from errata.experiments.costs.recipe import recipe_costs
 
         edited, costs = recipe_costs(read, around)
         show_plan(_plan_lines(read), edited, costs, json)
@@ -83,7 +83,7 @@ def _plan_lines(recipe: Recipe) -> list[str]:
 
 
 def _show(recipe: Path, results: Path, outcome: Outcome) -> None:
-    from errata.stages import stage_rows
+    from errata.experiments.recipe.run import stage_rows
 
     console.verb(f"errata run {recipe}")
     if outcome.before:

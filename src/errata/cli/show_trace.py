@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errata import console
-from errata.errors import ErrataError
-from errata.files import write_text
-from errata.words import counted
+from errata.cli import console
+from errata.core.errors import ErrataError
+from errata.core.files import write_text
+from errata.core.text import counted
 
 if TYPE_CHECKING:
-    from errata.trace import Trace
-    from errata.trace_average import Recommendation
-    from errata.trace_runs import TraceRun
+    from errata.experiments.trace_run import TraceRun
+    from errata.tracing.averages import Recommendation
+    from errata.tracing.trace import Trace
 
 LEFT_OUT_SHOWN = 5
 
@@ -74,8 +74,8 @@ def show_trace(
     `said` are words on the noise, and the dataset that could be traced next; `before` tells that
     the trace was made by an earlier call, `nothing_lost` that nothing could come back.
     """
-    from errata.plots import can_plot, readable, titled
-    from errata.report import probability
+    from errata.metrics.scores import probability
+    from errata.reports.figures import can_plot, readable, titled
 
     low = float(found.low.mean())
     console.verb(f"errata trace {model}")
@@ -115,9 +115,9 @@ def show_averages(
     model: str, dataset: str, run: TraceRun, noise: str, blocks: Recommendation | None
 ) -> None:
     """Show average effects: a heat map and a table per kind, and what was left out."""
-    from errata.plots import can_plot, titled
-    from errata.trace_average import ROLES
-    from errata.trace_runs import largest
+    from errata.experiments.trace_run import largest
+    from errata.reports.figures import can_plot, titled
+    from errata.tracing.averages import ROLES
 
     averages, window = run.averages, run.traces[0].window
     console.verb(f"errata trace {model}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -24,12 +24,12 @@ from errata.cli.options import (
     load_model,
     named,
 )
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
 
 if TYPE_CHECKING:
-    from errata.moment import SecondMoment
-    from errata.ranks import Ranks
-    from errata.store import Forecast
+    from errata.core.distributed import Ranks
+    from errata.statistics.second_moment import SecondMoment
+    from errata.statistics.store import Forecast
 
 
 def stats(
@@ -57,8 +57,8 @@ def stats(
     json: Json = False,
 ) -> None:
     """Measure the second moment of each block's keys over a corpus, in one pass, and keep it."""
-    from errata.corpus import read_corpus
-    from errata.store import Store
+    from errata.data.corpus import read_corpus
+    from errata.statistics.store import Store
 
     name = corpus or ("demo" if model == "demo" else None)
     if name is None:
@@ -98,7 +98,7 @@ def _nothing(*_: Any) -> None:
 @contextmanager
 def launched(device: str | None) -> Iterator[tuple[Ranks, str | None]]:
     """Give our rank and device; where torchrun started us, join the others for the block."""
-    from errata.ranks import ALONE, Ranks
+    from errata.core.distributed import ALONE, Ranks
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE, device
@@ -106,7 +106,7 @@ def launched(device: str | None) -> Iterator[tuple[Ranks, str | None]]:
     import torch
     import torch.distributed as others
 
-    from errata.checkpoint import first_device
+    from errata.models.loading import first_device
 
     on_gpu = torch.device(device or first_device()).type == "cuda"
     if on_gpu:
@@ -155,7 +155,7 @@ def show_moments(
     model: str, corpus: str, moments: dict[int, SecondMoment], loaded: str, json: bool
 ) -> None:
     """Show what is kept, block by block."""
-    from errata.statistics import is_singular, settled_lines, shortages
+    from errata.methods.closed_form.moments import is_singular, settled_lines, shortages
 
     for shortage in shortages(moments):
         console.warning(shortage)
@@ -199,10 +199,10 @@ def parse_blocks(text: str) -> tuple[int, ...]:
 
 def preset_blocks(edited: object) -> tuple[int, ...]:
     """Return the blocks that any method's preset (or guess) edits for this model."""
-    from errata.family import family_of
     from errata.methods import METHODS
-    from errata.model import EditedModel
-    from errata.presets import settle
+    from errata.methods.presets import settle
+    from errata.models.families import family_of
+    from errata.patches.edited_model import EditedModel
 
     assert isinstance(edited, EditedModel)
     count = family_of(edited.model).block_count(edited.model)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import Json
-from errata.words import counted
+from errata.core.text import counted
 
 if TYPE_CHECKING:
-    from errata.run_records import RunRecord
+    from errata.experiments.results import RunRecord
 
 TABLES = {
     "teacher-forced, success": ("efficacy", "paraphrase", "neighbourhood", "score"),
@@ -44,8 +44,8 @@ def summarize(
     json: Json = False,
 ) -> None:
     """Summarise runs of `errata`, or folders of *_edits-case_*.json files, alike."""
-    from errata.folders import unfinished_runs
-    from errata.run_records import read_runs
+    from errata.experiments.results import read_runs
+    from errata.experiments.run_folder import unfinished_runs
 
     runs, unfinished = read_runs(folder), unfinished_runs(folder)
     if first is not None:
@@ -69,7 +69,7 @@ def summarize(
 
 
 def _as_json(run: RunRecord) -> dict[str, Any]:
-    from errata.run_records import published_summary
+    from errata.experiments.results import published_summary
 
     halves = {half: run.summary(half) for half in ("before", "after")}
     plain = {
@@ -92,7 +92,7 @@ def _title(run: RunRecord) -> str:
 
 
 def _show_one(run: RunRecord) -> None:
-    from errata.report import score_rows
+    from errata.metrics.scores import score_rows
 
     console.fact(_title(run))
     console.fact("means over cases with 95 % intervals; n is the number of prompts")
@@ -123,7 +123,7 @@ def _cell(summary: Mapping[str, Any], name: str) -> str:
 
 
 def _show_published(runs: list[RunRecord]) -> None:
-    from errata.run_records import published_summary
+    from errata.experiments.results import published_summary
 
     for run in runs:
         console.fact(_title(run))

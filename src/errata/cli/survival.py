@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -23,14 +23,14 @@ from errata.cli.options import (
     command_line,
     load_model,
 )
-from errata.cli.show import show_plan
-from errata.errors import ErrataError
+from errata.cli.show_edit import show_plan
+from errata.core.errors import ErrataError
+from errata.experiments.survival.settings import Matrix, defaults_for
 from errata.methods import METHODS
-from errata.survival.settings import Matrix, defaults_for
 
 if TYPE_CHECKING:
-    from errata.model import EditedModel
-    from errata.report import Score
+    from errata.metrics.scores import Score
+    from errata.patches.edited_model import EditedModel
 
 SHOWN = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
 
@@ -157,14 +157,14 @@ def _run(
     dry_run: bool,
     json: bool,
 ) -> None:
-    from errata.store import Store
-    from errata.survival.questions import read_questions
-    from errata.survival.run import finished_survival, run_survival
+    from errata.experiments.survival.questions import read_questions
+    from errata.experiments.survival.run import finished_survival, run_survival
+    from errata.statistics.store import Store
 
     edited, store = fresh(), Store(cache_folder() / "moments")
     questions, rows = read_questions(matrix, edited, cache_folder() / "datasets", mirror)
     if dry_run:
-        from errata.tuning_cost import matrix_costs
+        from errata.experiments.costs.tuning import matrix_costs
 
         lines = [
             f"{name}: {', '.join(map(str, getattr(matrix, name)))}"
@@ -191,7 +191,7 @@ def _run(
 
 
 def _show(model: str, matrix: Matrix, summary: dict[str, Any], folder: Path, before: bool) -> None:
-    from errata.report import Score
+    from errata.metrics.scores import Score
 
     console.verb(f"errata survival {model}")
     if before:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -29,19 +29,19 @@ from errata.cli.options import (
     show_warnings,
 )
 from errata.cli.show_trace import picture_formats
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
+from errata.core.text import counted
 from errata.methods import METHODS, method_named
-from errata.trace_settings import TraceSettings
-from errata.words import counted
+from errata.tracing.settings import TraceSettings
 
 if TYPE_CHECKING:
-    from errata.case import Case
-    from errata.data import Loaded
+    from errata.data.case import Case
+    from errata.data.datasets import Loaded
+    from errata.experiments.block_sweep import Sweep
+    from errata.experiments.sweep_vs_trace import SideBySide
     from errata.methods import ClosedForm
-    from errata.model import EditedModel
-    from errata.moment import SecondMoment
-    from errata.sweep import Sweep
-    from errata.sweep_trace import SideBySide
+    from errata.patches.edited_model import EditedModel
+    from errata.statistics.second_moment import SecondMoment
 
 
 @settings_flags(METHODS)
@@ -93,8 +93,8 @@ def sweep_blocks(
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
     methods, moments, facts = _prepared(edited, chosen, settings, corpus, tokens)
 
-    from errata.sweep import sweep_blocks as swept
-    from errata.sweep_trace import keep_sweep
+    from errata.experiments.block_sweep import sweep_blocks as swept
+    from errata.experiments.sweep_vs_trace import keep_sweep
 
     beside: list[SideBySide] = []
 
@@ -125,7 +125,7 @@ def sweep_blocks(
 
 def _traced(edited: EditedModel, loaded: Loaded, found: Sweep) -> list[SideBySide]:
     """Trace a sweep's facts; none of them being known costs no sweep."""
-    from errata.sweep_trace import side_by_side
+    from errata.experiments.sweep_vs_trace import side_by_side
 
     cases, subjects, cache = loaded.cases, loaded.subjects, cache_folder() / "noise"
     settings = TraceSettings()
@@ -145,10 +145,10 @@ def _prepared(
     tokens: int | None,
 ) -> tuple[dict[int, ClosedForm], dict[int, SecondMoment], list[str]]:
     """Return the method for every block, and the moments of all of them, measured in one pass."""
-    from errata.family import family_of
-    from errata.presets import settle
-    from errata.statistics import moments_for
-    from errata.store import Store
+    from errata.methods.closed_form.moments import moments_for
+    from errata.methods.presets import settle
+    from errata.models.families import family_of
+    from errata.statistics.store import Store
 
     count = family_of(edited.model).block_count(edited.model)
     asked = settings.pop("blocks", None) or range(count)
@@ -178,7 +178,7 @@ def _show(
     beside: SideBySide | None,
     facts: Sequence[str],
 ) -> None:
-    from errata.sweep import percent
+    from errata.experiments.block_sweep import percent
 
     console.verb(f"errata sweep-blocks {model}, {found.method}")
     console.fact(f"{counted(len(cases), 'case')} of {dataset}, each edited alone at each block")

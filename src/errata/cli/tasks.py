@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -20,10 +20,10 @@ from errata.cli.options import (
     command_line,
     load_model,
 )
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
 
 if TYPE_CHECKING:
-    from errata.report import Score
+    from errata.metrics.scores import Score
 
 
 def tasks(
@@ -75,7 +75,7 @@ def tasks(
 
     Example: errata tasks demo --tasks all --data dataset --limit 100
     """
-    from errata.downstream.run import Asking, as_json, run_tasks
+    from errata.experiments.task_run import Asking, as_json, run_tasks
 
     if names is None and harness is None:
         raise ErrataError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -33,16 +33,16 @@ from errata.cli.show_trace import (
     show_averages,
     show_trace,
 )
-from errata.errors import ErrataError
-from errata.request import EditRequest
-from errata.trace_settings import TraceSettings
+from errata.core.errors import ErrataError
+from errata.data.request import EditRequest
+from errata.tracing.settings import TraceSettings
 
 if TYPE_CHECKING:
-    from errata.data import Loaded
-    from errata.model import EditedModel
-    from errata.question import Question
-    from errata.trace import Trace
-    from errata.trace_average import Recommendation
+    from errata.data.datasets import Loaded
+    from errata.patches.edited_model import EditedModel
+    from errata.tracing.averages import Recommendation
+    from errata.tracing.question import Question
+    from errata.tracing.trace import Trace
 
 OWN_SUBJECTS = {"demo": "demo-known"}
 """Models that bring a dataset whose subjects the noise of a single prompt is measured on."""
@@ -134,7 +134,7 @@ def trace(
 
 
 def _asked(edited: EditedModel, request: EditRequest, answer: str | None) -> Question:
-    from errata.question import ask
+    from errata.tracing.question import ask
 
     follows = None if answer is None else request.answer
     question = ask(edited.model, edited.tokenizer, request.text, request.span, follows)
@@ -154,14 +154,14 @@ def _trace_one(
     subjects: Sequence[str],
     how: _How,
 ) -> None:
-    from errata.trace_runs import (
+    from errata.experiments.trace_run import (
         fact_params,
         finished_trace,
         keep_picture,
         keep_trace,
         noise_level,
     )
-    from errata.tracing import trace_question
+    from errata.tracing.causal import trace_question
 
     level, noise = noise_level(edited, settings, subjects, cache_folder() / "noise")
     params = fact_params(edited, question, settings, level)
@@ -194,7 +194,7 @@ def _trace_many(
     settings: TraceSettings,
     how: _How,
 ) -> None:
-    from errata.trace_runs import keep_averages, noise_level, summary_of, trace_cases
+    from errata.experiments.trace_run import keep_averages, noise_level, summary_of, trace_cases
 
     level, noise = noise_level(edited, settings, loaded.subjects, cache_folder() / "noise")
     with console.bar("facts") as progress:
@@ -225,7 +225,7 @@ def _recommended(
 
     Where nothing can be located, that is told, and no blocks are.
     """
-    from errata.trace_average import nothing_lost, recommend
+    from errata.tracing.averages import nothing_lost, recommend
 
     note = nothing_lost(traces)
     if note is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from errata import console
+from errata.cli import console
 from errata.cli.options import (
     Adapter,
     AdapterKind,
@@ -23,8 +23,8 @@ from errata.cli.options import (
     load_model,
     settings_flags,
 )
-from errata.cli.show import show_plan
-from errata.tune.settings import PRESETS, TuneSettings, settle_tuning
+from errata.cli.show_edit import show_plan
+from errata.tuning.settings import PRESETS, TuneSettings, settle_tuning
 
 
 @settings_flags({"tune": TuneSettings})
@@ -69,14 +69,14 @@ def tune(
     own = given_settings(TuneSettings, given)
     settings = settle_tuning(own, preset)
 
-    from errata.tune.rows import read_rows
-    from errata.tune.run import run_tuning
+    from errata.data.instructions import read_rows
+    from errata.experiments.tuning_run import run_tuning
 
     rows = read_rows(data, mirror)
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
     if dry_run:
-        from errata.tune.places import moving
-        from errata.tuning_cost import tuning_cost
+        from errata.experiments.costs.tuning import tuning_cost
+        from errata.tuning.modules import moving
 
         steps = settings.steps_of(len(rows) - settings.validation)
         moved = len(moving(edited.model, settings, edited.patches))
@@ -112,7 +112,7 @@ def _told(preset: str | None, own: dict[str, Any]) -> str:
 
 
 def _show(model: str, settings: TuneSettings, summary: dict[str, Any], folder: Path) -> None:
-    from errata.report import Score
+    from errata.metrics.scores import Score
 
     steps = f"{summary['steps']} step{'s' * (summary['steps'] != 1)} of {settings.batch_size}"
     console.fact(f"{summary['rows']} rows, {steps}, learning rate {settings.rate:g}")

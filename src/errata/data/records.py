@@ -9,10 +9,10 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from errata.case import Case
-from errata.errors import ErrataError
-from errata.files import parse_json, reason
-from errata.request import SLOT
+from errata.core.errors import ErrataError
+from errata.core.files import parse_json, reason
+from errata.data.case import Case
+from errata.data.request import SLOT
 
 Record = Mapping[str, Any]
 

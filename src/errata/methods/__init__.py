@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from errata.errors import ErrataError
+from errata.core.errors import ErrataError
 from errata.methods.alphaedit import AlphaEdit
-from errata.methods.closed_form import ClosedForm
+from errata.methods.closed_form.driver import ClosedForm
 from errata.methods.memit import Memit
 from errata.methods.rome import Rome
 

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from errata.errors import ErrataError
-from errata.methods.closed_form import ClosedForm
-from errata.settings import Search
+from errata.core.errors import ErrataError
+from errata.core.settings import Search
+from errata.methods.closed_form.driver import ClosedForm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from errata.moment import SecondMoment
-    from errata.null_space import NullSpace
+    from errata.statistics.null_space import NullSpace
+    from errata.statistics.second_moment import SecondMoment
 
 DIRECT = 1 / 2
 """From so many keys per dimension on, the d x d system is solved instead."""

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from errata.errors import ErrataError
-from errata.methods.closed_form import ClosedForm
-from errata.settings import Search
+from errata.core.errors import ErrataError
+from errata.core.settings import Search
+from errata.methods.closed_form.driver import ClosedForm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from errata.moment import SecondMoment
+    from errata.statistics.second_moment import SecondMoment
 
 
 class Rome(ClosedForm):

@@ -1,0 +1,14 @@
+"""Data files that ship with errata: the demo model, the invented world it knows, the presets.
+
+This module holds only their paths. `make demo-model` builds the demo files again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ASSETS_DIR: Path = Path(__file__).resolve().parent / "demo"
+MODEL_DIR: Path = ASSETS_DIR / "model"
+WORLD_DIR: Path = ASSETS_DIR / "world"
+
+__all__ = ["ASSETS_DIR", "MODEL_DIR", "WORLD_DIR"]

@@ -1,0 +1,110 @@
+"""The cases that `errata edit` is given: one fact, a file of requests, or a dataset.
+
+What belongs to one of the three and is given with another is an error: nothing that a user
+writes is passed over.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from errata.cli.options import load_dataset, show_skipped
+from errata.core.errors import ErrataError
+from errata.data.case import Case
+from errata.data.request import EditRequest
+from errata.data.request_files import load_requests
+
+
+class Cut(NamedTuple):
+    """Which of many cases are taken."""
+
+    limit: int | None
+    offset: int
+    seed: int | None
+    skip_invalid: bool
+
+
+def named_cases(
+    model: str,
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    requests: Path | None,
+    dataset: str | None,
+    cut: Cut,
+) -> list[Case]:
+    """Read the one source of cases that was given; `cut` says which of them are taken.
+
+    Raises `ErrataError` for none, for several, and for options that do not go with it.
+    """
+    if (prompt is not None) + (requests is not None) + (dataset is not None) != 1:
+        raise ErrataError(
+            "say what to edit, in one way",
+            'one fact: errata edit MODEL "The {Eiffel Tower} is in the city of" Rome',
+            "many: --requests FILE, or --dataset NAME",
+        )
+    if dataset is not None:
+        _refuse_subject(subject, "--dataset")
+        return load_dataset(dataset, *cut).cases
+    if requests is not None:
+        _refuse_subject(subject, "--requests")
+        _refuse_cut(cut, "--requests", "a .json or .jsonl file may be given as --dataset FILE")
+        read, problems = load_requests(requests, skip_invalid=cut.skip_invalid)
+        show_skipped(problems)
+        return [Case(request=request) for request in read]
+    assert prompt is not None
+    if target is None:
+        raise ErrataError("the target is missing", f"give the new answer after {prompt!r}")
+    _refuse_cut(cut, "one fact", "they choose among the cases of a dataset: --dataset NAME")
+    if cut.skip_invalid:
+        raise ErrataError(
+            "--skip-invalid does not go with one fact",
+            "it leaves out broken records of --requests FILE or --dataset NAME",
+        )
+    request = EditRequest.parse(prompt, target, subject)
+    return [(_known_case(request) if model == "demo" else None) or Case(request=request)]
+
+
+def _refuse_subject(subject: str | None, source: str) -> None:
+    if subject is not None:
+        raise ErrataError(
+            f"--subject does not go with {source}", "every record there names its own subject"
+        )
+
+
+def _refuse_cut(cut: Cut, source: str, hint: str) -> None:
+    given = {"--limit": cut.limit, "--offset": cut.offset or None, "--seed": cut.seed}
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        do = "does" if len(names) == 1 else "do"
+        raise ErrataError(f"{', '.join(names)} {do} not go with {source}", hint)
+
+
+def _known_case(request: EditRequest) -> Case | None:
+    """Find the probes that the demo's world has for a fact."""
+    from errata.data.datasets import read_cases
+
+    for case in read_cases("demo"):
+        if (case.request.subject, case.request.prompt) == (request.subject, request.prompt):
+            return case.with_values(request=request)
+    return None
+
+
+def with_probes(
+    cases: list[Case],
+    paraphrases: list[str] | None,
+    neighbours: list[str] | None,
+    target_true: str | None,
+) -> list[Case]:
+    """Add what is asked afterwards to the one case that it was given for."""
+    given = {"paraphrases": paraphrases, "neighbours": neighbours, "target_true": target_true}
+    given = {key: value for key, value in given.items() if value}
+    if not given:
+        return cases
+    if len(cases) > 1:
+        raise ErrataError(
+            "--paraphrase, --neighbour and --target-true go with one fact",
+            "put those of many into a dataset file",
+        )
+    return [cases[0].with_values(**given)]

@@ -1,0 +1,115 @@
+"""`python -m errata.cli.tour` (`make demo`): edit the embedded model, and show what changed.
+
+One fact with every method, before and after; then patches stacked and taken back; then
+twenty facts at once, scored. Patches and reports stay under `results/`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from errata.cli import console
+from errata.cli.options import cache_folder
+from errata.core.errors import ErrataError
+from errata.data.case import Case
+from errata.data.datasets import read_cases
+from errata.experiments.edit_run import Plan, Run, run_edits
+from errata.methods import METHODS
+from errata.methods.edit import Prepared, prepare
+from errata.metrics.teacher_forced import KINDS
+from errata.patches.edited_model import EditedModel, load
+from errata.statistics.store import Store
+
+MANY = 20
+"""How many facts are edited at once in the last part."""
+
+
+def main() -> None:
+    """Run the tour."""
+    torch.set_num_threads(1)
+    edited, cases = load("demo"), read_cases("demo", MANY)
+    store = Store(cache_folder() / "moments")
+    console.verb("errata demo: a small Llama that knows an invented world")
+    ready = [prepare(edited, method, {}, store=store) for method in METHODS.values()]
+    console.fact(ready[-1].facts[-1])
+    patches = _one_fact(edited, ready, cases[0])
+    _stack(edited, ready[0], cases[:2])
+    _many_facts(edited, ready, cases)
+    console.next_step(
+        f'errata chat demo --patch {patches[0]} -p "{cases[0].request.text}"',
+        f'errata edit demo "{cases[1].request.marked}" "{cases[1].request.target}"',
+        "errata ls patches",
+    )
+
+
+def _edit(edited: EditedModel, ready: Prepared, cases: Sequence[Case], plan: Plan) -> Run:
+    method, moments = ready.method, ready.moments
+    return run_edits(edited, cases, method, moments, plan, Path("results"), command="make demo")
+
+
+def _answers(edited: EditedModel, prompts: Sequence[str]) -> list[str]:
+    return [edited.generate(prompt, 12).strip() for prompt in prompts]
+
+
+def _one_fact(edited: EditedModel, ready: Sequence[Prepared], case: Case) -> list[Path]:
+    """Show answers before, and after an edit by every method."""
+    prompts = [case.request.text, *case.paraphrases, *case.neighbours[:3]]
+    kinds = ["fact", *("paraphrase" for _ in case.paraphrases), *["neighbour"] * 3]
+    columns, patches = [_answers(edited, prompts)], []
+    for each in ready:
+        patches += _edit(edited, each, [case], Plan()).patches
+        columns.append(_answers(edited, prompts))
+        edited.undo()
+    console.fact(f"one fact: {case.request.marked} → {case.request.target}")
+    rows = [list(row) for row in zip(kinds, prompts, *columns, strict=False)]
+    console.table(("", "prompt", "before", *(each.method.label for each in ready)), rows)
+    console.fact("patches: " + ", ".join(map(str, patches)))
+    return patches
+
+
+def _stack(edited: EditedModel, ready: Prepared, cases: Sequence[Case]) -> None:
+    """Put two patches on the model, take the first back, then the second; compare the weights."""
+    saved = [parameter.detach().clone() for parameter in edited.model.parameters()]
+    prompts = [case.request.text for case in cases]
+    first, second = (
+        edited.compute([case.request], ready.method, moments=ready.moments) for case in cases
+    )
+    rows = [["unedited", *_answers(edited, prompts)]]
+    edited.apply(first)
+    rows.append(["first patch", *_answers(edited, prompts)])
+    edited.apply(second)
+    rows.append(["both patches", *_answers(edited, prompts)])
+    edited.undo(first)
+    rows.append(["first taken back", *_answers(edited, prompts)])
+    edited.undo(second)
+    console.fact("two patches stacked, then taken back")
+    console.table(("", *prompts), rows)
+    if not all(map(torch.equal, saved, edited.model.parameters())):
+        raise ErrataError("taking patches back did not restore the model", "please report this")
+    console.fact("both taken back: every weight is what it was, bit for bit")
+
+
+def _many_facts(edited: EditedModel, ready: Sequence[Prepared], cases: Sequence[Case]) -> None:
+    rows = []
+    for each in ready:
+        single = each.method.batch_limit == 1
+        run = _edit(edited, each, cases, Plan(batch_size=1 if single else None))
+        while edited.patches:
+            edited.undo()
+        scores = run.summary["after"]
+        how = "one at a time" if single else f"{len(cases)} at once"
+        rows.append([f"{each.method.label}, {how}", *(str(scores[kind]) for kind in KINDS)])
+    console.fact(f"{len(cases)} facts: prompts for which the right answer wins, 95 % intervals")
+    console.table(("", *KINDS), rows)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ErrataError as problem:
+        console.error(problem)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Errors, settings, text, files, locks, processes: no torch, and nothing of errata."""

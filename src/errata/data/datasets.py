@@ -1,0 +1,220 @@
+"""Datasets of cases: one file per format, one line per dataset in `DATASETS`.
+
+A dataset is named, or is any file in one of the formats; which, most of its records tell.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from errata.assets import WORLD_DIR
+from errata.core.errors import ErrataError
+from errata.core.settings import describe
+from errata.core.text import counted, listed
+from errata.data.case import Case
+from errata.data.download import fetched, kept_at
+from errata.data.formats.counterfact import COUNTERFACT
+from errata.data.formats.easyedit import FLAT
+from errata.data.formats.known_facts import KNOWN
+from errata.data.formats.native import PLAIN
+from errata.data.formats.zsre import ZSRE, ZSRE_ALT
+from errata.data.records import Format, Record, records_of
+from errata.data.reference_texts import References, read_references, with_references
+
+HOME = "https://rome.baulab.info/data/dsets"
+MEMIT_HOME = "https://memit.baulab.info/data/dsets"
+SNIPPETS = f"{HOME}/attribute_snippets.json"
+"""Where CounterFact's reference texts are published (926 MB)."""
+SNIPPETS_SHA256 = "10b5c1cd105e54d5983c72de1b45bfc88bc7af786f7b99def2557886ff23385b"
+PUBLISHED = "published"
+"""What stands for them where a file of reference texts is asked for."""
+COUNTERFACT_SHA256 = "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
+
+FORMATS = (COUNTERFACT, ZSRE, KNOWN, FLAT, PLAIN)
+"""From the one with most of its own to the plainest, in the order in which a record is asked."""
+
+
+class Dataset(NamedTuple):
+    """A dataset that is known by name."""
+
+    about: str
+    source: str
+    """A file of the package, or the address of its public home."""
+    format: Format
+    sha256: str | None = None
+
+
+DATASETS: dict[str, Dataset] = {
+    "demo": Dataset("edits of the demo's world", str(WORLD_DIR / "cases.jsonl"), COUNTERFACT),
+    "demo-dev": Dataset(
+        "others, to choose settings on", str(WORLD_DIR / "cases_dev.jsonl"), COUNTERFACT
+    ),
+    "demo-zsre": Dataset("questions about it", str(WORLD_DIR / "zsre.json"), ZSRE),
+    "demo-known": Dataset("facts the demo knows", str(WORLD_DIR / "known.json"), KNOWN),
+    "counterfact": Dataset(
+        "CounterFact, 21,919 edits", f"{HOME}/counterfact.json", COUNTERFACT, COUNTERFACT_SHA256
+    ),
+    "multi-counterfact": Dataset(
+        "CounterFact without contradictions, 20,877 edits",
+        f"{MEMIT_HOME}/multi_counterfact.json",
+        COUNTERFACT,
+    ),
+    "zsre": Dataset("MEND's zsRE, true answers", f"{HOME}/zsre_mend_eval.json", ZSRE),
+    "zsre-alt": Dataset("MEND's zsRE, wrong answers", f"{HOME}/zsre_mend_eval.json", ZSRE_ALT),
+    "known": Dataset("1,209 facts that GPT-2 XL knows", f"{HOME}/known_1000.json", KNOWN),
+}
+"""Datasets that are known by name."""
+
+
+class Loaded(NamedTuple):
+    """Cases as they were read."""
+
+    cases: list[Case]
+    path: Path
+    skipped: tuple[str, ...] = ()
+    """What is wrong with the records that were left out, one text each."""
+    subjects: tuple[str, ...] = ()
+    """Those of all valid records in their order, also where a part of them is taken."""
+
+
+def read_cases(
+    name_or_path: str,
+    limit: int | None = None,
+    offset: int = 0,
+    *,
+    seed: int | None = None,
+    cache: Path | None = None,
+) -> list[Case]:
+    """Return cases of a dataset by name, or of a file; see `load_cases`."""
+    return load_cases(name_or_path, limit, offset, seed=seed, cache=cache).cases
+
+
+def load_cases(
+    name_or_path: str,
+    limit: int | None = None,
+    offset: int = 0,
+    *,
+    seed: int | None = None,
+    skip_invalid: bool = False,
+    cache: Path | None = None,
+    references: Path | None = None,
+) -> Loaded:
+    """Read a dataset by name or a file: all records, shuffled if there is a seed, then a part.
+
+    `cache` is the folder for datasets that are fetched, `references` a file of reference texts
+    for CounterFact's generation tests. Raises `ErrataError` for an unknown name, a file that
+    cannot be had, and for broken records, each with its number (from 1) and field; with
+    `skip_invalid` those are left out and told.
+    """
+    path, form = locate(name_or_path, cache)
+    records = records_of(path)
+    texts = {} if references is None else read_references(references)
+    cases, problems = _read(records, form or _format_of(records, path), texts)
+    if problems and not (skip_invalid and cases):
+        raise ErrataError(
+            f"{len(problems)} of {len(records)} records in {path} are not valid:\n"
+            + listed(problems),
+            "mend them, or leave them out with --skip-invalid",
+        )
+    subjects = tuple(case.request.subject for case in cases)
+    if seed is not None:
+        random.Random(seed).shuffle(cases)
+    chosen = cases[offset:][:limit]
+    if not chosen:
+        raise ErrataError(
+            f"{path} holds {counted(len(cases), 'case')}, none of them behind --offset {offset}",
+            "give a smaller offset",
+        )
+    return Loaded(chosen, path, tuple(problems), subjects)
+
+
+def is_known(name_or_path: str) -> bool:
+    """Whether `locate` would find a dataset of that name, or a file."""
+    return _key(name_or_path) in DATASETS or os.path.isfile(name_or_path)
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-").lower()
+
+
+def reference_file(name_or_path: str, cache: Path) -> Path:
+    """Return a file of reference texts; `published` is CounterFact's own, fetched if need be."""
+    if name_or_path == PUBLISHED:
+        return fetched(SNIPPETS, cache, SNIPPETS_SHA256)
+    return Path(name_or_path)
+
+
+def locate(name_or_path: str, cache: Path | None = None) -> tuple[Path, Format | None]:
+    """Return the file of a dataset, fetched if need be, and its format if that is known."""
+    known = DATASETS.get(_key(name_or_path))
+    if known is None:
+        if os.path.isfile(name_or_path):
+            return Path(name_or_path), None
+        raise ErrataError(
+            f"there is no dataset or file {name_or_path!r}",
+            f"known datasets: {', '.join(DATASETS)}",
+            "or give the path of a .json or .jsonl file of CounterFact, zsRE, known facts, "
+            "or requests",
+        )
+    if "://" not in known.source:
+        return Path(known.source), known.format
+    if cache is None:
+        raise ErrataError(
+            f"{name_or_path} is fetched from {known.source}, and there is no folder to keep it in",
+            "give one: cache=…",
+        )
+    return fetched(known.source, cache, known.sha256), known.format
+
+
+def file_here(name: str, cache: Path) -> Path | None:
+    """Return the file of a known dataset where it is to be had without network, else None."""
+    source = DATASETS[name].source
+    path = kept_at(source, cache) if "://" in source else Path(source)
+    return path if path.is_file() else None
+
+
+def _format_of(records: Sequence[Any], path: Path) -> Format:
+    """Return the format of most records; where two have as many, the one with more of its own."""
+    held = [record for record in records if isinstance(record, dict)]
+    if not held:
+        raise ErrataError(
+            f"{path} holds no records", "give a list of objects, or one object a line (.jsonl)"
+        )
+    told = Counter(kind for record in held if (kind := _kind_of(record)) is not None)
+    # Not the first record alone: if it is broken, the others would be read as something else.
+    return FORMATS[min(told, key=lambda kind: (-told[kind], kind), default=-1)]
+
+
+def _kind_of(record: Record) -> int | None:
+    """Return which of `FORMATS` a record is of; None where it is not even a plain request."""
+    for kind, form in enumerate(FORMATS):
+        if form.fields and all(name in record for name in form.fields):
+            return kind
+    plain = "request" in record or ("prompt" in record and record.keys() & {"target", "target_new"})
+    return FORMATS.index(PLAIN) if plain else None
+
+
+def _read(
+    records: Sequence[Any], form: Format, references: References
+) -> tuple[list[Case], list[str]]:
+    cases, problems = [], []
+    for number, record in enumerate(records, start=1):
+        try:
+            if isinstance(record, ValueError):
+                raise ErrataError(f"is not JSON: {record}")
+            if not isinstance(record, dict):
+                raise ErrataError(f"is not an object with fields but {record!r:.60}")
+            case = form.case(record, number - 1)
+            cases.append(with_references(case, record, references) if references else case)
+        except ValidationError as error:
+            problems.append(f"record {number}:\n{describe(error)}")
+        except ErrataError as error:
+            problems.append(f"record {number}: {error.message}")
+    return cases, problems

@@ -1,0 +1,1 @@
+"""Dataset formats, one file each: records of a file in, cases out."""

@@ -1,0 +1,50 @@
+"""Hub datasets, from the Hub or from a folder that mirrors it for machines without network.
+
+A mirror holds a dataset at MIRROR/<owner>/<name>, as `hf download --repo-type dataset` leaves
+it; the files of one configuration may also stand alone, in a folder of its name within.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from errata.core.errors import ErrataError
+
+
+def mirrored(dataset: str, config: str | None, mirror: Path) -> tuple[str, str | None]:
+    """Return the path and configuration under which `datasets` finds a mirrored dataset.
+
+    Raises `ErrataError` when the mirror has no such folder.
+    """
+    folder = mirror / dataset
+    if not folder.is_dir():
+        raise ErrataError(
+            f"the mirror {mirror} has no folder {dataset}",
+            f"fill it where there is network: hf download --repo-type dataset {dataset} "
+            f"--local-dir {folder}",
+        )
+    if config is not None and (folder / config).is_dir() and not (folder / "README.md").exists():
+        return str(folder / config), None
+    return str(folder), config
+
+
+def hub_rows(
+    dataset: str, config: str | None, split: str, mirror: Path | None = None
+) -> Sequence[dict[str, Any]]:
+    """Return the rows of a split; raises `ErrataError` when they cannot be had."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ErrataError(
+            "reading Hub datasets needs an extra", "pip install 'errata[tune]'"
+        ) from None
+    path, name = (dataset, config) if mirror is None else mirrored(dataset, config, mirror)
+    try:
+        return list(load_dataset(path, name, split=split))
+    except Exception as error:  # `datasets` raises a dozen kinds for one that cannot be had
+        raise ErrataError(
+            f"cannot load the dataset {dataset}: {str(error).splitlines()[0]}",
+            "without network: give a local file, or a folder that holds a copy (--mirror DIR)",
+        ) from None

@@ -1,0 +1,61 @@
+"""Reference texts about things of which a target is true: ROME's `attribute_snippets.json`.
+
+    [{"relation_id", "target_id", "samples": [{"name", "text"}, …]}, …]
+
+Texts that an edited model writes are compared with those of its new target (consistency),
+and those about the subject itself should stay likely (essence).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from errata.core.errors import ErrataError
+from errata.core.settings import describe
+from errata.data.case import Case
+from errata.data.records import Fields, records_of
+
+
+class _Sample(Fields):
+    name: str
+    text: str
+
+
+class _Group(Fields):
+    relation_id: str
+    target_id: str
+    samples: list[_Sample]
+
+
+References = dict[tuple[str, str], list[tuple[str, str]]]
+"""(name, text) pairs by relation and target."""
+
+
+def read_references(path: Path) -> References:
+    """Read the file; raises `ErrataError` for one that has another form."""
+    found: References = {}
+    for number, record in enumerate(records_of(path), start=1):
+        try:
+            group = _Group.model_validate(record)
+        except ValidationError as error:
+            raise ErrataError(
+                f"{path} holds no reference texts; record {number}:\n{describe(error)}",
+                "reference texts have the form of attribute_snippets.json",
+            ) from None
+        texts = [(sample.name, sample.text) for sample in group.samples]
+        found.setdefault((group.relation_id, group.target_id), []).extend(texts)
+    return found
+
+
+def with_references(case: Case, record: Any, references: References) -> Case:
+    """Add the texts that belong to the new target of a CounterFact record."""
+    rewrite = record.get("requested_rewrite", {})
+    key = rewrite.get("relation_id"), rewrite.get("target_new", {}).get("id")
+    texts = references.get(key, [])
+    about = [text for name, text in texts if name == case.request.subject]
+    return case.model_copy(
+        update={"references": tuple(text for _, text in texts), "essence": tuple(about)}
+    )

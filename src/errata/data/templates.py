@@ -1,0 +1,86 @@
+"""From a row {instruction, input, output} to the prompt that a model reads and the answer.
+
+`alpaca` is the prompt of Stanford's Alpaca, `llm-adapters` that of AGI-Edgerunners/LLM-Adapters
+as its code sends it, indentation and stray comment included: the models of the edit-decay
+study (arXiv 2511.05852) were tuned and asked with it. `chat` is the tokenizer's own template,
+`plain` the instruction alone. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from errata.core.errors import ErrataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TemplateName = Literal["auto", "alpaca", "llm-adapters", "chat", "plain"]
+
+_TASK = "Below is an instruction that describes a task"
+_PAIRED = ", paired with an input that provides further context"
+_WRITE = ". Write a response that appropriately completes the request."
+_MARGIN = "\n" + " " * 16
+
+
+class Asked(NamedTuple):
+    """A prompt, and what stands between it and the answer."""
+
+    prompt: str
+    separator: str
+
+
+def settle_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase) -> TemplateName:
+    """Return the template to use: for `auto` the tokenizer's own, or `alpaca` where it has none.
+
+    Raises `ErrataError` when `chat` is asked of a tokenizer without a template.
+    """
+    has_one = bool(tokenizer.chat_template)
+    if name == "auto":
+        return "chat" if has_one else "alpaca"
+    if name == "chat" and not has_one:
+        raise ErrataError(
+            "this tokenizer has no chat template", "choose another: --template alpaca, or plain"
+        )
+    return name
+
+
+def ask(
+    name: TemplateName, instruction: str, context: str, tokenizer: PreTrainedTokenizerBase
+) -> Asked:
+    """Return the prompt for an instruction and its `input`, empty where there is none."""
+    name = settle_template(name, tokenizer)
+    if name == "plain":
+        return Asked(f"{instruction} {context}".strip(), " ")
+    if name == "chat":
+        said = f"{instruction}\n\n{context}" if context else instruction
+        return Asked(chat_prompt([{"role": "user", "content": said}], tokenizer), "")
+    parts = [f"### Instruction:\n{instruction}"]
+    parts += [f"### Input:\n{context}"] if context else []
+    head = _TASK + (_PAIRED if context else "") + _WRITE
+    if name == "alpaca":
+        return Asked("\n\n".join([head, *parts, "### Response:\n"]), "")
+    # The margin of the code's own lines; those of the instruction itself have none.
+    lines = [
+        part.replace("Instruction:\n", f"Instruction:{_MARGIN}").replace(
+            "Input:\n", f"Input:{_MARGIN}"
+        )
+        for part in parts
+    ]
+    body = _MARGIN + f"{_MARGIN}{_MARGIN}".join([*lines, f"### Response:{_MARGIN}"])
+    return Asked(f"{head}  # noqa: E501\n{body}", "")
+
+
+def chat_prompt(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a conversation as the tokenizer's template writes it, ready for the next answer.
+
+    A BOS at its start is left out, since encoding the text sets it.
+    """
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    bos = tokenizer.bos_token
+    return text.removeprefix(bos) if isinstance(bos, str) and _sets_bos(tokenizer) else text
+
+
+def _sets_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return bool(ids) and ids[0] == tokenizer.bos_token_id

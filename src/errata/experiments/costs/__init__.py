@@ -1,0 +1,1 @@
+"""What work will take, in FLOPs, bytes and seconds, before it starts."""

@@ -1,0 +1,70 @@
+"""What a recipe will cost, stage by stage, before any of it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from errata.data.instructions import read_rows
+from errata.experiments.costs.editing import evaluation_cost, plan_edits
+from errata.experiments.costs.flops import Cost
+from errata.experiments.costs.tuning import matrix_costs, tuning_cost
+from errata.experiments.edit_run import Plan
+from errata.experiments.recipe.run import (
+    Surroundings,
+    asking_of,
+    load_all,
+    load_choice,
+    settings_of,
+)
+from errata.experiments.recipe.schema import EditStage, EvalStage, Recipe
+from errata.experiments.survival.questions import read_questions
+from errata.experiments.survival.settings import Matrix
+from errata.methods import method_named
+from errata.models.families import family_of
+from errata.patches.edited_model import EditedModel
+from errata.statistics.store import Store
+from errata.tuning.modules import edited_blocks, placed
+from errata.tuning.settings import TuneStage
+
+
+def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, list[Cost]]:
+    """Return what a recipe will cost, stage by stage; nothing is edited or kept."""
+    cases = load_all(recipe, around)
+    edited = load_choice(recipe.model)
+    written = list(edited_blocks(edited.model, edited.patches))
+    costs: list[Cost] = []
+    for name, stage in recipe.stages():
+        if isinstance(stage, EditStage):
+            settled, warnings, found = plan_edits(
+                edited,
+                method_named(stage.method),
+                settings_of(stage, around),
+                cases[name].cases,
+                Plan(batch_size=stage.batch_size, sequential=stage.sequential),
+                store=Store(around.cache / "moments"),
+                corpus=stage.corpus,
+                tokens=stage.tokens,
+            )
+            for note in warnings:
+                around.tell(note)
+            written += settled.edited_blocks
+        elif not isinstance(stage, EvalStage):
+            found = _tuning(edited, stage, sorted(set(written)), around.cache)
+        else:
+            halves = 2 if recipe.edit is not None or recipe.model.patches else 1
+            found = [evaluation_cost(edited, cases[name].cases, asking_of(stage), halves)]
+        costs += [cost._replace(what=f"{name}: {cost.what}") for cost in found]
+    return edited, costs
+
+
+def _tuning(
+    edited: EditedModel, stage: TuneStage | Matrix, written: Sequence[int], cache: Path
+) -> list[Cost]:
+    """Return what either stage costs, `written` being the blocks that edits change by then."""
+    if isinstance(stage, Matrix):
+        questions, rows = read_questions(stage, edited, cache / "datasets")
+        return matrix_costs(edited, stage, questions, rows, Store(cache / "moments"))
+    rows = read_rows(stage.data, None if stage.mirror is None else Path(stage.mirror))
+    count = family_of(edited.model).block_count(edited.model)
+    return [tuning_cost(edited, rows, placed(stage.settled(), written, count))]

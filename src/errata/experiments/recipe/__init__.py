@@ -1,0 +1,1 @@
+"""A whole experiment as one YAML file: schema, stages, resume."""

@@ -1,0 +1,277 @@
+"""Running a recipe: stage after stage, each kept when it is done.
+
+    results/recipe/run_<NNN>/  params.json stages/<stage>.json summary.json report.md
+
+A stage's own run (`results/MEMIT/run_<NNN>`, `results/eval/run_<NNN>`) holds its results; what
+stands here says where. A recipe that was stopped is found again by its params: stages that are
+done are not done again, the one that was at work goes on from where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from errata.core.files import parse_json, reading_own, write_text
+from errata.core.text import counted
+from errata.data.case import Case, cases_digest
+from errata.data.datasets import Loaded, load_cases, reference_file
+from errata.experiments.edit_run import Plan, as_json, run_edits
+from errata.experiments.eval_run import Asking, run_evaluation
+from errata.experiments.recipe.schema import (
+    CaseChoice,
+    EditStage,
+    EvalStage,
+    ModelChoice,
+    Recipe,
+    Stage,
+)
+from errata.experiments.recipe.tuning_stages import tuning_stage
+from errata.experiments.run_folder import finished_run, run_folder
+from errata.experiments.tuning_run import take_tuned
+from errata.methods import method_named
+from errata.methods.edit import Prepared, prepare
+from errata.methods.presets import merged
+from errata.methods.published_hparams import read_hparams
+from errata.metrics.scores import markdown_table, read_scores, score_rows
+from errata.models.loading import first_device
+from errata.patches.edited_model import EditedModel, load
+from errata.patches.patch import Patch
+from errata.statistics.store import Store
+
+Progress = Callable[[int, int], None]
+EDITED = "what was edited"
+"""The name, in an evaluation's params, of the cases of the edit before it."""
+
+
+class Surroundings(NamedTuple):
+    """Where a recipe runs, and how it tells what it does."""
+
+    results: Path
+    cache: Path
+    """Where datasets and second moments are kept."""
+    bar: Callable[[str], AbstractContextManager[Progress]]
+    """Gives a progress bar."""
+    tell: Callable[[str], None]
+    """Tells what a user should know while it runs."""
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe did."""
+
+    folder: Path
+    stages: dict[str, dict[str, Any]]
+    """Per stage its run, its patches, its summary."""
+    before: bool = False
+    """Whether all of it was done by an earlier run."""
+
+
+def load_choice(choice: ModelChoice) -> EditedModel:
+    """Load the model that a recipe names."""
+    if choice.name == "demo":
+        torch.set_num_threads(1)  # so small a model only loses time on others
+    return load(
+        choice.name,
+        path=choice.path,
+        adapter=choice.adapter,
+        adapter_kind=choice.adapter_kind,
+        dtype=choice.dtype,
+        device=choice.device or first_device(),
+        patches=choice.patches,
+        allow_base=choice.allow_base,
+    )
+
+
+def load_all(recipe: Recipe, around: Surroundings) -> dict[str, Loaded]:
+    """Read the cases of every stage, so that what is wrong with them is known at once."""
+    found: dict[str, Loaded] = {}
+    for name, stage in ((n, s) for n, s in recipe.stages() if isinstance(s, CaseChoice)):
+        if stage.dataset is None:
+            found[name] = found["edit"]
+        else:
+            found[name] = _load(stage, around)
+        if found[name].skipped:
+            skipped = counted(len(found[name].skipped), "broken record")
+            around.tell(f"{name}: left out {skipped}")
+    return found
+
+
+def _load(stage: CaseChoice, around: Surroundings) -> Loaded:
+    cache, texts = around.cache / "datasets", None
+    if isinstance(stage, EvalStage) and stage.generate and stage.references is not None:
+        texts = reference_file(stage.references, cache)
+    assert stage.dataset is not None
+    return load_cases(
+        stage.dataset,
+        stage.limit,
+        stage.offset,
+        seed=stage.seed,
+        skip_invalid=stage.skip_invalid,
+        cache=cache,
+        references=texts,
+    )
+
+
+def prepare_stage(edited: EditedModel, stage: EditStage, around: Surroundings) -> Prepared:
+    """Settle the method's settings for the model, and find or measure the moments it needs."""
+    with around.bar("second moment") as progress:
+        ready = prepare(
+            edited,
+            method_named(stage.method),
+            settings_of(stage, around),
+            store=Store(around.cache / "moments"),
+            corpus=stage.corpus,
+            tokens=stage.tokens,
+            progress=progress,
+            say=around.tell,
+        )
+    for note in ready.warnings:
+        around.tell(note)
+    return ready
+
+
+def settings_of(stage: EditStage, around: Surroundings) -> dict[str, Any]:
+    """Return the settings that a recipe gives, those of its hyperparameter file below them."""
+    if stage.hparams is None:
+        return dict(stage.settings)
+    read = read_hparams(Path(stage.hparams), method_named(stage.method))
+    if read.unused:
+        around.tell(f"{stage.hparams}: not used here: {', '.join(read.unused)}")
+    return merged(read.settings, stage.settings)
+
+
+def run_recipe(recipe: Recipe, around: Surroundings, *, again: bool = False) -> Outcome:
+    """Run every stage that is not done; `again` does all of a finished recipe once more.
+
+    Raises `ErrataError` for datasets, models or settings that are not valid, before the first
+    stage begins where that can be known.
+    """
+    cases = load_all(recipe, around)
+    edited = load_choice(recipe.model)
+    params = {
+        "recipe": recipe.model_dump(mode="json"),
+        "model": edited.base.model_dump(),
+        "patches": [patch.digest for patch in edited.patches],
+        "cases": {name: cases_digest(loaded.cases) for name, loaded in cases.items()},
+    }
+    done = None if again else finished_run(around.results, "recipe", params)
+    if done is not None:
+        with reading_own(done / "summary.json"):
+            return Outcome(done, dict(parse_json((done / "summary.json").read_text("utf-8"))), True)
+    with run_folder(around.results, "recipe", params, around.command) as (folder, _):
+        told: dict[str, dict[str, Any]] = {}
+        for name, stage in recipe.stages():
+            path = folder / "stages" / f"{name}.json"
+            found = _kept(path, edited, around.results) if path.exists() else None
+            if found is None:
+                found = _run_stage(recipe, edited, stage, cases.get(name), around)
+                write_text(path, json.dumps(found, indent=1) + "\n")
+            told[name] = found
+        write_text(folder / "report.md", _report(folder, recipe, told, around))
+        write_text(folder / "summary.json", json.dumps(told, indent=1) + "\n")
+    return Outcome(folder, told)
+
+
+def _kept(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | None:
+    """Read what a stage left and put its patches on; None where they are gone."""
+    with reading_own(path):
+        found: dict[str, Any] = parse_json(path.read_text("utf-8"))
+        patches = [results / name for name in found["patches"]]
+    if "tuned" in found:
+        return found if take_tuned(edited, results / str(found.get("run"))) else None
+    if not all(patch.exists() for patch in patches):
+        return None
+    for patch in patches:
+        edited.apply(Patch.load(patch))
+    return found
+
+
+def _run_stage(
+    recipe: Recipe, edited: EditedModel, stage: Stage, loaded: Loaded | None, around: Surroundings
+) -> dict[str, Any]:
+    if not isinstance(stage, CaseChoice):
+        fresh = partial(load_choice, recipe.model)
+        return tuning_stage(edited, stage, fresh, *around[:3], around.command)
+    assert loaded is not None
+    if isinstance(stage, EditStage):
+        return _edit(edited, stage, loaded.cases, around)
+    return _evaluate(edited, stage, loaded, around)
+
+
+def _edit(
+    edited: EditedModel, stage: EditStage, cases: Sequence[Case], around: Surroundings
+) -> dict[str, Any]:
+    ready = prepare_stage(edited, stage, around)
+    plan = Plan(batch_size=stage.batch_size, sequential=stage.sequential)
+    with around.bar("edits") as progress:
+        run = run_edits(
+            edited,
+            cases,
+            ready.method,
+            ready.moments,
+            plan,
+            around.results,
+            command=around.command,
+            progress=progress,
+        )
+    return {
+        "run": str(run.folder.relative_to(around.results)),
+        "patches": [str(path.relative_to(around.results)) for path in run.patches],
+        "summary": as_json(run.summary),
+    }
+
+
+def _evaluate(
+    edited: EditedModel, stage: EvalStage, loaded: Loaded, around: Surroundings
+) -> dict[str, Any]:
+    source = {"name": stage.dataset or EDITED, "path": str(loaded.path), "limit": stage.limit}
+    source |= {"offset": stage.offset, "seed": stage.seed, "skipped": len(loaded.skipped)}
+    with around.bar("cases") as progress:
+        found, folder = run_evaluation(
+            edited,
+            loaded.cases,
+            asking_of(stage),
+            around.results,
+            source,
+            around.command,
+            progress,
+        )
+    run = str(folder.relative_to(around.results))
+    return {"run": run, "patches": [], "summary": found.as_json()}
+
+
+def asking_of(stage: EvalStage) -> Asking:
+    """Return what a stage asks of every case."""
+    return Asking(
+        generate=stage.generate, max_new_tokens=stage.max_new_tokens, seed=stage.seed or 0
+    )
+
+
+def stage_rows(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return the columns and rows of a stage's table."""
+    after = read_scores(summary)
+    if "before" not in summary:
+        return ("figure", "value"), [[name, str(score)] for name, score in after.items()]
+    return ("figure", "before", "after"), score_rows(read_scores(summary["before"]), after)
+
+
+def _report(
+    folder: Path, recipe: Recipe, told: dict[str, dict[str, Any]], around: Surroundings
+) -> str:
+    plain = recipe.model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    parts = [f"# {folder.name}: {recipe.model.name}", f"```yaml\n{text}```"]
+    for name, found in told.items():
+        parts += [f"## {name}: {found['run']}", markdown_table(*stage_rows(found["summary"]))]
+    parts += [f"Made by `{around.command}`."] if around.command else []
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,248 @@
+"""Recipes: a whole experiment as one YAML file, checked before anything is done.
+
+    model: demo
+    edit: {dataset: demo, limit: 20, method: memit, settings: {moment_weight: 10}}
+    tune: {data: demo-new, preset: demo, settings: {method: lora}}
+    eval: {dataset: demo-zsre, generate: true}
+
+Stages run in the order edit, tune, eval, survival, whatever theirs in the file; `stages` runs
+them. A recipe is plain YAML: tags, anchors and keys that occur twice are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from errata.core.errors import ErrataError
+from errata.core.files import reason
+from errata.core.settings import LARGEST_SEED, Settings, describe
+from errata.data.datasets import is_known
+from errata.experiments.recipe.yaml_text import change_value, plain_yaml
+from errata.experiments.survival.settings import Matrix, defaults_for
+from errata.methods import METHODS, method_named
+from errata.methods.published_hparams import read_hparams
+from errata.tuning.settings import TuneStage
+
+
+class ModelChoice(Settings):
+    """The model that a recipe is about, as `errata.load` takes it."""
+
+    name: str
+    """A Hub name, a folder, or `demo`."""
+    path: str | None = None
+    """A checkpoint that is loaded in the name's place; blank means the name."""
+    adapter: str | None = None
+    """A PEFT LoRA or DoRA folder to merge into the model; blank for none."""
+    adapter_kind: Literal["lora", "dora"] | None = None
+    """What the adapter has to be."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Load in this dtype; auto: as stored."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 …; the first GPU when there is one."""
+    patches: tuple[str, ...] = ()
+    """Patches to put on first, in order."""
+    allow_base: bool = False
+    """Apply patches to another base all the same."""
+
+
+class CaseChoice(Settings):
+    """Which cases of which dataset."""
+
+    dataset: str | None = None
+    """A dataset's name (`errata ls datasets`) or a file of cases or requests."""
+    limit: int | None = Field(None, ge=1)
+    """Take so many cases."""
+    offset: int = Field(0, ge=0)
+    """Leave out the first cases."""
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
+    """Shuffle the cases first."""
+    skip_invalid: bool = False
+    """Leave out broken records, and count them."""
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, dataset: str | None) -> str | None:
+        if dataset is not None and not is_known(dataset):
+            raise ValueError("is no known dataset and no file; see `errata ls datasets`")
+        return dataset
+
+
+class EditStage(CaseChoice):
+    """Edit facts, in batches, and score what that did."""
+
+    method: str = "memit"
+    """The editing method; see `errata ls methods`."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the method, on top of the model's preset."""
+    hparams: str | None = None
+    """A published hyperparameter file, with the references' JSON keys; `settings` go before it."""
+    batch_size: int | None = Field(None, ge=1)
+    """Requests per batch; all at once when not given."""
+    sequential: bool = False
+    """Put batches on top of each other, not each on the unedited model."""
+    corpus: str | None = None
+    """Text for the second moment (see `errata stats`)."""
+    tokens: int | None = Field(None, ge=1)
+    """Tokens of it to use."""
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, method: str) -> str:
+        if method.lower() not in METHODS:
+            raise ValueError(f"is no known method: {', '.join(METHODS)}")
+        return method.lower()
+
+    @model_validator(mode="after")
+    def _has_cases(self) -> Self:
+        if self.dataset is None:
+            raise ValueError("says not what to edit; name a dataset or a file: dataset: NAME")
+        return self
+
+
+class EvalStage(CaseChoice):
+    """Ask the model, without and with its patches; without a dataset, about what was edited."""
+
+    generate: bool = False
+    """Also let the model write: answers, and texts about the subjects."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Longest written answer, in tokens."""
+    references: str | None = None
+    """Reference texts for CounterFact: a file, or `published`."""
+
+    @model_validator(mode="after")
+    def _is_written(self) -> Self:
+        if not self.generate and (self.references is not None or self.max_new_tokens != 32):
+            raise ValueError("references and max_new_tokens are of what is written: generate: true")
+        return self
+
+
+Stage = EditStage | EvalStage | TuneStage | Matrix
+
+
+class Recipe(Settings):
+    """A model and what is done with it, in order."""
+
+    model: ModelChoice
+    """The model; a plain name will do."""
+    edit: EditStage | None = None
+    """The edits."""
+    tune: TuneStage | None = None
+    """How it is fine-tuned then, edits included."""
+    eval: tuple[EvalStage, ...] = ()
+    """What is asked afterwards: one mapping, or a list of them."""
+    survival: Matrix | None = None
+    """A matrix of edits and tunings of the model as it is named, whatever was edited above."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(raw.get("model"), str):
+            raw = {**raw, "model": {"name": raw["model"]}}
+        if isinstance(raw, dict) and isinstance(raw.get("survival"), dict):
+            raw = {**raw, "survival": defaults_for(raw.get("model")) | raw["survival"]}
+        return raw
+
+    @field_validator("eval", mode="before")
+    @classmethod
+    def _one_or_many(cls, stages: Any) -> Any:
+        return [stages] if isinstance(stages, dict) else stages
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not any((self.edit, self.tune, self.eval, self.survival)):
+            raise ValueError("there is nothing to do; add edit, tune, eval or survival")
+        if self.edit is None and any(stage.dataset is None for stage in self.eval):
+            raise ValueError("eval: nothing is edited here, so its dataset must be named")
+        apart = self.edit and self.edit.batch_size is not None and not self.edit.sequential
+        if apart and (self.eval or self.tune):
+            raise ValueError(
+                "tune, eval: batches that each start from the unedited model leave no one edited "
+                "model; "
+                "say edit.sequential: true, or leave edit.batch_size out"
+            )
+        return self
+
+    def stages(self) -> Iterator[tuple[str, Stage]]:
+        """Yield what is to be done, in order, each under a name."""
+        if self.edit is not None:
+            yield "edit", self.edit
+        if self.tune is not None:
+            yield "tune", self.tune
+        for number, stage in enumerate(self.eval):
+            yield f"eval_{number}", stage
+        if self.survival is not None:
+            yield "survival", self.survival
+
+
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, with changes like `edit.limit=10` on top.
+
+    Everything that is wrong is told in one `ErrataError`.
+    """
+    try:
+        raw = plain_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ErrataError(
+            f"cannot read the recipe {path}: {reason(error)}",
+            "check the path and that the file is UTF-8",
+        ) from None
+    if raw is None:
+        raise ErrataError(f"{path}: the recipe is empty", "a recipe begins with `model: NAME`")
+    if not isinstance(raw, dict):
+        raise ErrataError(
+            f"{path} is no recipe: it holds {raw!r:.40}", "a recipe begins with `model: NAME`"
+        )
+    refused = []
+    for change in changes:
+        try:
+            change_value(raw, change)
+        except ErrataError as error:
+            refused.append(error)
+    return recipe_of(raw, str(path), refused)
+
+
+def recipe_of(
+    raw: dict[str, Any], name: str = "the recipe", refused: Sequence[ErrataError] = ()
+) -> Recipe:
+    """Check a recipe's content; everything that is wrong is told in one `ErrataError`.
+
+    `refused` are changes that could not be made to it.
+    """
+    problems = _method_problems(raw.get("edit"))
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems = [describe(error), *problems]
+    if len(refused) == 1 and not problems:
+        raise refused[0]
+    problems += [f"  {error.message}" for error in refused]
+    if problems:
+        raise ErrataError(
+            f"{name} is not valid:\n" + "\n".join(problems),
+            *dict.fromkeys(hint for error in refused for hint in error.hints),
+            "`errata run --help` names what a recipe may hold",
+        )
+    return recipe
+
+
+def _method_problems(edit: Any) -> list[str]:
+    """What is wrong with the method's settings, which the recipe itself cannot know."""
+    if not isinstance(edit, dict) or str(edit.get("method", "memit")).lower() not in METHODS:
+        return []
+    method, problems = method_named(str(edit.get("method", "memit"))), []
+    if isinstance(edit.get("settings"), dict):
+        try:
+            method.model_validate(edit["settings"])
+        except ValidationError as error:
+            problems.append(describe(error, "edit.settings."))
+            problems += [f"  edit.settings: {hint}" for hint in method.inside(error)]
+    if isinstance(edit.get("hparams"), str):
+        try:
+            read_hparams(Path(edit["hparams"]), method)
+        except ErrataError as error:
+            problems.append(f"  edit.hparams: {error.message}")
+    return problems

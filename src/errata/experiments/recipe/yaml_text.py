@@ -1,0 +1,85 @@
+"""Recipes as text: YAML that holds no more than names, numbers and lists, and changes to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from errata.core.errors import ErrataError
+
+DEEPEST = 50
+"""Levels that a recipe may have; it needs five."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML in which a key that occurs twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, unless a key occurs twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key!r} occurs twice", problem_mark=node.value[index][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def plain_yaml(text: str, name: str) -> Any:
+    """Read YAML; raises `ErrataError` for anchors, tags, double keys and what is too deep."""
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError("it is nested too deeply")
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise ValueError("anchors and aliases are not used here")
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where is not None else ""
+        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise ErrataError(
+            f"{name}{line} is not YAML that a recipe may hold: {reason}",
+            "a recipe is plain YAML: names, numbers, lists",
+        ) from None
+
+
+def change_value(raw: dict[str, Any], change: str) -> None:
+    """Make one change `a.b=c` to a recipe; `c` is read as YAML.
+
+    Raises `ErrataError` for one that cannot be made.
+    """
+    path, sign, value = change.partition("=")
+    parts = path.strip().split(".")
+    if not sign or not all(parts):
+        raise ErrataError(
+            f"cannot read the change {change!r}", "write it like --set edit.method=rome"
+        )
+    new = plain_yaml(value, f"--set {change}")
+    place: Any = raw
+    for number, part in enumerate(parts):
+        if isinstance(place, list):
+            if not part.isdecimal() or int(part) >= len(place):
+                raise ErrataError(
+                    f"{'.'.join(parts[:number])} is a list of {len(place)}, and {part!r} is none "
+                    "of its places",
+                    f"count from 0, as in --set {'.'.join(parts[:number])}.0.limit=5",
+                )
+            key: Any = int(part)
+        elif isinstance(place, dict):
+            key = part
+        else:
+            raise ErrataError(
+                f"cannot set {path}: {'.'.join(parts[:number])} is {place!r:.40}, "
+                "which has no parts"
+            )
+        if number == len(parts) - 1:
+            place[key] = new
+            return
+        if number == 0 and isinstance(place.get(key), str) and key == "model":
+            place[key] = {"name": place[key]}
+        place = place[key] if isinstance(place, list) else place.setdefault(key, {})

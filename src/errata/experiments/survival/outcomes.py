@@ -1,0 +1,112 @@
+"""What became of edits: classes, flip rate, decay, and tests between configurations.
+
+    Stable: worked → works        Erased: worked → fails
+    Emergent: failed → works      Impossible: failed → fails
+    flip rate = Erased / (Stable + Erased)        decay = (ES_edited - ES_tuned) / ES_edited
+
+An edit works when the new target is likelier than the true one (where there is no true one,
+when it is what the model says). With several seeds each edit has one outcome per seed; it is
+the edits that are drawn anew for intervals, so seeds do not pass for more edits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from errata.metrics.scores import Score, grouped_share, share
+
+CLASSES = ("stable", "erased", "emergent", "impossible")
+RESAMPLES = 2000
+
+Outcomes = Sequence[Sequence[bool]]
+"""Per edit, one outcome per seed."""
+
+
+def class_of(before: bool, after: bool) -> str:
+    """Return the class of one edit."""
+    if before:
+        return "stable" if after else "erased"
+    return "emergent" if after else "impossible"
+
+
+def class_shares(before: Outcomes, after: Outcomes) -> dict[str, Score]:
+    """Return the share of each class, and `flip_rate`, absent where no edit worked before."""
+    found = {}
+    pairs = [list(zip(b, a, strict=True)) for b, a in zip(before, after, strict=True)]
+    for name in CLASSES:
+        score = grouped_share([[class_of(b, a) == name for b, a in edit] for edit in pairs])
+        if score is not None:
+            found[name] = score
+    flips = grouped_share([[not a for b, a in edit if b] for edit in pairs])
+    if flips is not None:
+        found["flip_rate"] = flips
+    return found
+
+
+def decay(before: Sequence[float], after: Sequence[float]) -> Score | None:
+    """Return (mean before - mean after) / mean before over edits; None where that is 0/0.
+
+    The interval is a percentile bootstrap in which edits are drawn with both their values; where
+    all edits fared alike, so that drawing tells nothing, its open end is that of Wilson's.
+    """
+    then, now = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if not len(then) or then.mean() == 0:
+        return None
+
+    def lost(rows: np.ndarray) -> float:
+        mean = then[rows].mean()
+        return float((mean - now[rows].mean()) / mean) if mean else 0.0
+
+    value, low, high = _resampled(lost, len(then))
+    if low == high and value in (0.0, 1.0):
+        alike = share([bool(value)] * len(then))
+        assert alike is not None
+        low, high = alike.low, alike.high
+    return Score(value=value, low=low, high=high, n=len(then))
+
+
+def _resampled(figure: Callable[[np.ndarray], float], count: int) -> tuple[float, float, float]:
+    random = np.random.default_rng(0)
+    found = [figure(random.integers(0, count, count)) for _ in range(RESAMPLES)]
+    low, high = np.percentile(found, [2.5, 97.5])
+    value = figure(np.arange(count))
+    return value, min(value, float(low)), max(value, float(high))
+
+
+def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
+    """Return the two-sided p of McNemar's exact test on paired yes-or-no outcomes."""
+    only_one = sum(a and not b for a, b in zip(one, other, strict=True))
+    only_other = sum(b and not a for a, b in zip(one, other, strict=True))
+    n, k = only_one + only_other, min(only_one, only_other)
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def paired_bootstrap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return a two-sided p for the mean difference of paired values, pairs drawn anew."""
+    difference = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
+    random, count = np.random.default_rng(0), len(difference)
+    means = [difference[random.integers(0, count, count)].mean() for _ in range(RESAMPLES)]
+    below, above = float(np.mean(np.array(means) <= 0)), float(np.mean(np.array(means) >= 0))
+    return min(1.0, 2 * max(min(below, above), 1 / RESAMPLES))
+
+
+def compare(one: Outcomes, other: Outcomes) -> tuple[str, float]:
+    """Return the name of the test that fits, and its p: do as many edits work in both?"""
+    if all(len(edit) == 1 for edit in (*one, *other)):
+        return "exact McNemar", mcnemar([e[0] for e in one], [e[0] for e in other])
+    means = [[sum(edit) / len(edit) for edit in some] for some in (one, other)]
+    return "paired bootstrap over edits", paired_bootstrap(*means)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p values adjusted for their number (Holm 1979)."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    adjusted, highest = [0.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
+        adjusted[i] = highest
+    return adjusted

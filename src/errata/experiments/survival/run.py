@@ -1,0 +1,273 @@
+"""Going through a survival matrix, each piece kept when it is done.
+
+    results/survival/run_<NNN>/  params.json summary.json report.md *.csv *.png
+        base.json  edits/<method>-<n>/  controls/<tuning>.json  configurations/<name>.json
+
+The edits of a method and number are made once, the same tuning of the unedited model once, and
+both serve every configuration. A run that was stopped goes on with the piece, and within a
+tuning the step, that was at work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errata.core.files import parse_json, reading_own, write_text
+from errata.data.case import cases_digest
+from errata.data.instructions import Row, digest_of
+from errata.experiments.run_folder import finished_run, run_folder
+from errata.experiments.survival.figures import write_plots
+from errata.experiments.survival.measure import (
+    Questions,
+    displacement,
+    read_states,
+    save_states,
+    states_of,
+)
+from errata.experiments.survival.report import write_tables
+from errata.experiments.survival.settings import Matrix, Tuning
+from errata.experiments.survival.summary import as_json, read_configurations
+from errata.methods import METHODS, method_named
+from errata.methods.edit import prepare
+from errata.methods.presets import settle
+from errata.models.families import family_of
+from errata.patches.edited_model import EditedModel
+from errata.patches.patch import Patch
+from errata.statistics.store import Store
+from errata.tuning.guards import none_projected
+from errata.tuning.modules import moving, placed, tuned_blocks
+from errata.tuning.settings import TuneSettings
+from errata.tuning.train import check_length, tune
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Survival:
+    """A matrix at work."""
+
+    matrix: Matrix
+    fresh: Callable[[], EditedModel]
+    """Loads the unedited model anew."""
+    questions: Questions
+    rows: Sequence[Row]
+    """What is tuned on."""
+    store: Store | None
+    folder: Path
+    command: str | None
+    progress: Progress
+
+    def run(self) -> None:
+        """Do every piece that is not done yet."""
+        names = list(self.names())
+        for done, (method, count, tuning, seed) in enumerate(names):
+            self.progress(done, len(names))
+            self.configuration(method, count, tuning, seed)
+        self.progress(len(names), len(names))
+
+    def names(self) -> list[tuple[str, int, Tuning, int]]:
+        """Return the configurations: small numbers of edits first."""
+        tunings = [Tuning.parse(name) for name in self.matrix.tunings]
+        return [
+            (method, count, tuning, seed)
+            for count in self.matrix.edits
+            for method in self.matrix.methods
+            for tuning in tunings
+            for seed in self.matrix.seeds
+        ]
+
+    def base(self) -> dict[str, Any]:
+        """Ask the unedited model, once."""
+        path = self.folder / "base.json"
+        if not path.exists():
+            edited = self.fresh()
+            save_states(self.folder / "base.safetensors", states=self._states(edited))
+            _write(path, self.questions.ask(edited))
+        return _read(path)
+
+    def edits(self, method: str, count: int) -> Patch:
+        """Make the edits of a method, once, and ask the edited model."""
+        place = self.folder / "edits" / f"{method}-{count}"
+        patch, told = place / "patch.safetensors", place / "edited.json"
+        if not told.exists():
+            self.base()
+            edited = self.fresh()
+            if not patch.exists():
+                self._edit(edited, method, count).save(patch)
+                edited = self.fresh()
+            edited.apply(Patch.load(patch))
+            save_states(place / "states.safetensors", states=self._states(edited, count))
+            _write(told, self.questions.ask(edited, count))
+        return Patch.load(patch)
+
+    def _edit(self, edited: EditedModel, method: str, count: int) -> Patch:
+        ready = prepare(
+            edited,
+            method_named(method),
+            self.matrix.settings.get(method, {}),
+            store=self.store,
+            corpus=self.matrix.corpus,
+        )
+        requests = [case.request for case in self.questions.cases[:count]]
+        return edited.edit(requests, ready.method, moments=ready.moments, command=self.command)
+
+    def control(self, settings: TuneSettings, blocks: Sequence[int]) -> str:
+        """Tune the unedited model in the same places and ask it, once; return the piece's name."""
+        plain = settings.with_values(
+            shift_penalty=0.0,
+            project=False,
+            reapply=False,
+            blocks="all" if settings.blocks == "all" else ",".join(map(str, blocks)),
+        )
+        text = plain.model_dump_json()
+        name = f"{plain.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        path = self.folder / "controls" / f"{name}.json"
+        if not path.exists():
+            edited = self.fresh()
+            self._tune(edited, plain, name)
+            _write(path, {"settings": json.loads(text), **self.questions.ask(edited)})
+            self._clear(name)
+        return name
+
+    def configuration(self, method: str, count: int, tuning: Tuning, seed: int) -> None:
+        """Tune the edited model and ask it, and make what it is compared with."""
+        name = f"{method}-{count}-{tuning.name}-s{seed}"
+        path = self.folder / "configurations" / f"{name}.json"
+        if path.exists():
+            return
+        patch = self.edits(method, count)
+        edited = self.fresh()
+        edited.apply(patch)
+        settings = self.matrix.settings_of(tuning, seed)
+        blocks = tuned_blocks(edited.model, settings, edited.patches)
+        control = self.control(settings, blocks)
+        tuned = self._tune(edited, settings, name)
+        states = [
+            read_states(self.folder / place)["states"]
+            for place in ("base.safetensors", f"edits/{method}-{count}/states.safetensors")
+        ]
+        moves = displacement(states[0][:, : states[1].shape[1]], states[1],
+                             self._states(edited, count))  # fmt: skip
+        _write(
+            path,
+            {
+                "method": METHODS[method].label,
+                "edits": count,
+                "tuning": tuning.name,
+                "seed": seed,
+                "settings": settings.model_dump(mode="json"),
+                "blocks": list(blocks),
+                "edited": f"edits/{method}-{count}/edited.json",
+                "control": f"controls/{control}.json",
+                "losses": tuned,
+                "displacement": moves,
+                "tuned": self.questions.ask(edited, count),
+            },
+        )
+        self._clear(name)
+
+    def _states(self, edited: EditedModel, count: int | None = None) -> Any:
+        return states_of(edited, self.questions.cases[:count])
+
+    def _tune(self, edited: EditedModel, settings: TuneSettings, name: str) -> list[Any]:
+        found = tune(edited, self.rows, settings, self.folder / "work" / name)
+        return [list(pair) for pair in found.losses]
+
+    def _clear(self, name: str) -> None:
+        shutil.rmtree(self.folder / "work" / name, ignore_errors=True)
+
+
+def check_fit(matrix: Matrix, edited: EditedModel) -> None:
+    """Raise `ErrataError` where blocks, matrices or lengths are not such as the model has."""
+    model, family = edited.model, family_of(edited.model)
+    count = family.block_count(model)
+    for name in matrix.methods:
+        method, *_ = settle(
+            method_named(name), edited.name, count, dict(matrix.settings.get(name, {}))
+        )
+        written = {family.weight_name(block) for block in method.edited_blocks}
+        for tuning in map(Tuning.parse, matrix.tunings):
+            settings = matrix.settings_of(tuning, 0)
+            names = moving(model, placed(settings, method.edited_blocks, count), ())
+            check_length(model, settings)
+            if settings.project and not written & set(names):
+                raise none_projected()
+
+
+def run_survival(
+    matrix: Matrix,
+    fresh: Callable[[], EditedModel],
+    questions: Questions,
+    rows: Sequence[Row],
+    results: Path,
+    *,
+    store: Store | None = None,
+    command: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> tuple[dict[str, Any], Path]:
+    """Go through a matrix; return its figures, as `summary.json` holds them, and the folder.
+
+    Raises `ErrataError` for what does not fit the model, before the folder is made.
+    """
+    edited = fresh()
+    check_fit(matrix, edited)
+    params = _params(matrix, edited, questions, rows)
+    with run_folder(results, "survival", params, command) as (folder, _):
+        Survival(matrix, fresh, questions, rows, store, folder, command, progress).run()
+        shutil.rmtree(folder / "work", ignore_errors=True)
+        return finish(folder, command), folder
+
+
+def finished_survival(
+    matrix: Matrix, edited: EditedModel, questions: Questions, rows: Sequence[Row], results: Path
+) -> tuple[dict[str, Any], Path] | None:
+    """Return what `run_survival` returned for the same before; None where it never ended.
+
+    `edited` is the unedited model.
+    """
+    folder = finished_run(results, "survival", _params(matrix, edited, questions, rows))
+    if folder is None:
+        return None
+    with reading_own(folder / "summary.json"):
+        return dict(parse_json((folder / "summary.json").read_text("utf-8"))), folder
+
+
+def _params(
+    matrix: Matrix, edited: EditedModel, questions: Questions, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """Return what a run is found again by."""
+    texts = "\0".join(passage.text for passage in questions.passages)
+    return {
+        "model": edited.base.model_dump(),
+        "dtype": str(edited.model.dtype),
+        "matrix": matrix.model_dump(mode="json"),
+        "cases": cases_digest([*questions.cases, *questions.controls]),
+        "rows": digest_of(rows),
+        "tasks": {task.name: digest_of(task.rows) for task in questions.tasks},
+        "text": hashlib.sha256(texts.encode()).hexdigest() if texts else None,
+    }
+
+
+def finish(folder: Path, command: str | None = None) -> dict[str, Any]:
+    """Write tables, pictures, report and summary from what a matrix's pieces hold."""
+    configurations = read_configurations(folder)
+    pictures = write_plots(folder, configurations)
+    write_tables(folder, configurations, pictures, command)
+    summary = as_json(configurations)
+    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def _write(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False))

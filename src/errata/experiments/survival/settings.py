@@ -1,0 +1,155 @@
+"""What a survival matrix is: methods × numbers of edits × tunings × seeds. No torch here.
+
+A tuning is written `lora`, `dora` or `full`, then where (`@edited`, `@others`, `@3.4.5`; all
+blocks otherwise), then what guards the edits (`+penalty`, `+project`, `+reapply`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple, Self
+
+from pydantic import Field, field_validator
+
+from errata.core.errors import ErrataError
+from errata.core.settings import Settings
+from errata.methods import METHODS
+from errata.tuning.settings import TuneSettings, settle_tuning
+
+SHORT = {"edited-only": "lora@edited", "all-but-edited": "lora@others"}
+PENALTY = 30.0
+"""Weight of `+penalty` where none is given."""
+FOR_DEMO: dict[str, Any] = {
+    "dataset": "demo",
+    "data": "demo-new",
+    "hold_out": 128,
+    "text": "demo",
+    "preset": "demo",
+    "corpus": "demo",
+}
+"""What is asked of the embedded model unless other things are named."""
+GUARDS = ("penalty", "project", "reapply")
+_TUNING = re.compile(r"(lora|dora|full)(?:@(edited|others|\d+(?:\.\d+)*))?((?:\+[a-z]+)*)")
+
+
+def defaults_for(model: Any) -> dict[str, Any]:
+    """Return what a matrix begins with, for a model by its name or as recipes write it."""
+    choice = model if isinstance(model, dict) else {"name": model}
+    elsewhere = str(choice.get("path") or "").strip()
+    return FOR_DEMO if choice.get("name") == "demo" and not elsewhere else {}
+
+
+class Tuning(NamedTuple):
+    """One way to tune."""
+
+    method: str
+    blocks: str
+    """As in `TuneSettings`: all, edited, others, or a list."""
+    guards: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Tuning:
+        """Read a tuning; raises `ErrataError` for one that is not written as it should be."""
+        found = _TUNING.fullmatch(SHORT.get(text.strip().lower(), text.strip().lower()))
+        guards = tuple(sorted(filter(None, found[3].split("+")))) if found else ()
+        if found is None or not set(guards) <= set(GUARDS) or len(set(guards)) < len(guards):
+            raise ErrataError(
+                f"there is no tuning {text!r}",
+                "write lora, dora or full, then @edited, @others or @3.4.5, then any of "
+                + ", ".join(f"+{guard}" for guard in GUARDS),
+            )
+        return cls(found[1], (found[2] or "all").replace(".", ","), guards)
+
+    @property
+    def name(self) -> str:
+        """The tuning as it is written."""
+        where = "" if self.blocks == "all" else "@" + self.blocks.replace(",", ".")
+        return self.method + where + "".join(f"+{guard}" for guard in self.guards)
+
+
+class Matrix(Settings):
+    """What is edited, how it is tuned, and what is asked before and after."""
+
+    methods: tuple[str, ...] = ("memit",)
+    """Editing methods."""
+    edits: tuple[int, ...] = (100,)
+    """Numbers of edits, each in one batch."""
+    tunings: tuple[str, ...] = ("lora", "dora", "full")
+    """Ways to tune; see the head of this module."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the tunings."""
+    dataset: str = "demo"
+    """Cases to edit: a dataset's name or a file."""
+    controls: int = Field(100, ge=0)
+    """Cases behind those that are edited, of which nothing is edited: what else is forgotten."""
+    data: str
+    """Rows to tune on: .json, .jsonl or hf:DATASET."""
+    hold_out: int = Field(0, ge=0)
+    """The last rows are not tuned on but asked as a task."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to ask instead (see `errata tasks`)."""
+    task_data: str = "dataset"
+    """The folder that holds <task>/test.json."""
+    task_limit: int | None = Field(None, ge=1)
+    """Rows of each task."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Longest answer to a task, in tokens."""
+    text: str | None = None
+    """Text for perplexity: `wikitext2` or a file; none is read when not given."""
+    preset: str | None = None
+    """Settings of the tunings to begin with (see `errata tune`)."""
+    tune: dict[str, Any] = Field(default_factory=dict)
+    """Settings of all tunings, or of one method under its name, on top of the preset's."""
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of the editing methods, by method, on top of the model's presets."""
+    corpus: str | None = None
+    """Text for the second moment (see `errata stats`)."""
+
+    @field_validator("methods")
+    @classmethod
+    def _methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        named = tuple(method.strip().lower() for method in methods)
+        if unknown := [method for method in named if method not in METHODS]:
+            raise ValueError(f"knows no {', '.join(unknown)}; there are {', '.join(METHODS)}")
+        return named
+
+    @field_validator("edits")
+    @classmethod
+    def _edits(cls, edits: tuple[int, ...]) -> tuple[int, ...]:
+        if not edits or min(edits) < 1 or len(set(edits)) < len(edits):
+            raise ValueError("name at least one number, none below 1 and none twice")
+        return tuple(sorted(edits))
+
+    @field_validator("tunings")
+    @classmethod
+    def _tunings(cls, tunings: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            names = tuple(Tuning.parse(text).name for text in tunings)
+        except ErrataError as error:
+            raise ValueError(f"{error.message}; {error.hints[0]}") from None
+        if not names or len(set(names)) < len(names):
+            raise ValueError("name at least one tuning, and none twice")
+        return names
+
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> Self:
+        """Build, and check the settings of every tuning as well."""
+        matrix = cls.of(values)
+        for name in matrix.tunings:
+            matrix.settings_of(Tuning.parse(name), matrix.seeds[0] if matrix.seeds else 0)
+        return matrix
+
+    def settings_of(self, tuning: Tuning, seed: int) -> TuneSettings:
+        """Return all settings of a tuning."""
+        given = {k: v for k, v in self.tune.items() if not isinstance(v, dict)}
+        given |= self.tune.get(tuning.method, {})
+        weight = given.pop("shift_penalty", PENALTY)
+        given |= {
+            "method": tuning.method,
+            "blocks": tuning.blocks,
+            "seed": seed,
+            "shift_penalty": weight if "penalty" in tuning.guards else 0.0,
+            "project": "project" in tuning.guards,
+            "reapply": "reapply" in tuning.guards,
+        }
+        return settle_tuning(given, self.preset)

@@ -1,0 +1,201 @@
+"""A run of tasks on one model, kept part by part.
+
+    results/tasks/run_<NNN>/  params.json answers.jsonl summary.json report.md
+
+Both protocols stand side by side under their names. Written answers are kept in parts until
+the run is whole, a task of lm-eval once it is done; a run that was stopped goes on there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from errata.core.errors import ErrataError
+from errata.core.files import write_text
+from errata.core.settings import Settings
+from errata.data.instructions import digest_of
+from errata.data.templates import TemplateName, settle_template
+from errata.experiments.run_folder import run_folder
+from errata.metrics import lm_eval
+from errata.metrics import tasks as commonsense
+from errata.metrics.scores import Amount, Score, markdown_table
+from errata.patches.edited_model import EditedModel
+
+Found = dict[str, dict[str, Any]]
+"""Per task: its `protocol`, and its `figures` by name."""
+
+
+class Asking(Settings):
+    """What is asked, and how."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks whose answers are written: the eight by name, `all`, files, or hf:DATASET."""
+    harness: tuple[str, ...] = ()
+    """Tasks of lm-eval."""
+    data: str = "dataset"
+    """The folder that holds <task>/test.json."""
+    limit: int | None = Field(None, ge=1)
+    """Rows of each task."""
+    template: TemplateName = "auto"
+    """How an instruction becomes a prompt."""
+    beams: int = Field(4, ge=1)
+    """Beams of the search; the study's are 4."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Longest written answer, in tokens."""
+    shots: int | None = None
+    """Examples before each question, for lm-eval."""
+    mirror: str | None = None
+    """A folder with copies of Hub datasets."""
+    harness_folder: str | None = None
+    """Task files of your own, for lm-eval."""
+
+    @property
+    def protocol(self) -> str:
+        """The protocol of written answers, in words."""
+        return (
+            f"written: {self.beams} beams, {self.max_new_tokens} new tokens, "
+            "then the first answer word"
+        )
+
+
+def run_tasks(
+    edited: EditedModel,
+    asking: Asking,
+    results: Path,
+    command: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Found], Path]:
+    """Ask a model, and the one without its patches if it has any; return what was found.
+
+    Found are `after` and, with patches, `before`. Raises `ErrataError` for unknown tasks.
+    """
+    tasks = _tasks(asking)
+    asking = asking.with_values(template=settle_template(asking.template, edited.tokenizer))
+    params = {
+        "model": edited.base.model_dump(),
+        "dtype": str(edited.model.dtype),
+        "patches": [patch.digest for patch in edited.patches],
+        "asking": asking.model_dump(mode="json"),
+        "rows": {task.name: digest_of(task.rows) for task in tasks},
+    }
+    halves = ("before", "after") if edited.patches else ("after",)
+    found: dict[str, Found] = {}
+    lines: list[str] = []
+    with run_folder(results, "tasks", params, command) as (folder, _):
+        for half in halves:
+            as_it_is = edited.without_patches() if half == "before" else nullcontext()
+            with as_it_is:
+                found[half] = _written(edited, tasks, asking, folder, half, lines, progress)
+                found[half] |= _likelier(edited, asking, folder, half)
+        write_text(folder / "answers.jsonl", "".join(f"{line}\n" for line in lines))
+        write_text(folder / "report.md", _report(edited, found, folder, command))
+        plain = {half: as_json(some) for half, some in found.items()}
+        write_text(folder / "summary.json", json.dumps(plain, indent=1) + "\n")
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+    return found, folder
+
+
+def _tasks(asking: Asking) -> list[commonsense.Task]:
+    names: list[str] = []
+    for name in asking.tasks:
+        names += commonsense.WORDS if name == "all" else [name]
+    mirror = None if asking.mirror is None else Path(asking.mirror)
+    read = [commonsense.read_task(name, Path(asking.data), asking.limit, mirror) for name in names]
+    if len({task.name for task in read}) < len(read):
+        raise ErrataError("two tasks have one name", "name each once, and files differently")
+    return read
+
+
+def _written(
+    edited: EditedModel,
+    tasks: list[commonsense.Task],
+    asking: Asking,
+    folder: Path,
+    half: str,
+    lines: list[str],
+    progress: Callable[[int, int], None],
+) -> Found:
+    found: Found = {}
+    total, done = sum(len(task.rows) for task in tasks), 0
+    for task in tasks:
+        answered = commonsense.answer_rows(
+            edited,
+            task,
+            asking.template,
+            beams=asking.beams,
+            max_new_tokens=asking.max_new_tokens,
+            parts=folder / "parts" / half,
+            progress=_from(progress, done, total),
+        )
+        done += len(task.rows)
+        figures = commonsense.figures(answered)
+        found[task.name] = {"protocol": asking.protocol, "figures": figures}
+        for row, each in zip(task.rows, answered, strict=True):
+            record = {"half": half, "task": task.name, "right": row.right, **each._asdict()}
+            lines.append(json.dumps(record, ensure_ascii=False))
+    return found
+
+
+def _from(
+    progress: Callable[[int, int], None], before: int, total: int
+) -> Callable[[int, int], None]:
+    return lambda done, _: progress(before + done, total)
+
+
+def _likelier(edited: EditedModel, asking: Asking, folder: Path, half: str) -> Found:
+    found: Found = {}
+    for name in asking.harness:
+        path = folder / "parts" / half / f"lm-eval_{name}.json"
+        if path.exists():
+            kept = json.loads(path.read_text("utf-8"))
+        else:
+            scores = lm_eval.run_harness(
+                edited,
+                [name],
+                limit=asking.limit,
+                shots=asking.shots,
+                mirror=None if asking.mirror is None else Path(asking.mirror),
+                folder=None if asking.harness_folder is None else Path(asking.harness_folder),
+            )
+            kept = {task: {n: _kept(s) for n, s in some.items()} for task, some in scores.items()}
+            write_text(path, json.dumps(kept))
+        for task, some in kept.items():
+            figures = {n: (Amount if kind else Score)(**s) for n, (kind, s) in some.items()}
+            found[f"lm-eval:{task}"] = {"protocol": lm_eval.PROTOCOL, "figures": figures}
+    return found
+
+
+def _kept(score: Score) -> tuple[bool, dict[str, Any]]:
+    return isinstance(score, Amount), score.model_dump()
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    """Return figures as plain numbers."""
+    return {
+        task: {**each, "figures": {n: s.model_dump() for n, s in each["figures"].items()}}
+        for task, each in found.items()
+    }
+
+
+def _report(edited: EditedModel, found: dict[str, Found], folder: Path, command: str | None) -> str:
+    rows = [
+        [task, each["protocol"], half, name, str(score)]
+        for half, some in found.items()
+        for task, each in some.items()
+        for name, score in each["figures"].items()
+    ]
+    parts = [
+        f"# tasks, {folder.name}: {edited.name}",
+        markdown_table(("task", "protocol", "patches", "figure", "value"), rows),
+        "`accuracy` counts a text without an answer word as not right; `broken_format` is the "
+        "share of such texts. Figures of the two protocols are not comparable.",
+        *([f"Made by `{command}`."] if command else []),
+    ]
+    return "\n\n".join(parts) + "\n"

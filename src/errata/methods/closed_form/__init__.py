@@ -1,0 +1,1 @@
+"""The driver that closed-form methods share: keys, target search, residual, solve."""

@@ -1,0 +1,142 @@
+"""Which second moments a method is given: stored ones, or an estimate on a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from errata.core.errors import ErrataError
+from errata.data.corpus import read_corpus
+from errata.methods.alphaedit import TOKENS_PER_DIMENSION
+from errata.methods.closed_form.driver import ClosedForm
+from errata.models.families import family_of, width_of
+from errata.patches.edited_model import EditedModel
+from errata.statistics.accumulate import Told
+from errata.statistics.second_moment import SecondMoment
+from errata.statistics.store import Said, Store, measured
+
+QUICK_TOKENS_PER_DIMENSION = 5
+"""A quick estimate takes this many tokens per dimension of the key (arXiv 2506.04226: 2 to 10)."""
+
+
+class Wanted(NamedTuple):
+    """The moments that a method needs, and what they are to be measured on."""
+
+    blocks: tuple[int, ...]
+    corpus: str | None
+    """None: those that are stored are good enough."""
+    tokens: int | None
+    quick: bool
+    """Whether only an estimate is made."""
+
+
+def moments_wanted(
+    edited: EditedModel,
+    method: ClosedForm,
+    store: Store | None,
+    corpus: str | None = None,
+    tokens: int | None = None,
+    blocks: Sequence[int] | None = None,
+) -> Wanted:
+    """Decide which moments a method is given, without measuring any, for its blocks or others.
+
+    Never hours of it unasked: without a corpus only what is stored is used (the demo brings
+    its own text); with one, a quick estimate is made unless `tokens` says otherwise. Raises
+    `ErrataError` where moments are needed but neither stored nor to be measured.
+    """
+    blocks = tuple(method.edited_blocks if blocks is None else blocks)
+    if not method.needs_moment:
+        return Wanted((), None, None, False)
+    if corpus is not None or edited.name == "demo":
+        quick = edited.name != "demo" and tokens is None
+        limit = quick_tokens(edited, blocks) if quick else tokens
+        return Wanted(blocks, corpus or "demo", limit, quick)
+    if store is not None and store.best(edited, blocks) is not None:
+        return Wanted(blocks, None, None, False)
+    listed = ",".join(str(block) for block in blocks)
+    hints = [
+        f"measure them once: errata stats {edited.name} --blocks {listed} --corpus FILE.txt",
+        "or make a quick estimate now: add --corpus FILE.txt to this command",
+    ]
+    if "second_moment" in type(method).model_fields:
+        hints.append("or do without: --no-second-moment")
+    raise ErrataError(
+        f"{method.label} needs second moments of block{'s' * (len(blocks) != 1)} {listed}; "
+        f"none are stored for {edited.name}",
+        *hints,
+    )
+
+
+def moments_for(
+    edited: EditedModel,
+    method: ClosedForm,
+    store: Store | None,
+    corpus: str | None = None,
+    tokens: int | None = None,
+    progress: Told = lambda done, total: None,
+    say: Said = lambda line: None,
+    blocks: Sequence[int] | None = None,
+) -> tuple[Mapping[int, SecondMoment], list[str]]:
+    """Find or measure the moments that a method needs; also return lines that say which.
+
+    The second line says how settled a quick estimate is. See `moments_wanted` for what is measured.
+    """
+    wanted = moments_wanted(edited, method, store, corpus, tokens, blocks)
+    if not wanted.blocks:
+        return {}, []
+    if wanted.corpus is None:
+        stored = None if store is None else store.best(edited, wanted.blocks)
+        assert stored is not None, wanted
+        fewest = min(moment.count for moment in stored.values())
+        return stored, [f"second moment: stored, {fewest} tokens", *settled_lines(stored)]
+    get = measured if store is None else store.get
+    text = read_corpus(wanted.corpus)
+    moments = get(edited, text, wanted.blocks, tokens=wanted.tokens, progress=progress, say=say)
+    fewest = min(moment.count for moment in moments.values())
+    label = "quick estimate, " if wanted.quick else ""
+    line = f"second moment: {label}{fewest} tokens of {wanted.corpus}"
+    return moments, [line, *settled_lines(moments)]
+
+
+def shortages(moments: Mapping[int, SecondMoment]) -> list[str]:
+    """Return what second moments of too few tokens will be refused for, each thing once."""
+    told = []
+    for moment in moments.values():
+        width = moment.matrix.shape[0]
+        least = TOKENS_PER_DIMENSION * width
+        if is_singular(moment):
+            told.append(
+                f"the second moment of {moment.count} tokens is singular: it has {width} "
+                f"dimensions; ROME and MEMIT need more than {width} tokens, AlphaEdit at least "
+                f"{least}"
+            )
+        elif moment.count < least:
+            told.append(
+                f"{moment.count} tokens are too few for AlphaEdit, which needs at least {least}"
+            )
+    return list(dict.fromkeys(told))
+
+
+def is_singular(moment: SecondMoment) -> bool:
+    """Return whether so few tokens were read that the moment cannot be inverted."""
+    try:
+        moment.check_invertible()
+    except ErrataError:
+        return True
+    return False
+
+
+def settled_lines(moments: Mapping[int, SecondMoment]) -> list[str]:
+    """Say how settled the least settled of some moments is; nothing where none of them says."""
+    known = {b: m.convergence for b, m in moments.items() if m.convergence is not None}
+    if not known:
+        return []
+    worst = max(known, key=lambda block: (known[block].moved is None, known[block].moved or 0.0))
+    return [f"second moment of block {worst}: {known[worst].sentence()}"]
+
+
+def quick_tokens(edited: EditedModel, blocks: Sequence[int]) -> int:
+    """Return how many tokens a quick estimate takes: a few per dimension of the widest key."""
+    family = family_of(edited.model)
+    widths = [width_of(family.write(edited.model, block)) for block in blocks]
+    return QUICK_TOKENS_PER_DIMENSION * max(widths)

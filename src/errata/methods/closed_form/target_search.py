@@ -1,0 +1,179 @@
+"""Target values: what a block should say at the subject so that the model answers anew.
+
+For each request a vector δ, added at one block and position, is found by gradient descent
+(arXiv 2202.05262 eq. 4, 2210.07229 eq. 16) on
+
+    mean over prefixes of NLL(target) / tokens  +  kl · KL(now ‖ before)  +  decay · ‖δ‖ / ‖h₀‖²
+
+where the KL is that of the next-token distribution behind "{subject} is a" and h₀ is what
+stands there without a prefix. Many requests are searched at once, each exactly as if alone:
+rows share forward passes, only what δ can reach is computed (`tail`), a request leaves when
+its loss is small enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from errata.core.errors import ErrataError
+from errata.core.settings import Search
+from errata.methods.closed_form.keys import bare_rows, read_at
+from errata.methods.closed_form.target_loss import Objective
+from errata.models.hooks import Site, frozen
+from errata.models.precision import computing, ran_out_of_memory
+from errata.models.tokens import Rewrite
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a search found, in the order of the requests."""
+
+    initial: Tensor
+    """h₀: (n, d), float32."""
+    delta: Tensor
+    """δ: (n, d), float32."""
+    losses: tuple[Tensor, ...]
+    """Per request (evaluations, 4): total, NLL, weighted KL, weighted decay; float64."""
+    at_once: int | None = None
+    """How many requests were searched together at the end, fewer than asked for where memory
+    ran out; None where nothing was searched."""
+
+    @property
+    def values(self) -> Tensor:
+        """h₀ + δ: (n, d)."""
+        return self.initial + self.delta
+
+    def pick(self, indices: Sequence[int]) -> Targets:
+        """Return the targets of some requests."""
+        chosen = list(indices)
+        return Targets(
+            self.initial[chosen],
+            self.delta[chosen],
+            tuple(self.losses[i] for i in chosen),
+            self.at_once,
+        )
+
+
+def search_targets(
+    model: PreTrainedModel,
+    rewrites: Sequence[Rewrite],
+    block: int,
+    site: Site,
+    settings: Search,
+    *,
+    at_once: int = 16,
+    budget: int = 4096,
+) -> Targets:
+    """Search the target values of all requests at `block`.
+
+    `site` is what h₀ is read from: the block's output (MEMIT) or its MLP's (ROME); δ is
+    added there, which in a pre-norm block is the same as adding it to the block's output.
+    `at_once` requests are searched together, those of like length first, and half as many from
+    then on whenever memory runs out; a forward pass holds at most `budget` tokens. Neither
+    changes results beyond rounding.
+    """
+    with frozen(model), computing(settings.precision, model):
+        initial = read_at(model, bare_rows(rewrites), [site])[0].float()
+        lengths = [len(rewrite.rows[0].ids) - rewrite.rows[0].position for rewrite in rewrites]
+        order = sorted(range(len(rewrites)), key=lambda i: (lengths[i], i))
+        delta = torch.zeros_like(initial)
+        losses: list[Tensor] = [torch.empty(0, 4)] * len(rewrites)
+        start = 0
+        while start < len(order):
+            group = order[start : start + at_once]
+            done = _searched(
+                model, [rewrites[i] for i in group], block, initial[group], settings, budget
+            )
+            if done is None:
+                at_once = _fewer(model, len(group))
+                continue
+            delta[group], start = done[0], start + len(group)
+            for i, trace in zip(group, done[1], strict=True):
+                losses[i] = trace
+    return Targets(initial, delta, tuple(losses), at_once)
+
+
+def _searched(*search: Any) -> tuple[Tensor, list[Tensor]] | None:
+    """Search a group; None when memory ran out, with all that the try has held let go."""
+    try:
+        return _search_group(*search)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+    return None
+
+
+def _fewer(model: PreTrainedModel, count: int) -> int:
+    """Return half as many requests; one alone that does not fit is an `ErrataError`."""
+    if count == 1:
+        raise ErrataError(
+            "memory ran out while searching a single request",
+            "shorten its prompt, use fewer or shorter prefixes, or --precision autocast",
+        )
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return count // 2
+
+
+def _search_group(
+    model: PreTrainedModel,
+    rewrites: Sequence[Rewrite],
+    block: int,
+    initial: Tensor,
+    settings: Search,
+    budget: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """Search some requests together; return δ (n, d) and their loss rows."""
+    texts = Objective(model, rewrites, block, settings, budget)
+    delta = torch.zeros_like(initial, requires_grad=True)
+    found = torch.zeros_like(initial)
+    traces: list[list[Tensor]] = [[] for _ in rewrites]
+    optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
+    active = list(range(len(rewrites)))
+    scale = initial.norm(dim=1)  # (n,)
+    for step in range(settings.steps):
+        last = step == settings.steps - 1
+        optimizer.zero_grad(set_to_none=False)
+        with torch.set_grad_enabled(not last):
+            nll, kl = texts.losses(delta, active)
+            kl = settings.kl_weight * kl
+            decay = settings.weight_decay * delta.norm(dim=1) / scale**2
+            loss = nll + kl + decay
+        if not last:
+            loss.sum().backward()
+        row = torch.stack([loss, nll, kl, decay], dim=1).detach().cpu().double()
+        _check_finite(row[active], delta[active], step)
+        for i in active:
+            traces[i].append(row[i])
+        found[active] = delta.detach()[active]
+        active = [i for i in active if row[i, 0] >= settings.stop_at]
+        if last or not active:
+            break
+        optimizer.step()
+        with torch.no_grad():
+            length = delta.norm(dim=1)
+            longest = settings.clamp * scale
+            shrink = torch.where(length > longest, longest / length, torch.ones_like(length))
+            delta.mul_(shrink[:, None])
+    return found, [torch.stack(trace) for trace in traces]
+
+
+def _check_finite(row: Tensor, delta: Tensor, step: int) -> None:
+    """Raise `ErrataError` when the loss or δ of a request is NaN or infinite."""
+    if row.isfinite().all() and delta.isfinite().all():
+        return
+    if step == 0:
+        raise ErrataError(
+            "the loss is not finite before anything was changed",
+            "the model's weights or activations hold NaN or infinity; try --dtype float32",
+        )
+    raise ErrataError(
+        f"the search ran away: its loss is not finite after {step} steps",
+        "lower the learning rate or the clamp (--learning-rate, --clamp)",
+    )

@@ -1,0 +1,108 @@
+"""Published hyperparameter files, as the reference repositories write them.
+
+Their JSON keys (`layers`, `v_lr`, `mom2_update_weight` …) become settings of ours. Keys that
+say where a model keeps its modules, or how statistics were gathered, are not needed here and
+are named as unused; keys nobody knows are an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from errata.core.errors import ErrataError
+from errata.core.files import parse_json, reason
+from errata.methods.closed_form.driver import ClosedForm
+
+MANY_PREFIXES = 1000
+"""More prefixes than anybody wants, and few enough for the memory."""
+
+
+def _lengths(pairs: list[list[int]]) -> list[int]:
+    """Turn ROME's [[length, count], …] into one length per prefix."""
+    if sum(count for _, count in pairs) > MANY_PREFIXES:
+        raise ValueError(f"more than {MANY_PREFIXES} prefixes")
+    return [length for length, count in pairs for _ in range(count)]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+KEYS: Mapping[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
+    "layers": (("blocks",), _same),
+    "fact_token": (("position",), _same),
+    "v_num_grad_steps": (("search", "steps"), _same),
+    "v_lr": (("search", "learning_rate"), float),
+    "v_loss_layer": (("search", "loss_block"), _same),
+    "v_weight_decay": (("search", "weight_decay"), float),
+    "clamp_norm_factor": (("search", "clamp"), float),
+    "kl_factor": (("search", "kl_weight"), float),
+    "context_template_length_params": (("contexts", "prefix_lengths"), _lengths),
+    "mom2_adjustment": (("second_moment",), _same),
+    "mom2_update_weight": (("moment_weight",), float),
+    "nullspace_threshold": (("null_space_threshold",), float),
+    "L2": (("ridge",), float),
+}
+"""Reference key → path of our setting, and how its value is read."""
+
+UNUSED = (
+    *("alg_name", "model_name", "device", "stats_dir", "model_parallel", "fp16", "P_loc"),
+    *("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp"),
+    *("ln_f_module", "lm_head_module", "layer_selection", "batch_size", "max_length"),
+    *("mom2_dataset", "mom2_n_samples", "mom2_dtype", "source"),
+)
+"""Keys that the references need and we do not: families, corpora, devices are found otherwise."""
+
+
+class Read(NamedTuple):
+    """What a hyperparameter file says."""
+
+    settings: dict[str, Any]
+    """Settings of the method, nested."""
+    unused: tuple[str, ...]
+    """Keys that have no meaning here, or none for this method."""
+
+
+def read_hparams(path: Path, method: type[ClosedForm]) -> Read:
+    """Read a reference repository's JSON for a method.
+
+    Raises `ErrataError` for a file that cannot be read, or keys that nobody knows.
+    """
+    try:
+        values = parse_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ErrataError(
+            f"cannot read the hyperparameters in {path}: {reason(error)}",
+            "give a JSON file such as hparams/MEMIT/gpt2-xl.json of the published code",
+        ) from None
+    if not isinstance(values, dict):
+        raise ErrataError(
+            f"{path} holds no object with hyperparameters",
+            'write it as {"layers": [17], "v_lr": 0.5, …}',
+        )
+    unknown = [key for key in values if key not in KEYS and key not in UNUSED]
+    if unknown:
+        raise ErrataError(
+            f"{path} has keys that are not known: {', '.join(unknown)}",
+            f"known keys: {', '.join(KEYS)}",
+        )
+    settings: dict[str, Any] = {}
+    unused = []
+    for key, value in values.items():
+        parts, read = KEYS.get(key, ((), _same))
+        if not parts or parts[0] not in method.model_fields:
+            unused.append(key)
+            continue
+        place = settings
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+        try:
+            place[parts[-1]] = read(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ErrataError(
+                f"{path}: {key} cannot be {value!r:.80}",
+                "see a published file, such as hparams/MEMIT/gpt2-xl.json",
+            ) from None
+    return Read(settings, tuple(unused))

@@ -1,0 +1,151 @@
+"""How likely a model finds an answer after a prompt, given the answer's own earlier tokens.
+
+Rows of token ids are scored in batches by length. A row that is the beginning of another
+one (the same prompt with another target, a prompt that several records ask) is read off
+that other row: in a causal model what comes later changes nothing before it. So the two
+targets of a prompt cost one row unless both are longer than a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.core.errors import ErrataError
+from errata.models.families import positions_of
+from errata.models.hooks import frozen, logits_at
+from errata.models.tokens import (
+    TOKENS_AT_ONCE,
+    Row,
+    batches_by_length,
+    encode,
+    pad_right,
+    split_target,
+)
+
+
+class Likelihood(NamedTuple):
+    """How a model takes an answer after a prompt."""
+
+    nll: float
+    """Mean negative log-likelihood per answer token, nats."""
+    likeliest: bool
+    """Whether every answer token is the argmax, given those before it."""
+    correct: tuple[bool, ...] = ()
+    """The same for each answer token."""
+
+
+def likelihoods(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    budget: int = TOKENS_AT_ONCE,
+) -> list[Likelihood]:
+    """Score (prompt, answer) pairs, the answer with its separator."""
+    rows, room = [answer_row(tokenizer, *pair) for pair in pairs], positions_of(model)
+    for (prompt, _), row in zip(pairs, rows, strict=True):
+        if len(row.ids) > room:
+            raise ErrataError(
+                f"{prompt[:60]!r}… is {len(row.ids)} tokens long with its answer; "
+                f"the model reads {room}",
+                "shorten the prompt, or leave its record out",
+            )
+    return score_rows(model, rows, budget)
+
+
+def answer_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Row:
+    """Encode prompt and answer together; the row's targets are the answer's tokens."""
+    ids, targets = split_target(tokenizer, prompt, answer)
+    return Row(ids + targets[:-1], len(ids) - 1, targets)
+
+
+@torch.no_grad()
+def score_rows(
+    model: PreTrainedModel, rows: Sequence[Row], budget: int = TOKENS_AT_ONCE
+) -> list[Likelihood]:
+    """Score the targets of each row at its last `len(targets)` places."""
+    found: dict[int, Likelihood] = {}
+    shared = _shared(rows)
+    with frozen(model):
+        for held in _batches(rows, list(shared), budget):
+            members = [(line, i) for line, holder in enumerate(held) for i in shared[holder]]
+            ids = pad_right([rows[i].ids for i in held], model.device)
+            found.update(_read(model, ids, [(line, i, rows[i]) for line, i in members]))
+    return [found[i] for i in range(len(rows))]
+
+
+def tokens_run(rows: Sequence[Row], budget: int = TOKENS_AT_ONCE) -> int:
+    """Return how many tokens, padding included, `score_rows` runs through the model."""
+    batches = _batches(rows, list(_shared(rows)), budget)
+    return sum(len(held) * max(len(rows[i].ids) for i in held) for held in batches)
+
+
+def _batches(rows: Sequence[Row], held: Sequence[int], budget: int) -> list[list[int]]:
+    batches = batches_by_length([len(rows[i].ids) for i in held], budget)
+    return [[held[i] for i in batch] for batch in batches]
+
+
+def _shared(rows: Sequence[Row]) -> dict[int, list[int]]:
+    """Return, per row that must be run, the rows that can be read off it, itself included."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i].ids, reverse=True)
+    shared: dict[int, list[int]] = {}
+    holder = -1
+    for i in order:  # in this order a row comes right after those that it is the beginning of
+        if holder < 0 or rows[holder].ids[: len(rows[i].ids)] != rows[i].ids:
+            holder = i
+        shared.setdefault(holder, []).append(i)
+    return shared
+
+
+def _read(
+    model: PreTrainedModel, ids: Tensor, members: Iterable[tuple[int, int, Row]]
+) -> dict[int, Likelihood]:
+    members = list(members)
+    keep = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+    for line, _, row in members:
+        keep[line, len(row.ids) - len(row.targets) : len(row.ids)] = True
+    logits = logits_at(
+        model, keep, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+    )
+    says = logits.float().log_softmax(-1)  # (kept, vocabulary)
+    place = (keep.flatten().cumsum(0) - 1).view(keep.shape).cpu()
+    asked = torch.cat(
+        [place[line, len(row.ids) - len(row.targets) : len(row.ids)] for line, _, row in members]
+    ).to(ids.device)
+    targets = torch.tensor([t for _, _, row in members for t in row.targets], device=ids.device)
+    nll = -says[asked, targets].cpu().double()
+    if nll.isnan().any():
+        raise ErrataError(
+            f"the model's answers are not finite in {model.dtype}",
+            "load it in a wider dtype: --dtype float32, or bfloat16",
+        )
+    right = (says.argmax(-1)[asked] == targets).tolist()
+    found, start = {}, 0
+    for _, i, row in members:
+        end = start + len(row.targets)
+        hits = tuple(right[start:end])
+        found[i] = Likelihood(float(nll[start:end].mean()), all(hits), hits)
+        start = end
+    return found
+
+
+def perplexity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int = 100
+) -> float:
+    """Return exp(-Σ log p / N) of a text cut to `max_tokens` tokens, as kmeng01/rome takes it.
+
+    The sum runs over the N - 1 tokens that have one before them, and N counts the first as
+    well, so this is a little below the perplexity that language models are compared by.
+    """
+    ids = encode(tokenizer, text).ids[:max_tokens]
+    if len(ids) < 2:
+        raise ErrataError(
+            f"the text {text!r:.60} is too short for a perplexity", "give at least two tokens"
+        )
+    row = Row(ids[:-1], 0, ids[1:])
+    (found,) = score_rows(model, [row])
+    return float(torch.tensor(found.nll * len(row.targets) / len(ids), dtype=torch.float64).exp())

@@ -1,0 +1,162 @@
+"""Perplexity of a model on texts: per token, word and byte, in strided windows.
+
+    ppl = exp(Σ nll / N),  N the tokens predicted, the words, or the bytes
+
+Every token of a text is predicted once, the first one after the BOS (or, without one, the
+EOS). Windows hold `window` tokens; each but the first predicts the next `stride` tokens (the
+last one what is left), and sees as many before them as fit. With stride = window these are
+the windows of lm-eval's rolling log-likelihood. Padding fills batches and is never counted.
+
+Differs from lm-eval: a tokenizer that puts BOS before a text puts it twice there, behind the
+one that starts the window, and it is predicted and counted; `add_bos_token=False` avoids that.
+Differs from kmeng01/rome, whose divisor counts the first token although nothing predicts
+it (`likelihood.perplexity` gives that one): N tokens take N - 1 predictions there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.core.errors import ErrataError
+from errata.data.passages import Passage
+from errata.metrics.likelihood import score_rows
+from errata.metrics.scores import Amount
+from errata.models.families import positions_of
+from errata.models.tokens import TOKENS_AT_ONCE, Row
+
+WINDOW = 2048
+"""Longest window where none is named: lm-eval's for models that do not tell their length."""
+LOGITS_AT_ONCE = 2**27
+"""Numbers in the logits of one forward pass, at most."""
+ROWS_AT_ONCE = 64
+"""Windows between two reports of progress."""
+
+
+class Windowed(NamedTuple):
+    """How texts were cut."""
+
+    window: int
+    stride: int
+
+
+class Read(NamedTuple):
+    """What a model made of some texts."""
+
+    nll: tuple[float, ...]
+    """Σ -log p of each window's new tokens, nats."""
+    tokens: tuple[int, ...]
+    """How many those are."""
+    words: int
+    bytes: int
+    cut: Windowed
+
+    def figures(self) -> dict[str, Amount]:
+        """Return `token_perplexity`, `word_perplexity`, `byte_perplexity` and `bits_per_byte`.
+
+        Intervals: windows are drawn anew 2,000 times; words and bytes per token are taken as
+        given. `n` is the number of tokens, words or bytes.
+        """
+        counted = sum(self.tokens)
+        rate, low, high = self._rates()
+        found = {}
+        for name, n in (("token", counted), ("word", self.words), ("byte", self.bytes)):
+            value, least, most = (math.exp(each * counted / n) for each in (rate, low, high))
+            found[f"{name}_perplexity"] = Amount(value=value, low=least, high=most, n=n)
+        scale = counted / self.bytes / math.log(2)
+        found["bits_per_byte"] = Amount(
+            value=rate * scale, low=low * scale, high=high * scale, n=self.bytes
+        )
+        return found
+
+    def _rates(self) -> tuple[float, float, float]:
+        """Return nats per token, and the ends of its interval."""
+        nll, tokens = np.asarray(self.nll), np.asarray(self.tokens, dtype=float)
+        rate, count = float(nll.sum() / tokens.sum()), len(nll)
+        random = np.random.default_rng(0)
+        drawn = [random.integers(0, count, count) for _ in range(2000)]
+        low, high = np.percentile([nll[i].sum() / tokens[i].sum() for i in drawn], [2.5, 97.5])
+        return rate, min(rate, float(low)), max(rate, float(high))
+
+
+def cut_for(
+    model: PreTrainedModel, window: int | None = None, stride: int | None = None
+) -> Windowed:
+    """Return the window and stride to use; raises `ErrataError` for those that do not fit."""
+    most = positions_of(model)
+    wide = min(most, WINDOW) if window is None else window
+    step = wide if stride is None else stride
+    if not 1 <= wide <= most:
+        raise ErrataError(
+            f"a window of {wide} tokens does not fit a model that reads {most}",
+            f"give a window between 1 and {most}",
+        )
+    if not 1 <= step <= wide:
+        raise ErrataError(
+            f"a stride of {step} tokens would leave out some in windows of {wide}",
+            f"give a stride between 1 and {wide}",
+        )
+    return Windowed(wide, step)
+
+
+def windows_of(ids: Sequence[int], first: int, cut: Windowed) -> list[Row]:
+    """Cut a text's tokens into rows whose targets are, together, every token once.
+
+    `first` stands before the text and is not predicted.
+    """
+    rows, stream, done = [], (first, *ids), 0
+    while done < len(ids):
+        end = min(done + (cut.stride if done else cut.window), len(ids))
+        start = max(0, end - cut.window)
+        rows.append(Row(stream[start:end], done - start, tuple(ids[done:end])))
+        done = end
+    return rows
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that stands before a text: BOS, or EOS where there is none."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ErrataError(
+        "the tokenizer has neither BOS nor EOS to put before a text",
+        "set tokenizer.bos_token to the token that texts began with in training",
+    )
+
+
+def read_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    passages: Sequence[Passage],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Read:
+    """Let a model read texts; see the module's head for windows and what is counted."""
+    cut, first = cut_for(model, window, stride), first_token(tokenizer)
+    rows = []
+    for each in passages:
+        ids = tokenizer(each.text, add_special_tokens=False, verbose=False)["input_ids"]
+        rows += windows_of(ids, first, cut)
+    if not rows:
+        raise ErrataError("the texts hold no tokens", "give a text that says something")
+    vocabulary = model.config.get_text_config().vocab_size
+    budget = max(cut.window, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocabulary))
+    nll: list[float] = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        found = score_rows(model, some, budget)
+        nll += [each.nll * len(row.targets) for each, row in zip(found, some, strict=True)]
+        progress(start + len(some), len(rows))
+    return Read(
+        tuple(nll),
+        tuple(len(row.targets) for row in rows),
+        sum(each.words for each in passages),
+        sum(each.bytes for each in passages),
+        cut,
+    )

@@ -1,0 +1,1 @@
+"""Every quirk of a model or tokenizer: families, loading, tokens, hooks, partial runs."""

@@ -1,0 +1,172 @@
+"""Families: where each model type keeps its blocks and its MLP output matrix.
+
+A family is one row of data, keyed by `config.model_type`; nothing else in errata
+knows a model type. Weights are handled as W: (d_out, d_in), so that a layer computes
+W k + b; `Conv1D` (GPT-2) stores the transpose, and only `oriented` knows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from errata.core.errors import ErrataError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths of one model type; paths in `block_*` are relative to a block."""
+
+    blocks: str
+    """The list of blocks."""
+    block_mlp: str
+    """The MLP of a block."""
+    block_write: str
+    """The MLP's output matrix: the weight that editors change."""
+    block_attention: str
+    """The attention of a block."""
+    embedding: str
+    """The token embedding."""
+    block_post_norm: str | None = None
+    """The RMS norm between the MLP and the residual stream; None in most families."""
+
+    def block_count(self, model: PreTrainedModel) -> int:
+        """Return how many blocks the model has."""
+        return len(self._block_list(model))
+
+    def block(self, model: PreTrainedModel, index: int) -> nn.Module:
+        """Return block `index`, counted from 0; raises `ErrataError` when there is none."""
+        blocks = self._block_list(model)
+        if not 0 <= index < len(blocks):
+            raise ErrataError(
+                f"there is no block {index}: the model has blocks 0 to {len(blocks) - 1}",
+                f"choose blocks between 0 and {len(blocks) - 1}",
+            )
+        return blocks[index]
+
+    def mlp(self, model: PreTrainedModel, index: int) -> nn.Module:
+        """Return the MLP of block `index`."""
+        return self.block(model, index).get_submodule(self.block_mlp)
+
+    def attention(self, model: PreTrainedModel, index: int) -> nn.Module:
+        """Return the attention of block `index`."""
+        return self.block(model, index).get_submodule(self.block_attention)
+
+    def write(self, model: PreTrainedModel, index: int) -> nn.Module:
+        """Return the module that holds the MLP output matrix of block `index`."""
+        return self.block(model, index).get_submodule(self.block_write)
+
+    def post_norm(self, model: PreTrainedModel, index: int) -> nn.Module | None:
+        """Return the norm behind the MLP of block `index`; None where there is none."""
+        if self.block_post_norm is None:
+            return None
+        return self.block(model, index).get_submodule(self.block_post_norm)
+
+    def weight_name(self, index: int) -> str:
+        """Return the full parameter name of the MLP output matrix of block `index`."""
+        return f"{self.blocks}.{index}.{self.block_write}.weight"
+
+    def _block_list(self, model: PreTrainedModel) -> nn.ModuleList:
+        blocks = model.get_submodule(self.blocks)
+        assert isinstance(blocks, nn.ModuleList), type(blocks)
+        return blocks
+
+
+_LLAMA = Family(
+    blocks="model.layers",
+    block_mlp="mlp",
+    block_write="mlp.down_proj",
+    block_attention="self_attn",
+    embedding="model.embed_tokens",
+)
+_POST_NORM = replace(_LLAMA, block_post_norm="post_feedforward_layernorm")
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family("transformer.h", "mlp", "mlp.c_proj", "attn", "transformer.wte"),
+    "gptj": Family("transformer.h", "mlp", "mlp.fc_out", "attn", "transformer.wte"),
+    "gpt_neox": Family(
+        "gpt_neox.layers", "mlp", "mlp.dense_4h_to_h", "attention", "gpt_neox.embed_in"
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "phi": replace(_LLAMA, block_write="mlp.fc2"),
+    "phi3": _LLAMA,
+    "olmo2": _POST_NORM,
+    "gemma2": _POST_NORM,
+    "gemma3_text": _POST_NORM,
+    "gemma3": replace(
+        _POST_NORM,
+        blocks="model.language_model.layers",
+        embedding="model.language_model.embed_tokens",
+    ),
+}
+"""Every supported `config.model_type`. A new family is one row."""
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """Return the model's family by `config.model_type`; raises `ErrataError` for an unknown one."""
+    check_type(model.config.model_type)
+    return FAMILIES[model.config.model_type]
+
+
+def check_type(model_type: str) -> None:
+    """Raise `ErrataError` for a `config.model_type` that is no family's."""
+    if model_type not in FAMILIES:
+        raise ErrataError(
+            f"models of type {model_type!r} are not supported yet",
+            f"supported types: {', '.join(sorted(FAMILIES))}",
+            "a family is one row in errata/family.py; CONTRIBUTING.md shows how to add it",
+        )
+
+
+def positions_of(model: PreTrainedModel) -> int:
+    """Return how many tokens a model can see, where it says so."""
+    return int(
+        getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1_000_000
+    )
+
+
+def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
+    """View a tensor laid out like the module's weight as (d_out, d_in), or the other way round."""
+    return tensor.T if isinstance(module, Conv1D) else tensor
+
+
+def width_of(module: nn.Module) -> int:
+    """Return d_in of a module that holds a matrix."""
+    weight = module.get_parameter("weight")
+    return oriented(module, weight).shape[1]
+
+
+def weight_of(model: PreTrainedModel, name: str) -> tuple[nn.Module, nn.Parameter]:
+    """Return the module and parameter called `name`; raises `ErrataError` when it cannot be edited.
+
+    Weights that are offloaded (on `meta`) or split over devices are refused: an edit
+    written there would be lost.
+    """
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+        parameter = getattr(module, leaf)
+    except AttributeError:
+        parameter = None
+    if not isinstance(parameter, nn.Parameter):
+        raise ErrataError(
+            f"the model has no weight called {name}", "was the patch made for another architecture?"
+        )
+    if parameter.is_meta:
+        raise ErrataError(
+            f"{name} is offloaded; an edit there would be lost", "load the model onto one device"
+        )
+    if type(parameter.data) is not Tensor or not torch.is_floating_point(parameter):
+        raise ErrataError(
+            f"{name} is a {type(parameter.data).__name__} of {parameter.dtype}, "
+            "which cannot be edited in place",
+            "load the model unquantised and not split over devices",
+        )
+    return module, parameter

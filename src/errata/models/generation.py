@@ -1,0 +1,205 @@
+"""What a model writes by itself, and whether that holds the right answer.
+
+Teacher forcing asks what a model finds likely *given* the start of the answer; a user gets
+what it writes. So the same prompts are continued greedily until the model ends by itself,
+padded on the left and many at once, and the text is searched for the right answer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.data.case import Case
+from errata.metrics.scores import Score, grouped_share
+from errata.metrics.teacher_forced import KINDS, SAME_SUBJECT, prompts_of
+from errata.models.families import positions_of
+from errata.models.hooks import frozen
+from errata.models.tokens import TOKENS_AT_ONCE, batches_by_length, encode
+
+
+class Answer(NamedTuple):
+    """What a model wrote after one prompt of a case."""
+
+    kind: str
+    prompt: str
+    text: str
+    begins: bool | None
+    """Whether the text begins with the right answer; None where that is not known."""
+    holds: bool | None
+    """Whether the right answer stands anywhere in it."""
+
+
+def continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 32,
+    budget: int = TOKENS_AT_ONCE,
+    *,
+    beams: int = 1,
+) -> list[str]:
+    """Continue prompts until the model ends them, at most `max_new_tokens` tokens.
+
+    Greedily, or with more `beams` the likeliest text that the beam finds.
+    """
+    coded = [encode(tokenizer, prompt).ids for prompt in prompts]
+    different = sorted(set(coded))
+    found: dict[tuple[int, ...], str] = {}
+    lengths = [len(ids) + max_new_tokens for ids in different]
+    for batch in batches_by_length(lengths, max(1, budget // beams)):
+        # At the end of what a model can see each row has room of its own.
+        fits = max(lengths[i] for i in batch) <= positions_of(model)
+        for group in [batch] if fits else [[i] for i in batch]:
+            rows = [different[i] for i in group]
+            room = min(max_new_tokens, max(1, positions_of(model) - max(map(len, rows))))
+            settings = _settings(model, tokenizer, stop=True, max_new_tokens=room, num_beams=beams)
+            for ids, new in zip(rows, _written(model, rows, settings), strict=True):
+                found[ids] = str(tokenizer.decode(new, skip_special_tokens=True))
+    return [found[ids] for ids in coded]
+
+
+def free_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    tokens: int = 100,
+    top_k: int = 5,
+    seed: int = 0,
+    budget: int = TOKENS_AT_ONCE,
+) -> list[str]:
+    """Return prompts with what the model writes on, up to `tokens` tokens with the prompt.
+
+    Sampled from the `top_k` likeliest tokens and never stopped, as kmeng01/rome makes the
+    texts that fluency and consistency are taken from. Prompts of one length share a batch.
+    """
+    tokens = min(tokens, positions_of(model))
+    coded = [encode(tokenizer, prompt).ids for prompt in prompts]
+    by_length: defaultdict[int, list[int]] = defaultdict(list)
+    for i, ids in enumerate(coded):
+        by_length[len(ids)].append(i)
+    texts = list(prompts)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        for length, members in sorted(by_length.items()):
+            if length >= tokens:
+                continue
+            sampling = {"do_sample": True, "top_k": top_k} if top_k > 1 else {}
+            settings = _settings(
+                model, tokenizer, stop=False, max_new_tokens=tokens - length, **sampling
+            )
+            size = max(1, budget // tokens)
+            for start in range(0, len(members), size):
+                batch = members[start : start + size]
+                rows = [coded[i] for i in batch]
+                for i, new in zip(batch, _written(model, rows, settings), strict=True):
+                    whole = [*coded[i], *new.tolist()]
+                    texts[i] = str(tokenizer.decode(whole, skip_special_tokens=True))
+    return texts
+
+
+def _settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, stop: bool, **values: Any
+) -> dict[str, Any]:
+    """Return all that steers generation, so that nothing comes from the checkpoint's defaults."""
+    end = model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [tokenizer.eos_token_id if end is None else end]
+    ends = [token for token in ends if token is not None]
+    pads = [token for token in (tokenizer.pad_token_id, *ends, 0) if token is not None]
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        "temperature": 1.0,
+        "top_k": None,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "pad_token_id": pads[0],
+        "eos_token_id": ends if stop and ends else None,
+        **values,
+    }
+
+
+@torch.no_grad()
+def _written(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], settings: dict[str, Any]
+) -> Tensor:
+    """Return the new tokens of rows that are padded on the left: (rows, new), int64."""
+    width, pad = max(map(len, rows)), settings["pad_token_id"]
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    with frozen(model):
+        out: Tensor = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            **settings,
+        )
+    return out[:, width:]
+
+
+def answer_cases(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[Case],
+    max_new_tokens: int = 32,
+) -> list[list[Answer]]:
+    """Let the model answer every prompt of every case, and look for the right answer."""
+    asked = [prompts_of(case) for case in cases]
+    flat = [prompt.text for prompts in asked for prompt in prompts]
+    texts = iter(continuations(model, tokenizer, flat, max_new_tokens))
+    found = []
+    for case, prompts in zip(cases, asked, strict=True):
+        answers = []
+        for prompt in prompts:
+            text, right = next(texts), prompt.right
+            spaced = case.request.separator != ""
+            begins = None if right is None else stands_in(right, text, at_start=True, spaced=spaced)
+            holds = None if right is None else stands_in(right, text, spaced=spaced)
+            answers.append(Answer(prompt.kind, prompt.text, text, begins, holds))
+        found.append(answers)
+    return found
+
+
+def stands_in(answer: str, text: str, *, at_start: bool = False, spaced: bool = True) -> bool:
+    """Whether an answer stands in a text, or begins it, whole words and in any case of letters.
+
+    Scripts without spaces between words (`spaced=False`) have no word borders to look for.
+    """
+    pattern = re.escape(_plain(answer))
+    if spaced:
+        pattern = rf"(?<!\w){pattern}(?!\w)"
+    text = _plain(text)
+    return bool(re.match(pattern, text) if at_start else re.search(pattern, text))
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def summarise_answers(answers: Sequence[Sequence[Answer]]) -> dict[str, Score]:
+    """Return, per kind, the share of texts that begin with the right answer, and that hold it.
+
+    They are named `efficacy_generated`, `efficacy_generated_anywhere` and so on.
+    """
+    summary = {}
+    for kind in (*KINDS, SAME_SUBJECT):
+        rows = [[row for row in case if row.kind == kind] for case in answers]
+        for name, groups in (
+            (f"{kind}_generated", [[r.begins for r in c if r.begins is not None] for c in rows]),
+            (
+                f"{kind}_generated_anywhere",
+                [[r.holds for r in c if r.holds is not None] for c in rows],
+            ),
+        ):
+            score = grouped_share(groups)
+            if score is not None:
+                summary[name] = score
+    return summary

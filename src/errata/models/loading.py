@@ -1,0 +1,105 @@
+"""Checkpoints: a model and its tokenizer from a folder or the Hub, and why one cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from errata import assets
+from errata.core.errors import ErrataError
+from errata.models.families import check_type
+
+GATED = "gated repo"
+"""What the Hub's client says of a model whose licence was not accepted."""
+
+
+def first_device() -> str:
+    """Return the first GPU when there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pretrained(
+    name: str, dtype: torch.dtype | str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model by Hub name, folder or `demo`; `ErrataError` says why it cannot be had."""
+    source = str(assets.MODEL_DIR) if name == "demo" else name
+    try:
+        with quiet():
+            check_type(AutoConfig.from_pretrained(source).model_type)  # before gigabytes are read
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model, told = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True
+            )
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        raise _not_loaded(name, error) from None
+    if missing := sorted(told["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ErrataError(
+            f"the weights of {name} lack {missing[0]}{more}, which would be drawn at random",
+            "was its download or its export cut short? load another copy",
+        )
+    return model, tokenizer
+
+
+def _not_loaded(name: str, error: Exception) -> ErrataError:
+    """Say why a model cannot be loaded, and what to do about it."""
+    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if GATED in str(error) or GATED in str(error.__cause__):
+        return ErrataError(
+            f"{name} is gated: its owners let in only those who accept its licence",
+            f"accept it on https://huggingface.co/{name}, then log in here: hf auth login",
+        )
+    if Path(name).is_dir():
+        missing = [] if (Path(name) / "config.json").is_file() else ["it has no config.json"]
+        return ErrataError(
+            f"the folder {name} holds no model that can be loaded: {(*missing, told)[0]}",
+            "a model's folder has config.json, tokenizer.json and model.safetensors",
+        )
+    return ErrataError(
+        f"cannot load {name!r}: {told}",
+        "give a Hub name, a folder with config.json and weights, or `demo`",
+        "offline, only folders, cached models and `demo` can be loaded",
+    )
+
+
+def moved(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
+    """Put a model on a device; one that is not there is an `ErrataError`."""
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise ValueError("a model on meta has no weights")
+        return model.to(chosen)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ErrataError(
+            f"the model cannot be put on {str(device)!r}: {str(error).splitlines()[0]}",
+            "choose a device that is there, as `errata env` lists them: --device cpu",
+        ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let Transformers show no progress bars and no warnings for the time of a `with` block."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

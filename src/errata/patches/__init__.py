@@ -1,0 +1,1 @@
+"""Edits as artefacts: patches, the edited model that carries them, adapters, export."""

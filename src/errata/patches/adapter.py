@@ -1,0 +1,203 @@
+"""Adapters: a PEFT LoRA or DoRA folder put on top of a model, merged into its weights.
+
+    LoRA  W ← W + s B A                          (arXiv 2106.09685, eq. 3)
+    DoRA  W ← m (W + s B A) / ‖W + s B A‖        (arXiv 2402.09353, eq. 5)
+
+Merged, since editors read and write plain weights at their usual names. Only this module
+imports `peft` to load, which merges in the model's dtype and leaves what it touched frozen; the
+second is undone here.
+
+An adapter that was tuned on an edited model belongs on top of the patches that were there: a
+record beside it names them (`below`), and those that were added once more (`above`). In a whole
+checkpoint that was tuned both are part of the weights; its record tells what was below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from errata.core.errors import ErrataError
+from errata.models.families import weight_of
+from errata.models.identity import model_hash
+from errata.patches.patch import Patch, add, write
+
+KINDS = ("lora", "dora")
+RECORD = "errata.json"
+"""What stands beside an adapter or checkpoint that was tuned here."""
+CONFIG_FILE = "adapter_config.json"
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Tell whether a path is an adapter's folder, which is no model of its own."""
+    return os.path.isfile(Path(source) / CONFIG_FILE)
+
+
+class Tuned(NamedTuple):
+    """What a folder that was given as an adapter holds: an adapter, or a whole checkpoint."""
+
+    adapter: str | None
+    checkpoint: str | None
+    below: tuple[Patch, ...] = ()
+    """Patches that belong under the adapter, or are part of the checkpoint."""
+    above: tuple[Patch, ...] = ()
+    """Patches that were added once more, on top of it."""
+
+
+def find_tuned(source: str) -> Tuned:
+    """Find what was tuned: in a run of `errata tune`, an adapter's folder, or a checkpoint's.
+
+    Anything else is handed on as the name of an adapter.
+    """
+    for folder in (Path(source), Path(source) / "adapter"):
+        if is_adapter(folder):
+            return Tuned(str(folder), None, *_recorded(folder))
+    for folder in (Path(source), Path(source) / "checkpoint"):
+        if (folder / "config.json").is_file():
+            return Tuned(None, str(folder), *_recorded(folder))
+    return Tuned(source, None)
+
+
+def _recorded(folder: Path) -> tuple[tuple[Patch, ...], tuple[Patch, ...]]:
+    """Return the patches below and above what was tuned, from the record beside it."""
+    if not (folder / RECORD).is_file():
+        return (), ()
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        below, above = (list(record[name]) for name in ("below", "above"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ErrataError(
+            f"cannot read {folder / RECORD}: {error!r}", "copy its whole folder again"
+        ) from None
+    return (
+        tuple(Patch.load(folder / name) for name in below),
+        tuple(Patch.load(folder / name) for name in above),
+    )
+
+
+def merge_tuned(
+    model: PreTrainedModel, tuned: Tuned, config: Any, allow_base: bool = False
+) -> PreTrainedModel:
+    """Write the patches below, merge the adapter, add the patches above; in place.
+
+    Raises `ErrataError` when a patch below was made for other weights, unless `allow_base`, and
+    for what `merge_adapter` refuses.
+    """
+    assert tuned.adapter is not None
+    made_for = {patch.provenance.base.weights for patch in tuned.below}
+    if made_for and not allow_base and made_for != {model_hash(model)}:
+        raise ErrataError(
+            f"the adapter {tuned.adapter!r} was tuned on an edited "
+            f"{tuned.below[0].provenance.base.name}, and this is another model",
+            "load the model it was made for",
+            "to put it on all the same, say --allow-base (in Python: allow_base=True)",
+        )
+    names = {name for patch in tuned.below for name in patch.updates}
+    originals = {name: weight_of(model, name)[1].detach().clone() for name in names}
+    write(model, originals, tuned.below)
+    model = merge_adapter(model, tuned.adapter, config)
+    for patch in tuned.above:
+        for name, update in patch.updates.items():
+            add(model, name, update.delta())
+    return model
+
+
+def read_adapter(adapter: str, kind: str | None = None) -> Any:
+    """Read an adapter's configuration, from a folder or the Hub, and check its kind.
+
+    Raises `ErrataError` when `peft` is not installed, there is no such adapter, it is neither
+    LoRA nor DoRA, or it is not of the `kind` that is asked for.
+    """
+    check_kind(kind)
+    try:
+        from peft import PeftConfig
+    except ImportError:
+        raise ErrataError(
+            "adapters need the library peft, which is not installed", "pip install 'errata[tune]'"
+        ) from None
+    try:
+        if not is_adapter(adapter) and not _HUB_NAME.fullmatch(adapter):
+            raise ValueError(f"there is no {Path(adapter) / CONFIG_FILE}")
+        config = PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ErrataError(
+            f"cannot load the adapter {adapter!r}: {_reason(error)}",
+            f"give a folder with {CONFIG_FILE} and adapter_model.safetensors",
+            "no adapter at all is an empty path",
+        ) from None
+    found = _kind_of(config)
+    if found is None:
+        raise ErrataError(
+            f"the adapter {adapter!r} is of another kind: {_name(config.peft_type)}",
+            f"known kinds: {', '.join(KINDS)}",
+        )
+    if kind is not None and kind != found:
+        raise ErrataError(
+            f"the adapter {adapter!r} is {_title(found)}, not {_title(kind)}",
+            f"say --adapter-kind {found} (in Python: adapter_kind={found!r}), or leave it out",
+        )
+    return config
+
+
+def check_kind(kind: str | None) -> None:
+    """Raise `ErrataError` unless `kind` is None or one that is known."""
+    if kind is not None and kind not in KINDS:
+        raise ErrataError(
+            f"there is no kind of adapter {kind!r}", f"choose one of {', '.join(KINDS)}"
+        )
+
+
+def merge_adapter(model: PreTrainedModel, adapter: str, config: Any) -> PreTrainedModel:
+    """Merge an adapter into the model's weights, in place; return the plain model.
+
+    `config` is what `read_adapter` returned. Raises `ErrataError` when the adapter was made
+    for another architecture, is damaged, or holds numbers that are not finite.
+    """
+    from peft import PeftModel
+
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    config.inference_mode = True
+    try:
+        with warnings.catch_warnings():
+            # What PEFT calls in Transformers is its business, no user's.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = PeftModel(model, config)
+            found = wrapped.load_adapter(adapter, "default", is_trainable=False)
+        if lost := [*found.missing_keys, *found.unexpected_keys]:
+            raise ValueError(f"{len(lost)} of its tensors do not fit, {lost[0]} among them")
+        merged = wrapped.merge_and_unload(safe_merge=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ErrataError(
+            f"cannot put the adapter {adapter!r} on this model: {_reason(error)}",
+            f"was it made for another model? it names {config.base_model_name_or_path or 'none'}",
+        ) from None
+    for name, parameter in merged.named_parameters():
+        parameter.requires_grad_(flags.get(name, parameter.is_floating_point()))
+    return merged
+
+
+def _kind_of(config: Any) -> str | None:
+    if _name(config.peft_type) != "LORA":
+        return None
+    return "dora" if config.use_dora else "lora"
+
+
+def _name(peft_type: Any) -> str:
+    return str(getattr(peft_type, "value", peft_type))
+
+
+def _title(kind: str) -> str:
+    return {"lora": "LoRA", "dora": "DoRA"}[kind]
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__

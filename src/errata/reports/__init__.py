@@ -1,0 +1,1 @@
+"""How results look: tables and figures, for runs and the command line alike."""

@@ -1,0 +1,1 @@
+"""Second moments of MLP inputs: accumulate, factor, cut the null space, store."""

@@ -1,0 +1,298 @@
+"""The second moment C = E[k kᵀ] of a weight's inputs over a corpus, and its null space.
+
+C tells an editor which inputs the matrix already serves. It is measured for all blocks in
+one pass (see `collection`), kept as one safetensors file per weight under the identity of how
+it was measured, and never used for anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.core.distributed import ALONE, Ranks
+from errata.core.errors import ErrataError
+from errata.core.files import parse_json, reason, write_safetensors
+from errata.core.settings import Settings
+from errata.methods.closed_form.solve import Grown
+from errata.models.tokens import encode
+from errata.statistics.accumulate import Partial, Plan, Rows, Told, budget_for, collect, sample_keys
+from errata.statistics.convergence import Convergence, compare
+from errata.statistics.gram import panel_edges, whole
+from errata.statistics.null_space import NullSpace
+
+SAMPLED_KEYS = 256
+"""Keys that the convergence of a quick estimate is looked at on."""
+
+
+class MomentIdentity(Settings):
+    """How a second moment was measured; two that differ in any field are different moments."""
+
+    weights: str
+    """Hash of the base model's stored weights."""
+    tokenizer: str
+    """Hash of the tokenizer."""
+    corpus: str
+    """Hash of the text."""
+    tokens: int | None
+    """How many tokens were asked for; None for the whole corpus."""
+    length: int
+    """Texts are cut at this many tokens."""
+    weight: str
+    """Full name of the weight whose inputs were measured."""
+    dtype: str
+    """The dtype the model ran in."""
+
+    @property
+    def digest(self) -> str:
+        """A short name for file names."""
+        text = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def solving_device(device: torch.device) -> torch.device:
+    """Return where to solve in float64: the device itself, or the CPU beside one without."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """C = E[k kᵀ] of one weight: (d_in, d_in), with the identity of how it was measured."""
+
+    matrix: Tensor
+    """(d_in, d_in), float32, symmetric, not centred."""
+    count: int
+    """Tokens that went into the mean."""
+    identity: MomentIdentity | None = None
+    """Where it comes from; None for one made by hand."""
+    convergence: Convergence | None = None
+    """How settled it is; None where that was not looked at."""
+
+    def to(self, device: torch.device) -> SecondMoment:
+        """Return the same moment on another device."""
+        return replace(self, matrix=self.matrix.to(device))
+
+    @cached_property
+    def factor(self) -> Tensor | None:
+        """Lower Cholesky factor L of C in float64; None when C is not positive definite."""
+        factor, failed = torch.linalg.cholesky_ex(self.matrix.double())
+        return None if failed else factor
+
+    def solve(self, columns: Tensor) -> Tensor:
+        """Return C⁻¹ applied to columns (d_in, n), float64; a singular C is an `ErrataError`."""
+        columns = columns.to(self.matrix.device, torch.float64)
+        if self.factor is not None:
+            half = torch.linalg.solve_triangular(self.factor, columns, upper=False)
+            return torch.linalg.solve_triangular(self.factor.T, half, upper=True)
+        solved, failed = torch.linalg.solve_ex(self.matrix.double(), columns)
+        if failed or not solved.isfinite().all():
+            raise self.singular()
+        return solved
+
+    def check_invertible(self) -> None:
+        """Raise `ErrataError` when so few tokens were read that C cannot be inverted."""
+        width = self.matrix.shape[0]
+        if self.count >= width:
+            return
+        pivots = None if self.factor is None else self.factor.diagonal() ** 2
+        if pivots is None or pivots.min() < 1e-6 * pivots.max():
+            raise self.singular()
+
+    def singular(self) -> ErrataError:
+        """Return the error of a moment that cannot be inverted."""
+        return ErrataError(
+            f"the second moment of {self.count} tokens is singular: "
+            f"it has {self.matrix.shape[0]} dimensions and cannot be inverted",
+            "measure it on several times as many tokens as dimensions (`errata stats`)",
+        )
+
+    @cached_property
+    def _spaces(self) -> dict[tuple[float, bool], NullSpace]:
+        return {}
+
+    @cached_property
+    def _systems(self) -> dict[tuple[Any, ...], Grown]:
+        return {}
+
+    def grown(self, settings: tuple[Any, ...]) -> Grown:
+        """Return what earlier keys have left of the system that a method with `settings` solves."""
+        return self._systems.setdefault(settings, Grown())
+
+    def null_space(self, threshold: float, relative: bool = False) -> NullSpace:
+        """Return the directions with eigenvalues below `threshold` (of the largest, if `relative`).
+
+        Computed once, in float64: in float32 the cut can fall one direction off.
+        """
+        if (threshold, relative) not in self._spaces:
+            self._spaces[threshold, relative] = self._cut(threshold, relative)
+        return self._spaces[threshold, relative]
+
+    def _cut(self, threshold: float, relative: bool) -> NullSpace:
+        values, vectors = torch.linalg.eigh(self.matrix.double())
+        cut = threshold * float(values[-1]) if relative else threshold
+        unused = values < cut
+        if not unused.any():
+            raise ErrataError(
+                f"no direction of the second moment has an eigenvalue below {cut:.3g} "
+                f"(the smallest is {float(values[0]):.3g}), so nothing could be written",
+                "raise the null space threshold, or make it relative",
+            )
+        above = float(values[~unused][0]) if not unused.all() else float("inf")
+        return NullSpace.cut(vectors, unused, cut, float(values[unused][-1]), above)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of its numbers."""
+        data = self.matrix.detach().cpu().contiguous().numpy().data
+        return hashlib.sha256(data).hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors, whole or not at all."""
+        identity = None if self.identity is None else self.identity.model_dump()
+        settled = None if self.convergence is None else self.convergence.model_dump()
+        header = json.dumps(
+            {"count": self.count, "identity": identity, "convergence": settled}, sort_keys=True
+        )
+        write_safetensors(path, {"second_moment": self.matrix}, {"errata": header})
+
+    @classmethod
+    def load(cls, path: Path, expected: MomentIdentity | None = None) -> SecondMoment:
+        """Read one back; raises `ErrataError` when it is damaged or measured on something else."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header, matrix = (
+                    parse_json((file.metadata() or {}).get("errata", "")),
+                    file.get_tensor("second_moment"),
+                )
+            found = header["identity"] and MomentIdentity.model_validate(header["identity"])
+            settled = header.get("convergence")
+            settled = settled and Convergence.model_validate(settled)
+            count = int(header["count"])
+            square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+            if not square or matrix.dtype != torch.float32 or not matrix.isfinite().all():
+                raise ValueError("its matrix is not square, float32 and finite")
+            if count < 1:
+                raise ValueError(f"it was measured on {count} tokens")
+        except (
+            OSError,
+            SafetensorError,
+            LookupError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:
+            raise ErrataError(
+                f"{path} is not a second moment: {reason(error)}",
+                "delete it and run `errata stats`",
+            ) from None
+        if expected is not None and found != expected:
+            raise ErrataError(
+                f"the second moment in {path} was measured on something else: "
+                f"{_differences(found, expected)}",
+                "measure it again with `errata stats`",
+            )
+        return cls(matrix, count, found, settled)
+
+
+def _differences(found: MomentIdentity | None, expected: MomentIdentity) -> str:
+    if found is None:
+        return "it does not say on what"
+    ours, theirs = found.model_dump(), expected.model_dump()
+    return ", ".join(
+        f"{key} {ours[key]} instead of {theirs[key]}" for key in ours if ours[key] != theirs[key]
+    )
+
+
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    length: int,
+    max_tokens: int | None = None,
+) -> list[tuple[int, ...]]:
+    """Encode texts for statistics, each cut at `length` tokens, until `max_tokens` are reached.
+
+    An iterator is left behind the last text that was used.
+    """
+    rows, count = [], 0
+    for text in texts:
+        ids = encode(tokenizer, text).ids[:length]
+        if max_tokens is not None:
+            ids = ids[: max_tokens - count]
+        if ids:
+            rows.append(ids)
+            count += len(ids)
+        if max_tokens is not None and count >= max_tokens:
+            break
+    return rows
+
+
+def measure(
+    model: PreTrainedModel,
+    rows: Rows,
+    blocks: Sequence[int],
+    *,
+    budget: int | None = None,
+    held_out: Rows | None = None,
+    partial: Partial | None = None,
+    ranks: Ranks = ALONE,
+    progress: Told = lambda done, total: None,
+) -> dict[int, SecondMoment]:
+    """Measure C of every block in one pass over `rows` of token ids, stopping after the last block.
+
+    Padding is left out. With `held_out` rows (none of them: a few of `rows`) the moments also say
+    how far they are from settled. `budget` padded tokens are run at once; sums are kept in
+    `partial` on the way. `progress` is told (tokens done, tokens in all).
+    """
+    blocks = sorted(set(blocks))
+    if not any(rows):
+        raise ErrataError(
+            "there is no text to measure a second moment on", "give a corpus with text in it"
+        )
+    plan = Plan.of(rows, budget or budget_for(model.device), ranks)
+    sums = collect(
+        model,
+        rows,
+        blocks,
+        plan,
+        device=solving_device(model.device),
+        halves=held_out is not None,
+        partial=partial,
+        ranks=ranks,
+        progress=progress,
+    )
+    found = {b: SecondMoment(sums.grams.pop(b).mean(sums.tokens), sums.tokens) for b in blocks}
+    for block, moment in found.items():
+        if not moment.matrix.isfinite().all():
+            raise ErrataError(
+                f"the keys of block {block} are not finite in {model.dtype}",
+                "load the model in a wider dtype: --dtype float32, or bfloat16",
+            )
+    if held_out is None:
+        return found
+    keys = sample_keys(model, held_out or rows[-8:], blocks, SAMPLED_KEYS)
+    for block, moment in found.items():
+        panels = [panel / max(sums.half, 1) for panel in sums.halves.pop(block)]
+        half = SecondMoment(whole(panel_edges(len(moment.matrix)), panels), sums.half)
+        found[block] = replace(moment, convergence=_settled(keys[block], half, moment, held_out))
+    return found
+
+
+def _settled(
+    keys: Tensor, half: SecondMoment, full: SecondMoment, held_out: Rows
+) -> Convergence | None:
+    """Compare the solves; None where even all of the tokens are too few for one."""
+    if full.factor is None:
+        return None
+    keys = keys.to(full.matrix.device, torch.float64)
+    solved = None if half.factor is None else half.solve(keys)
+    return compare(keys, solved, full.solve(keys), bool(held_out))

@@ -1,0 +1,81 @@
+"""A logit lens: what each block would already answer, at every token.
+
+The final norm and the output head read the output of a block in place of the last one's, by the
+model's own forward (nostalgebraist 2020; soft-capping, scaling and biases included). At the last
+block it is what the model says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.models.families import family_of
+from errata.models.hooks import frozen
+from errata.models.recorded_run import Recording
+from errata.tracing.question import Question
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """What each block would answer after each token of a prompt."""
+
+    tokens: tuple[str, ...]
+    """The prompt's tokens as they are shown."""
+    answer: str
+    """The token whose probability is followed."""
+    answers: Array
+    """Its probability: (tokens, blocks)."""
+    said: tuple[tuple[str, ...], ...]
+    """The likeliest next token: (tokens, blocks)."""
+    likeliest: Array
+    """Its probability: (tokens, blocks)."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as lists of tokens of blocks."""
+        return {
+            "answers": self.answers.tolist(),
+            "said": [list(row) for row in self.said],
+            "likeliest": self.likeliest.tolist(),
+        }
+
+
+@torch.no_grad()
+def read_lens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: Question,
+    answer: int | None = None,
+) -> Lens:
+    """Read a question's prompt through the lens; `answer` is the token that is followed.
+
+    Without one it is the first token of the question's answer.
+    """
+    followed = question.targets[0] if answer is None else answer
+    ids = torch.tensor([question.ids[: question.length]], device=model.device)
+    shares, best, said = [], [], []
+    with frozen(model):
+        run = Recording.of(model, ids)
+        keep = torch.ones_like(ids, dtype=torch.bool)
+        for block in range(family_of(model).block_count(model)):
+            tail = run.tail(block, 0)
+            logits = tail.run(tail.states, keep, last_block=block)  # (tokens, vocabulary)
+            likely = logits.float().softmax(-1).cpu()
+            shares.append(likely[:, followed])
+            top, index = likely.max(-1)
+            best.append(top)
+            said.append([str(tokenizer.decode([i])) for i in index.tolist()])
+    return Lens(
+        tokens=question.tokens,
+        answer=str(tokenizer.decode([followed])),
+        answers=torch.stack(shares, dim=1).numpy(),
+        said=tuple(tuple(row) for row in zip(*said, strict=True)),
+        likeliest=torch.stack(best, dim=1).numpy(),
+    )

@@ -1,0 +1,130 @@
+"""Where to tune: the parameters that move, by blocks and by what their matrices do.
+
+The published code of the edit-decay study chose blocks but left `down_proj` out of them, so it
+never touched the matrix that was edited; here the MLP's output matrix is `down` in every
+family, asked of the family itself, and a test holds that what is named moves and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from errata.core.errors import ErrataError
+from errata.models.families import family_of
+from errata.patches.patch import Patch
+from errata.tuning.settings import TuneSettings
+
+_IN_ATTENTION = {
+    "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "out_proj": "o",
+    "c_proj": "o", "dense": "o",
+    "c_attn": "qkv", "qkv_proj": "qkv", "query_key_value": "qkv",
+}  # fmt: skip
+_IN_MLP = {
+    "up_proj": ("up",), "gate_proj": ("gate",), "gate_up_proj": ("gate", "up"), "c_fc": ("up",),
+    "fc_in": ("up",), "fc1": ("up",), "dense_h_to_4h": ("up",),
+}  # fmt: skip
+
+
+def edited_blocks(model: PreTrainedModel, patches: Iterable[Patch]) -> tuple[int, ...]:
+    """Return the blocks that patches change, ascending."""
+    path = family_of(model).blocks + "."
+    names = {name for patch in patches for name in patch.updates if name.startswith(path)}
+    return tuple(sorted({int(name.removeprefix(path).split(".")[0]) for name in names}))
+
+
+def tuned_blocks(
+    model: PreTrainedModel, settings: TuneSettings, patches: Sequence[Patch]
+) -> tuple[int, ...]:
+    """Return the blocks that settings name; raises `ErrataError` where there are none such."""
+    count = family_of(model).block_count(model)
+    if settings.blocks == "all":
+        return tuple(range(count))
+    edited = edited_blocks(model, patches)
+    if settings.blocks in ("edited", "others"):
+        if not edited:
+            raise ErrataError(
+                f"blocks: {settings.blocks}, but the model has no patch that tells which those are",
+                "put the patches on it: --patch P, or list the blocks: --blocks 3,4,5",
+            )
+        wanted = [b for b in range(count) if (b in edited) is (settings.blocks == "edited")]
+        if not wanted:
+            raise _no_others()
+        return tuple(wanted)
+    blocks = sorted({int(block) for block in settings.blocks.split(",")})
+    for block in blocks:
+        family_of(model).block(model, block)
+    return tuple(blocks)
+
+
+def _no_others() -> ErrataError:
+    return ErrataError("every block is edited, so there are no others", "tune all: --blocks all")
+
+
+def placed(settings: TuneSettings, written: Sequence[int], count: int) -> TuneSettings:
+    """Name the blocks of a tuning that is `edited` or `others`, as edits to come will write them.
+
+    `count` is how many blocks the model has; what guards the edits is put aside. Raises
+    `ErrataError` where the edits leave no others.
+    """
+    named = {"edited": written, "others": [b for b in range(count) if b not in written]}
+    blocks = settings.blocks
+    if blocks in named:
+        if not named[blocks]:
+            raise _no_others()
+        blocks = ",".join(map(str, named[blocks]))
+    return settings.with_values(blocks=blocks, shift_penalty=0.0, project=False, reapply=False)
+
+
+def matrices(model: PreTrainedModel, blocks: Iterable[int], roles: Sequence[str]) -> list[str]:
+    """Return the module paths of the matrices with these roles, block by block.
+
+    Raises `ErrataError` for a role that no matrix of the model has.
+    """
+    family = family_of(model)
+    found, missing = [], set(roles)
+    for block in blocks:
+        for path, module in family.block(model, block).named_modules():
+            has = _roles(path, module, family.block_write, family.block_attention)
+            if missing & has or has & set(roles):
+                missing -= has
+                found.append(f"{family.blocks}.{block}.{path}")
+    if missing:
+        raise ErrataError(
+            f"no matrix of this model is {' or '.join(sorted(missing))}",
+            "name others: --modules q,k,v,up,down",
+        )
+    return found
+
+
+def moving(
+    model: PreTrainedModel, settings: TuneSettings, patches: Sequence[Patch]
+) -> tuple[str, ...]:
+    """Return the full names of the parameters that tuning changes.
+
+    With roles the matrices alone, without (full tuning) all of the blocks; all of the model when
+    that is all blocks.
+    """
+    blocks, roles = tuned_blocks(model, settings, patches), settings.roles
+    if roles is not None:
+        return tuple(f"{path}.weight" for path in matrices(model, blocks, roles))
+    names = [name for name, _ in model.named_parameters()]
+    if settings.blocks == "all":
+        return tuple(names)
+    starts = tuple(f"{family_of(model).blocks}.{block}." for block in blocks)
+    return tuple(name for name in names if name.startswith(starts))
+
+
+def _roles(path: str, module: nn.Module, write: str, attention: str) -> set[str]:
+    """Return what a module of a block does, by its path within the block."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return set()
+    if path == write:
+        return {"down"}
+    leaf = path.rpartition(".")[2]
+    if path.startswith(f"{attention}."):
+        return set(_IN_ATTENTION.get(leaf, ""))
+    return set(_IN_MLP.get(leaf, ()))

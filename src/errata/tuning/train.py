@@ -1,0 +1,225 @@
+"""Tuning a model in place, with PEFT's adapters and Transformers' Trainer.
+
+The model is tuned as it stands, patches on it included. It ends as a plain model again: an
+adapter is saved and merged, gradient flags and modes are as found. A run that was stopped goes
+on from its last whole checkpoint and ends, bit for bit, as if it had not been: the Trainer keeps
+optimizer, schedule, order and random states, and what it has not finished writing is ignored.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from errata.core.errors import ErrataError
+from errata.data.instructions import Row, code_rows
+from errata.models.loading import quiet
+from errata.patches.edited_model import EditedModel
+from errata.patches.patch import add
+from errata.tuning.guards import Projection, ShiftPenalty, check_guards
+from errata.tuning.modules import moving
+from errata.tuning.settings import TuneSettings
+from errata.tuning.trainer import Keeper, last_whole, trainer_for
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning did."""
+
+    moved: tuple[str, ...]
+    """The parameters that were tuned."""
+    numbers: int
+    """How many numbers were trained: an adapter's, or the weights'."""
+    rows: int
+    cut: int
+    """Rows that were cut short."""
+    dropped: int
+    """Rows that were left out, since nothing of their answer was left."""
+    steps: int
+    losses: tuple[tuple[int, float], ...]
+    """Step and training loss."""
+    validation: tuple[tuple[int, float], ...]
+    """Step and loss on the rows set aside."""
+
+
+def tune(
+    edited: EditedModel,
+    rows: Sequence[Row],
+    settings: TuneSettings,
+    work: Path,
+    *,
+    adapter: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Tuned:
+    """Tune a model as it stands; it ends without patches, these being part of its weights.
+
+    `work` keeps checkpoints, for its caller to remove once what was made is kept; an adapter is
+    also written to `adapter`.
+    Raises `ErrataError` for settings that do not fit the model or its patches.
+    """
+    patches, model = tuple(edited.patches), edited.model
+    names = check_tuning(edited, settings)
+    train, held = _split(rows, settings)
+    code = (settings.template, settings.cutoff_len, settings.train_on_inputs)
+    coded = code_rows(edited.tokenizer, train, *code)
+    aside = code_rows(edited.tokenizer, held, *code).rows if held else []
+    if not coded.rows:
+        raise ErrataError(
+            f"no row has an answer within {settings.cutoff_len} tokens", "raise --cutoff-len"
+        )
+    penalty = (
+        ShiftPenalty.of(model, edited.tokenizer, patches, settings.shift_penalty)
+        if settings.shift_penalty
+        else None
+    )
+    projection = Projection.of(model, patches, names) if settings.project else None
+    edited.settle()
+    with _seeded(settings.seed), _tunable(model, names, settings) as wrapped:
+        if projection is not None:
+            projection()
+        trainer = trainer_for(wrapped, edited.tokenizer, coded.rows, aside, settings, work)
+        trainer.penalty = penalty
+        trainer.add_callback(Keeper(progress, projection))
+        with quiet():
+            trainer.train(resume_from_checkpoint=last_whole(work))
+        numbers = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+        if adapter is not None and settings.method != "full":
+            wrapped.save_pretrained(adapter)
+    for patch in patches if settings.reapply else ():
+        for name, update in patch.updates.items():
+            add(model, name, update.delta())
+    edited.settle()
+    history = trainer.state.log_history
+    return Tuned(
+        names,
+        numbers,
+        len(coded.rows),
+        coded.cut,
+        coded.dropped,
+        trainer.state.global_step,
+        tuple((each["step"], each["loss"]) for each in history if "loss" in each),
+        tuple((each["step"], each["eval_loss"]) for each in history if "eval_loss" in each),
+    )
+
+
+def check_tuning(edited: EditedModel, settings: TuneSettings) -> tuple[str, ...]:
+    """Return the parameters that will move; raises `ErrataError` for settings that do not fit."""
+    names = moving(edited.model, settings, edited.patches)
+    check_length(edited.model, settings)
+    check_guards(settings, edited.patches, names)
+    return names
+
+
+def _split(rows: Sequence[Row], settings: TuneSettings) -> tuple[list[Row], list[Row]]:
+    """Set the validation's rows aside, drawn by the seed."""
+    order = list(rows)
+    if settings.validation >= len(order):
+        raise ErrataError(
+            f"{settings.validation} of {len(order)} rows are set aside; none is left to tune on",
+            "set fewer aside: --validation N",
+        )
+    if settings.validation:
+        random.Random(settings.seed).shuffle(order)
+    return order[settings.validation :], order[: settings.validation]
+
+
+def check_length(model: PreTrainedModel, settings: TuneSettings) -> None:
+    """Raise `ErrataError` where rows may be longer than the model reads."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and settings.cutoff_len > most:
+        raise ErrataError(
+            f"rows of {settings.cutoff_len} tokens do not fit a model that reads {most}",
+            f"cut them: --cutoff-len {most}",
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed every source of chance for the time of the block, and put them back as found.
+
+    Nor does the block tell of libraries' coming changes.
+    """
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002, the Trainer's own kind
+    devices = list(range(torch.cuda.device_count()))
+    try:
+        with torch.random.fork_rng(devices), warnings.catch_warnings():
+            # What these libraries call in each other is their business, no user's.
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)  # noqa: NPY002
+
+
+@contextmanager
+def _tunable(model: PreTrainedModel, names: Sequence[str], settings: TuneSettings) -> Iterator[Any]:
+    """Give the model with the named parameters trainable and no others.
+
+    An adapter is merged when the block ends well, and taken off when it does not. Flags and
+    modes are put back.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    config = model.config.get_text_config()
+    cache = config.use_cache
+    wrapped: Any = None
+    try:
+        config.use_cache = False
+        if settings.method == "full":
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in set(names))
+            yield model
+        else:
+            wrapped = _with_adapter(model, names, settings)
+            yield wrapped
+            done, wrapped = wrapped, None
+            merged = done.merge_and_unload(safe_merge=True)
+            assert merged is model
+    finally:
+        if wrapped is not None:
+            wrapped.unload()
+        config.use_cache = cache
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+            model.disable_input_require_grads()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _with_adapter(model: PreTrainedModel, names: Sequence[str], settings: TuneSettings) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ErrataError(
+            "tuning an adapter needs the library peft, which is not installed",
+            "pip install 'errata[tune]'",
+        ) from None
+    paths = [name.removesuffix(".weight") for name in names]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=paths,
+        use_dora=settings.method == "dora",
+        fan_in_fan_out=isinstance(model.get_submodule(paths[0]), Conv1D),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    if settings.gradient_checkpointing:
+        model.enable_input_require_grads()
+    return get_peft_model(model, config)
