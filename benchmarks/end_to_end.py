@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.core.settings import Search
 from errata.methods import AlphaEdit, ClosedForm, Memit
+from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.settings import Search
 from errata.models.families import FAMILIES
 from errata.models.hooks import frozen
-from errata.models.tokens import Rewrite
 from errata.patches.patch import Base, Patch, Provenance, Update
 from errata.statistics.second_moment import SecondMoment, measure, token_rows
 from measure import Timing, cpu_seconds, gpt2_small, main, plain, rewrites, texts, tokenizer

@@ -28,12 +28,12 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from errata.methods import Memit
+from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.memory import group_bytes
 from errata.methods.closed_form.target_search import Targets
 from errata.models.families import family_of, width_of
 from errata.models.hooks import frozen
 from errata.models.precision import widened_bytes
-from errata.models.tokens import Rewrite
 from errata.patches.patch import Update
 from errata.statistics.second_moment import SecondMoment
 from measure import flops_of, machine, plain, rewrites

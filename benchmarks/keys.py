@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import Keys
 from errata.models.families import family_of
 from errata.models.hooks import frozen
-from errata.models.tokens import Rewrite, pad_right
+from errata.models.tokens import pad_right
 from measure import Timing, cpu_seconds, flops_of, gpt2_small, llama_128k, main, rewrites
 
 BLOCKS = {"gpt2-small": (3, 4, 5, 6, 7), "llama-128k": (2, 3, 4)}

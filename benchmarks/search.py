@@ -13,11 +13,11 @@ from functools import partial
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.core.settings import Search
+from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_search import Targets, search_targets
 from errata.models.families import family_of
 from errata.models.hooks import Site, frozen
-from errata.models.tokens import Rewrite
 from measure import Timing, cpu_seconds, flops_of, gpt2_small, llama_128k, main, plain, rewrites
 
 SEARCH = Search(steps=20, clamp=0.75)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata.core.settings import Search
 from errata.data.request import EditRequest
+from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.settings import Search
 from errata.models.families import family_of, oriented, weight_of
-from errata.models.tokens import Rewrite, Row
+from errata.models.tokens import Row
 
 Place = Literal["block", "mlp"]
 Solve = Callable[[Tensor, Tensor, int], Tensor]

@@ -20,8 +20,9 @@ from errata.data.corpus import read_corpus
 from errata.data.datasets import load_cases
 from errata.data.reference_texts import read_references
 from errata.data.request import check_batch
+from errata.experiments.published_results import published_summary
 from errata.experiments.recipe.schema import read_recipe
-from errata.experiments.results import published_summary, read_runs
+from errata.experiments.results import read_runs
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.methods import METHODS
 from errata.methods.published_hparams import read_hparams

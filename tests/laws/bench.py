@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from errata.data.request import EditRequest
 from errata.methods import METHODS, ClosedForm
+from errata.methods.closed_form.encoding import Rewrite, rewrite_of
 from errata.models.families import family_of
-from errata.models.tokens import Rewrite, rewrite_of
 from errata.patches.edited_model import EditedModel
 from errata.patches.patch import Base, Patch, Provenance, Update
 from errata.statistics.second_moment import SecondMoment, measure, token_rows

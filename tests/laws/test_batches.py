@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.core.settings import Search
-from errata.methods.closed_form.keys import keys_of, read_at
+from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.keys import keys_of
 from errata.methods.closed_form.residual import target_site
+from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_search import Targets, search_targets
 from errata.metrics.likelihood import Likelihood, likelihoods
 from errata.models.families import FAMILIES, family_of
 from errata.models.hooks import Site
-from errata.models.tokens import Rewrite, encode
+from errata.models.layerwise import read_at
+from errata.models.tokens import encode
 from errata.patches.edited_model import EditedModel
 from errata.statistics.second_moment import measure
 from laws.bench import (

@@ -8,10 +8,10 @@ import torch
 import errata.methods.closed_form.keys
 import errata.models.layerwise
 import errata.models.prefix_cache
-from errata.methods.closed_form.keys import Keys, bare_rows, keys_of, read_at
+from errata.methods.closed_form.keys import Keys, bare_rows, keys_of
 from errata.models.families import family_of, width_of
 from errata.models.hooks import Site, frozen
-from errata.models.layerwise import Climb
+from errata.models.layerwise import Climb, read_at
 from errata.patches.patch import add, keeping
 from laws.bench import closeness, edited_model, over_families, rewrites_of
 from laws.test_work import counted

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from errata.methods import METHODS
 from errata.methods.closed_form import residual
+from errata.methods.closed_form.encoding import Rewrite
 from errata.models.families import FAMILIES, family_of, oriented, weight_of, width_of
-from errata.models.tokens import Rewrite
 from errata.patches.edited_model import EditedModel
 from errata.patches.patch import add
 from laws.bench import closeness, edited_model, moments_of, over_families, over_methods, quick

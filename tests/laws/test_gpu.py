@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.core.settings import Search
+from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_search import Targets, search_targets
 from errata.models.hooks import Site
 from errata.patches.edited_model import EditedModel

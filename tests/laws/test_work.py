@@ -21,24 +21,21 @@ import errata.methods.closed_form.keys
 import errata.methods.closed_form.target_search
 import errata.models.prefix_cache
 from errata.core.errors import ErrataError
-from errata.core.settings import Search
 from errata.data.case import Case
 from errata.experiments.edit_run import Plan, run_edits
-from errata.methods.closed_form.keys import keys_of, read_at
-from errata.methods.closed_form.memory import (
-    Shape,
-    Texts,
-    group_bytes,
-    search_bytes,
-    searched_at_once,
-)
+from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.keys import keys_of
+from errata.methods.closed_form.memory import Texts, group_bytes, search_bytes, searched_at_once
+from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_loss import Objective
 from errata.methods.closed_form.target_loss import tokens_run as tokens_searched
 from errata.methods.closed_form.target_search import Targets, search_targets
 from errata.metrics.likelihood import answer_row, score_rows, tokens_run
 from errata.models.families import family_of
 from errata.models.hooks import Site, first_tensor, frozen
-from errata.models.tokens import Rewrite, Row
+from errata.models.layerwise import read_at
+from errata.models.shape import ModelShape
+from errata.models.tokens import Row
 from laws.bench import (
     closeness,
     edited_model,
@@ -273,7 +270,7 @@ def saved_bytes(model: PreTrainedModel, rewrites: list[Rewrite]) -> int:
 def test_the_memory_of_a_search_is_what_was_said(model_type: str) -> None:
     edited = edited_model(model_type)
     rewrites = rewrites_of(edited)
-    shape = Shape.of(edited.model)
+    shape = ModelShape.of(edited.model)
     said = sum(search_bytes(shape, BLOCK, Texts.of(rewrite)) for rewrite in rewrites)
     with frozen(edited.model):
         kept = saved_bytes(edited.model, rewrites)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from errata.methods import METHODS, ClosedForm
+from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import keys_of
-from errata.models.tokens import Rewrite
 from errata.patches.patch import Base, Patch, Provenance, Update
 from errata.statistics.null_space import NullSpace
 from errata.statistics.second_moment import SecondMoment

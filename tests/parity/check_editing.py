@@ -14,11 +14,12 @@ from torch import Tensor
 
 import plain
 from errata.methods import METHODS, ClosedForm
-from errata.methods.closed_form.keys import bare_rows, keys_of, read_at
+from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.keys import bare_rows, keys_of
 from errata.methods.closed_form.target_search import Targets
 from errata.models.families import oriented
 from errata.models.hooks import Site
-from errata.models.tokens import Rewrite
+from errata.models.layerwise import read_at
 from errata.patches.patch import Update, add, keeping
 from parity.recorded import Part, Recorded
 from parity.reference_ids import (

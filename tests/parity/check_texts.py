@@ -7,12 +7,12 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from errata.experiments.results import (
-    RunRecord,
+from errata.experiments.published_results import (
     published_lists,
     published_summary,
     read_reference_runs,
 )
+from errata.experiments.results import RunRecord
 from errata.metrics.likelihood import perplexity
 from errata.metrics.text_quality import TfIdf, n_gram_entropy, words
 from errata.models.generation import free_texts

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from errata.core.settings import Contexts, Search
 from errata.data.request import SLOT, EditRequest
-from errata.models.tokens import Encoded, Position, Rewrite, Row, encode, position_of
+from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.settings import Contexts, Search
+from errata.models.tokens import Encoded, Position, Row, encode, position_of
 
 ESSENCE = "{} is a"
 STOP_AT = 0.05

@@ -15,9 +15,10 @@ import torch
 
 import plain
 from errata.methods import METHODS, ClosedForm
+from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.target_search import Targets
 from errata.models.families import family_of
-from errata.models.tokens import Position, Rewrite, encode
+from errata.models.tokens import Position, encode
 from errata.patches.patch import Base, Patch, Provenance
 from parity.check_alphaedit import alphaedit_of
 from parity.check_editing import records_of

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from errata.core.errors import ErrataError
-from errata.data.instructions import IGNORE, Row, code_rows, read_rows
+from errata.data.instructions import Row, read_rows
 from errata.data.templates import ask, chat_prompt, settle_template
 from errata.metrics.tasks import answer_rows, figures, read_task
 from errata.patches.edited_model import load
+from errata.tuning.encode import IGNORE, code_rows
 from errata.tuning.settings import PRESETS, TuneSettings, settle_tuning
 from errata.tuning.train import tune
 from errata.tuning.trainer import collate

@@ -24,9 +24,9 @@ from errata.experiments.edit_run import Plan, run_edits
 from errata.methods import METHODS
 from errata.methods.edit import prepare
 from errata.methods.presets import presets
-from errata.metrics.scores import markdown_table
 from errata.metrics.teacher_forced import KINDS
 from errata.patches.edited_model import load
+from errata.reports.tables import markdown_table
 
 CASES = 100
 ROWS: tuple[tuple[str, str, Plan], ...] = (

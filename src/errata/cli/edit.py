@@ -192,8 +192,7 @@ def _run(
     loaded: str,
     json: bool,
 ) -> None:
-    from errata.experiments.edit_run import run_edits
-    from errata.methods.edit import already_said
+    from errata.experiments.edit_run import already_said, run_edits
 
     show_warnings(already_said(edited, [case.request for case in cases]))
     asked = _shown_prompts(cases)

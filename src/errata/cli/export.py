@@ -72,7 +72,8 @@ def export(
 
         raise no_patch(below)
 
-    from errata.patches.export import check_folder, export_lora, export_merged
+    from errata.core.files import check_folder
+    from errata.patches.export import export_lora, export_merged
 
     check_folder(folder)
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)

@@ -92,7 +92,7 @@ def show_edit(
 
     `loaded` is how a command names the model with all that is on it below the edit.
     """
-    from errata.metrics.scores import score_rows
+    from errata.reports.tables import score_rows
 
     console.verb(f"errata edit {edited.name}, {method.label}")
     for line in facts:
@@ -133,7 +133,8 @@ def show_edit(
 def show_plan(lines: Sequence[str], edited: EditedModel, costs: Sequence[Cost], json: bool) -> None:
     """Show what would be done and what it would cost; the sum of all stands last."""
     from errata.experiments.costs.editing import held_now
-    from errata.experiments.costs.flops import total, weight_bytes
+    from errata.experiments.costs.flops import total
+    from errata.models.shape import weight_bytes
 
     weights, rows = weight_bytes(edited.model), (*costs, total(costs))
     if json:

@@ -74,8 +74,9 @@ def show_trace(
     `said` are words on the noise, and the dataset that could be traced next; `before` tells that
     the trace was made by an earlier call, `nothing_lost` that nothing could come back.
     """
-    from errata.metrics.scores import probability
-    from errata.reports.figures import can_plot, readable, titled
+    from errata.core.text import probability
+    from errata.reports.figures import can_plot, readable
+    from errata.reports.trace_figures import titled
 
     low = float(found.low.mean())
     console.verb(f"errata trace {model}")
@@ -116,7 +117,8 @@ def show_averages(
 ) -> None:
     """Show average effects: a heat map and a table per kind, and what was left out."""
     from errata.experiments.trace_run import largest
-    from errata.reports.figures import can_plot, titled
+    from errata.reports.figures import can_plot
+    from errata.reports.trace_figures import titled
     from errata.tracing.averages import ROLES
 
     averages, window = run.averages, run.traces[0].window

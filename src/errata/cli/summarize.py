@@ -14,7 +14,7 @@ from errata.cli.options import Json
 from errata.core.text import counted
 
 if TYPE_CHECKING:
-    from errata.experiments.results import RunRecord
+    from errata.experiments.case_records import RunRecord
 
 TABLES = {
     "teacher-forced, success": ("efficacy", "paraphrase", "neighbourhood", "score"),
@@ -69,7 +69,7 @@ def summarize(
 
 
 def _as_json(run: RunRecord) -> dict[str, Any]:
-    from errata.experiments.results import published_summary
+    from errata.experiments.published_results import published_summary
 
     halves = {half: run.summary(half) for half in ("before", "after")}
     plain = {
@@ -92,7 +92,7 @@ def _title(run: RunRecord) -> str:
 
 
 def _show_one(run: RunRecord) -> None:
-    from errata.metrics.scores import score_rows
+    from errata.reports.tables import score_rows
 
     console.fact(_title(run))
     console.fact("means over cases with 95 % intervals; n is the number of prompts")
@@ -123,7 +123,7 @@ def _cell(summary: Mapping[str, Any], name: str) -> str:
 
 
 def _show_published(runs: list[RunRecord]) -> None:
-    from errata.experiments.results import published_summary
+    from errata.experiments.published_results import published_summary
 
     for run in runs:
         console.fact(_title(run))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -143,3 +144,47 @@ def reading_own(path: Path) -> Iterator[None]:
             f"{path} is damaged: {reason(error)}",
             "remove it and give the same command again: it is made anew",
         ) from None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `ErrataError` unless nothing is lost by writing a folder there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ErrataError(
+            f"{folder} is not empty" if folder.is_dir() else f"{folder} is a file",
+            "name another folder, or remove it first",
+        )
+
+
+@contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder beside `folder`, which takes its place when the block ends well."""
+    from safetensors import SafetensorError
+
+    check_folder(folder)
+    place = folder.resolve()
+    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    try:
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                if path.is_file():  # libraries differ in the permissions that they give
+                    path.chmod(temporary.stat().st_mode & 0o666)
+                _sync(path)
+            temporary.replace(place)
+            _sync(place.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise ErrataError(
+            f"cannot write {folder}: {getattr(error, 'strerror', None) or error}",
+            "check the folder, its permissions and free space",
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

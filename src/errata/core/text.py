@@ -18,3 +18,8 @@ def listed(problems: Sequence[str]) -> str:
     more = len(problems) - PROBLEMS_LISTED
     told = [*problems[:PROBLEMS_LISTED], *([f"… and {more} more"] if more > 0 else [])]
     return "\n".join(told)
+
+
+def probability(value: float, digits: int = 2) -> str:
+    """Return a probability with so many decimals; with two significant digits below 0.01."""
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:z.{digits}f}"

@@ -11,21 +11,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerBase
 
 from errata.assets import WORLD_DIR
 from errata.core.errors import ErrataError
 from errata.core.settings import describe
 from errata.core.text import listed
 from errata.data.records import Fields, Text, records_of
-from errata.data.templates import TemplateName, ask
-from errata.models.tokens import split_target
 
-IGNORE = -100
-"""Label of a token that is not learnt."""
 DEMO_ROWS = {"demo-new": "instruct_new.jsonl", "demo-same": "instruct_same.jsonl"}
 """Rows of the demo's world: about newcomers, or about subjects of it that no case edits."""
 
@@ -43,14 +38,6 @@ class Row(Fields):
     def right(self) -> str:
         """What counts as the answer: `answer`, or the output without its full stop."""
         return (self.answer or self.output).strip().removesuffix(".")
-
-
-class Coded(NamedTuple):
-    """Rows in tokens, and how many lost their answer to the cutoff, in part or whole."""
-
-    rows: list[dict[str, list[int]]]
-    cut: int
-    dropped: int
 
 
 def read_rows(source: str, mirror: Path | None = None, split: str = "train") -> list[Row]:
@@ -90,27 +77,3 @@ def digest_of(rows: Sequence[Row]) -> str:
     """Return a short hash of rows in order."""
     text = json.dumps([[row.instruction, row.input, row.output] for row in rows])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def code_rows(
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-    template: TemplateName,
-    cutoff: int,
-    train_on_inputs: bool,
-) -> Coded:
-    """Return `input_ids` and `labels` of each row; one without a token to learn is dropped."""
-    coded, cut, dropped = [], 0, 0
-    for row in rows:
-        asked = ask(template, row.instruction, row.input, tokenizer)
-        prompt, answer = split_target(tokenizer, asked.prompt, asked.separator + row.output)
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        ids = [*prompt, *answer, *end][:cutoff]
-        cut += len(prompt) + len(answer) > cutoff
-        labels = list(ids) if train_on_inputs else [IGNORE] * min(len(prompt), cutoff)
-        labels += ids[len(labels) :]
-        if all(label == IGNORE for label in labels[1:]):
-            dropped += 1
-        else:
-            coded.append({"input_ids": ids, "labels": labels})
-    return Coded(coded, cut, dropped)

@@ -21,9 +21,10 @@ from errata.data.case import Case
 from errata.experiments.edit_run import Plan, Run, run_edits
 from errata.experiments.run_folder import run_folder
 from errata.methods.closed_form.driver import ClosedForm
-from errata.metrics.scores import Score, markdown_table
+from errata.metrics.scores import Score
 from errata.metrics.teacher_forced import KINDS
 from errata.patches.edited_model import EditedModel
+from errata.reports.tables import markdown_table
 from errata.statistics.second_moment import SecondMoment
 
 LABEL = "sweep"

@@ -20,13 +20,16 @@ from typing import Any
 from errata.core.files import parse_json, reading_own, write_text
 from errata.core.settings import Settings
 from errata.data.case import Case
+from errata.data.request import EditRequest
 from errata.experiments.run_folder import run_folder
 from errata.methods.closed_form.driver import ClosedForm
 from errata.methods.closed_form.prefixes import sample_prefixes
-from errata.metrics.scores import Score, markdown_table, score_rows
+from errata.metrics.likelihood import likelihoods
+from errata.metrics.scores import Score
 from errata.metrics.teacher_forced import PromptScore, record_of, score_cases, score_of, summarise
 from errata.patches.edited_model import EditedModel, Moments
 from errata.patches.patch import Patch
+from errata.reports.tables import markdown_table, score_rows
 
 CASES_PER_PART = 64
 """Cases that are scored together where they need not follow a batch."""
@@ -263,3 +266,19 @@ def case_record(
         "before": [record_of(score) for score in before],
         "after": [record_of(score) for score in after],
     }
+
+
+def already_said(edited: EditedModel, requests: Sequence[EditRequest]) -> tuple[str, ...]:
+    """Return a note about the requests whose target the model says already, if there are any."""
+    found = likelihoods(
+        edited.model, edited.tokenizer, [(request.text, request.answer) for request in requests]
+    )
+    held = [number for number, each in enumerate(found, start=1) if each.likeliest]
+    if not held:
+        return ()
+    first = requests[held[0] - 1]
+    told = f"the model already says {first.target!r} after {first.text!r}"
+    if len(requests) > 1:
+        some = ", ".join(map(str, held[:10])) + (" …" if held[10:] else "")
+        told = f"{len(held)} of {len(requests)} requests ask for what is so: {some}; {told}"
+    return (f"{told}, so there is little to change",)

@@ -22,7 +22,8 @@ from errata.core.files import parse_json, reading_own, write_text
 from errata.core.settings import Settings
 from errata.data.case import Case, cases_digest
 from errata.experiments.run_folder import run_folder
-from errata.metrics.scores import Score, markdown_table, score_rows
+from errata.metrics.generated import Answer, answer_cases, summarise_answers
+from errata.metrics.scores import Score
 from errata.metrics.teacher_forced import PromptScore, record_of, score_cases, score_of, summarise
 from errata.metrics.text_quality import (
     FIGURES,
@@ -33,8 +34,8 @@ from errata.metrics.text_quality import (
     word_weights,
     write_cases,
 )
-from errata.models.generation import Answer, answer_cases, summarise_answers
 from errata.patches.edited_model import EditedModel
+from errata.reports.tables import markdown_table, score_rows
 
 CASES_AT_ONCE = 64
 """Cases that are asked together; what they said is the unit of resume."""

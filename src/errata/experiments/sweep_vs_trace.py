@@ -21,9 +21,11 @@ from errata.core.files import write_text
 from errata.data.case import Case
 from errata.experiments.block_sweep import Sweep
 from errata.experiments.trace_run import noise_level, trace_cases
-from errata.metrics.scores import Score, markdown_table
+from errata.metrics.scores import Score
 from errata.patches.edited_model import EditedModel
-from errata.reports.figures import draw_sweep, save_figure
+from errata.reports.figures import save_figure
+from errata.reports.sweep_figure import draw_sweep
+from errata.reports.tables import markdown_table
 from errata.tracing.averages import LAST_SUBJECT, Recommendation, average, nothing_lost, recommend
 from errata.tracing.settings import Kind, TraceSettings
 from errata.tracing.trace import Trace

@@ -25,8 +25,9 @@ from errata.data.templates import TemplateName, settle_template
 from errata.experiments.run_folder import run_folder
 from errata.metrics import lm_eval
 from errata.metrics import tasks as commonsense
-from errata.metrics.scores import Amount, Score, markdown_table
+from errata.metrics.scores import Amount, Score
 from errata.patches.edited_model import EditedModel
+from errata.reports.tables import markdown_table
 
 Found = dict[str, dict[str, Any]]
 """Per task: its `protocol`, and its `figures` by name."""

@@ -19,9 +19,11 @@ from errata.core.errors import ErrataError
 from errata.core.files import parse_json, reading_own, write_text
 from errata.data.case import Case
 from errata.experiments.run_folder import finished_run, run_folder
-from errata.metrics.scores import Score, markdown_table
+from errata.metrics.scores import Score
 from errata.patches.edited_model import EditedModel
-from errata.reports.figures import draw_averages, draw_lines, draw_trace, save_figure
+from errata.reports.figures import save_figure
+from errata.reports.tables import markdown_table
+from errata.reports.trace_figures import draw_averages, draw_lines, draw_trace
 from errata.tracing.averages import Averages, average, nothing_lost
 from errata.tracing.causal import trace_question
 from errata.tracing.corruption import kept_deviation

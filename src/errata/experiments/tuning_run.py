@@ -14,18 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.core.files import write_text
+from errata.core.files import write_text, writing_folder
 from errata.data.instructions import Row, digest_of
 from errata.experiments.run_folder import run_folder
 from errata.metrics.likelihood import Likelihood, likelihoods
-from errata.metrics.scores import Score, markdown_table, share
+from errata.metrics.scores import Score, share
 from errata.models.identity import model_hash, versions
 from errata.models.loading import quiet
 from errata.patches.adapter import RECORD, find_tuned, is_adapter, merge_adapter, read_adapter
 from errata.patches.edited_model import EditedModel, load
-from errata.patches.export import writing_folder
 from errata.patches.patch import Patch, add
 from errata.reports.loss_figure import write_curve
+from errata.reports.tables import markdown_table
 from errata.tuning.settings import TuneSettings
 from errata.tuning.train import Progress, Tuned, check_tuning, tune
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from errata.core.errors import ErrataError
-from errata.core.settings import Search
 from errata.methods.closed_form.driver import ClosedForm
+from errata.methods.closed_form.settings import Search
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 DIRECT = 1 / 2
 """From so many keys per dimension on, the d x d system is solved instead."""
-
-
-TOKENS_PER_DIMENSION = 2
-"""Below so many, directions look unused that are only unseen."""
 
 
 class AlphaEdit(ClosedForm):
@@ -54,6 +50,8 @@ class AlphaEdit(ClosedForm):
 
     def null_space(self, moment: SecondMoment) -> NullSpace:
         """Return the null space that these settings cut; too few tokens are an `ErrataError`."""
+        from errata.statistics.second_moment import TOKENS_PER_DIMENSION
+
         width = moment.matrix.shape[0]
         least = TOKENS_PER_DIMENSION * width
         if moment.count < least:
@@ -85,9 +83,11 @@ class AlphaEdit(ClosedForm):
         """Return A: (n, d_in)."""
         import torch
 
+        from errata.methods.closed_form.solve import Grown
+
         assert moment is not None
         space, earlier = self.null_space(moment), list(memory or ())
-        grown = moment.grown((self.name, self.ridge, space.threshold))
+        grown = moment.derived((self.name, self.ridge, space.threshold), Grown)
         count = keys.shape[1] + sum(block.shape[1] for block in earlier)
         if count <= DIRECT * len(keys):
             return grown.fetch(earlier, keys, space.project, self.ridge).T

@@ -13,7 +13,6 @@ from errata.data.request import EditRequest, check_batch
 from errata.methods import ClosedForm, method_named
 from errata.methods.closed_form.moments import moments_for
 from errata.methods.presets import settle
-from errata.metrics.likelihood import likelihoods
 from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel
 from errata.patches.patch import Patch
@@ -66,22 +65,6 @@ def _names(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of settings, of those within others their own."""
     for name, value in settings.items():
         yield from _names(value) if isinstance(value, Mapping) else (name,)
-
-
-def already_said(edited: EditedModel, requests: Sequence[EditRequest]) -> tuple[str, ...]:
-    """Return a note about the requests whose target the model says already, if there are any."""
-    found = likelihoods(
-        edited.model, edited.tokenizer, [(request.text, request.answer) for request in requests]
-    )
-    held = [number for number, each in enumerate(found, start=1) if each.likeliest]
-    if not held:
-        return ()
-    first = requests[held[0] - 1]
-    told = f"the model already says {first.target!r} after {first.text!r}"
-    if len(requests) > 1:
-        some = ", ".join(map(str, held[:10])) + (" …" if held[10:] else "")
-        told = f"{len(held)} of {len(requests)} requests ask for what is so: {some}; {told}"
-    return (f"{told}, so there is little to change",)
 
 
 def edit(

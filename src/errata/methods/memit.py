@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from errata.core.errors import ErrataError
-from errata.core.settings import Search
 from errata.methods.closed_form.driver import ClosedForm
+from errata.methods.closed_form.settings import Search
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,10 +52,12 @@ class Memit(ClosedForm):
         """Return A: (n, d_in)."""
         import torch
 
+        from errata.methods.closed_form.solve import Grown
+
         assert moment is not None
         keys, weight = keys.double(), self.moment_weight
         earlier = list(memory or ()) if self.history else []
-        grown = moment.grown((self.name, weight))
+        grown = moment.derived((self.name, weight), Grown)
         factor, width = moment.factor, len(keys)
         count = keys.shape[1] + sum(block.shape[1] for block in earlier)
         if factor is None or count > DIRECT * width:

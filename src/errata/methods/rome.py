@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from errata.core.errors import ErrataError
-from errata.core.settings import Search
 from errata.methods.closed_form.driver import ClosedForm
+from errata.methods.closed_form.settings import Search
 
 if TYPE_CHECKING:
     from torch import Tensor

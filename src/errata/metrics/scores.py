@@ -134,25 +134,8 @@ def grouped_mean(groups: Sequence[Sequence[float]]) -> Score | None:
     return None if score is None else score.with_values(n=sum(map(len, groups)))
 
 
-def probability(value: float, digits: int = 2) -> str:
-    """Return a probability with so many decimals; with two significant digits below 0.01."""
-    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:z.{digits}f}"
-
-
 def harmonic_mean(values: Sequence[float]) -> float:
     """Return the harmonic mean of numbers that are not negative: 0 when one of them is 0."""
     if min(values) <= 0:
         return 0.0
     return len(values) / sum(1 / value for value in values)
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def score_rows(before: Mapping[str, Score], after: Mapping[str, Score]) -> list[list[str]]:
-    """Return table rows: what was scored, before, after."""
-    return [[name, str(before.get(name, "-")), str(after.get(name, "-"))] for name in after]

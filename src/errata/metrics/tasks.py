@@ -24,8 +24,9 @@ from errata.core.errors import ErrataError
 from errata.core.files import write_text
 from errata.data.instructions import Row, read_rows
 from errata.data.templates import TemplateName, ask
+from errata.metrics.generated import stands_in
 from errata.metrics.scores import Score, share
-from errata.models.generation import continuations, stands_in
+from errata.models.generation import continuations
 from errata.patches.edited_model import EditedModel
 
 _NUMBERED = {

@@ -165,3 +165,10 @@ def _alike(rows: Sequence[Row], tokens: int) -> Iterator[list[int]]:
         size += len(rows[i].ids)
     if part:
         yield part
+
+
+def read_at(
+    model: PreTrainedModel, rows: Sequence[Row], sites: Sequence[Site], budget: int = TOKENS_AT_ONCE
+) -> list[Tensor]:
+    """Return, per site, what stands there at each row's position: (rows, width), model's dtype."""
+    return Climb(model, rows, budget).read(sites)

@@ -74,3 +74,8 @@ def _narrow(model: PreTrainedModel, precision: str) -> list[Tensor]:
     """Return the weights and buffers that are held wider in this precision."""
     held = [] if precision == "autocast" else [*model.parameters(), *model.buffers()]
     return [tensor for tensor in held if tensor.dtype in (torch.bfloat16, torch.float16)]
+
+
+def solving_device(device: torch.device) -> torch.device:
+    """Return where to solve in float64: the device itself, or the CPU beside one without."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
-from errata.data.request import SLOT, EditRequest
 
 TOKENS_AT_ONCE = 4096
 """Rows x tokens of one forward pass, where nothing else is said."""
@@ -48,18 +47,6 @@ class Row:
     def key(self) -> Row:
         """The row cut after `position`: all that a key or a state at `position` depends on."""
         return Row(self.ids[: self.position + 1], self.position)
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """One request in token ids: all that the mathematics needs of it."""
-
-    rows: tuple[Row, ...]
-    """Prefix + prompt + target without its last token, per prefix; the bare prompt comes first."""
-    essence: Row
-    """The text whose next-token distribution should stay, cut at the edited position."""
-    keys: tuple[tuple[Row, ...], ...]
-    """Groups of rows, the bare one first: the key is the mean over groups of each group's mean."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
@@ -125,49 +112,6 @@ def split_target(
         f"the tokenizer has no tokens for the answer {answer!r} after {text!r}",
         "choose another wording of the target",
     )
-
-
-def rewrite_of(
-    tokenizer: PreTrainedTokenizerBase,
-    request: EditRequest,
-    prefixes: Sequence[str],
-    *,
-    where: Position,
-    essence_prompt: str,
-    mean_by_type: bool,
-) -> Rewrite:
-    """Encode one request behind every prefix.
-
-    `prefixes` are texts put before the prompt; the bare prompt is always the first row.
-    With `mean_by_type` the bare prompt weighs as much in the key as all the prefixed ones
-    together (MEMIT); without, every row weighs the same (ROME).
-    """
-    rows = []
-    for prefix in ("", *prefixes):
-        text, shift = prefix + request.text, len(prefix)
-        span = (request.span[0] + shift, request.span[1] + shift)
-        position = position_of(encode(tokenizer, text), span, where)
-        prompt, target = split_target(tokenizer, text, request.answer)
-        rows.append(Row(prompt + target[:-1], position, target))
-    keys = tuple(row.key for row in rows)
-    groups = (keys[:1], keys[1:]) if mean_by_type and len(keys) > 1 else (keys,)
-    essence = essence_prompt.replace(SLOT, request.subject)
-    start = essence_prompt.index(SLOT)
-    encoded = encode(tokenizer, essence)
-    place = position_of(encoded, (start, start + len(request.subject)), where)
-    return Rewrite(tuple(rows), Row(encoded.ids, place).key, groups)
-
-
-def check_lengths(rewrites: Sequence[Rewrite], limit: int) -> None:
-    """Raise `ErrataError` when a request has more tokens than the model can see."""
-    for number, rewrite in enumerate(rewrites, start=1):
-        longest = max(len(row.ids) for row in rewrite.rows)
-        if longest > limit:
-            raise ErrataError(
-                f"request {number} is {longest} tokens long with its prefix and target; "
-                f"the model reads {limit}",
-                "shorten the prompt, the target or the prefixes",
-            )
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device, fill: int = 0) -> Tensor:

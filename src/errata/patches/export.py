@@ -7,22 +7,17 @@ looks whole. Each holds a card with the recipe (see `card`) and the patches that
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-
 from errata.core.errors import ErrataError
-from errata.core.files import write_safetensors, write_text
+from errata.core.files import write_safetensors, write_text, writing_folder
 from errata.models.families import weight_of
 from errata.models.identity import model_hash
 from errata.models.loading import quiet
+from errata.models.precision import solving_device
 from errata.patches.adapter import CONFIG_FILE, find_tuned, read_adapter
 from errata.patches.card import write_record
 from errata.patches.edited_model import EditedModel
@@ -36,7 +31,6 @@ from errata.patches.lora import (
     truncated,
 )
 from errata.patches.patch import Update, change_lost
-from errata.statistics.second_moment import solving_device
 
 
 @dataclass(frozen=True)
@@ -192,45 +186,3 @@ def _swallowed(edited: EditedModel) -> dict[str, float]:
             name: weight_of(edited.model, name)[1].detach().clone() for name in _updates_of(edited)
         }
     return change_lost(edited.model, originals, edited.patches)
-
-
-def check_folder(folder: Path) -> None:
-    """Raise `ErrataError` unless nothing is lost by writing a folder there."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ErrataError(
-            f"{folder} is not empty" if folder.is_dir() else f"{folder} is a file",
-            "name another folder, or remove it first",
-        )
-
-
-@contextmanager
-def writing_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder beside `folder`, which takes its place when the block ends well."""
-    check_folder(folder)
-    place = folder.resolve()
-    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
-    try:
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-            for path in sorted(temporary.rglob("*")):
-                if path.is_file():  # libraries differ in the permissions that they give
-                    path.chmod(temporary.stat().st_mode & 0o666)
-                _sync(path)
-            temporary.replace(place)
-            _sync(place.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise ErrataError(
-            f"cannot write {folder}: {getattr(error, 'strerror', None) or error}",
-            "check the folder, its permissions and free space",
-        ) from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,13 +24,17 @@ from errata.core.distributed import ALONE, Ranks
 from errata.core.errors import ErrataError
 from errata.core.files import parse_json, reason, write_safetensors
 from errata.core.settings import Settings
-from errata.methods.closed_form.solve import Grown
+from errata.models.precision import solving_device
 from errata.models.tokens import encode
 from errata.statistics.accumulate import Partial, Plan, Rows, Told, budget_for, collect, sample_keys
 from errata.statistics.convergence import Convergence, compare
 from errata.statistics.gram import panel_edges, whole
 from errata.statistics.null_space import NullSpace
 
+T = TypeVar("T")
+
+TOKENS_PER_DIMENSION = 2
+"""With fewer tokens per dimension, directions look unused that merely were not seen."""
 SAMPLED_KEYS = 256
 """Keys that the convergence of a quick estimate is looked at on."""
 
@@ -58,11 +62,6 @@ class MomentIdentity(Settings):
         """A short name for file names."""
         text = json.dumps(self.model_dump(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def solving_device(device: torch.device) -> torch.device:
-    """Return where to solve in float64: the device itself, or the CPU beside one without."""
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 @dataclass(frozen=True)
@@ -117,25 +116,23 @@ class SecondMoment:
         )
 
     @cached_property
-    def _spaces(self) -> dict[tuple[float, bool], NullSpace]:
+    def _derived(self) -> dict[tuple[Any, ...], Any]:
         return {}
 
-    @cached_property
-    def _systems(self) -> dict[tuple[Any, ...], Grown]:
-        return {}
-
-    def grown(self, settings: tuple[Any, ...]) -> Grown:
-        """Return what earlier keys have left of the system that a method with `settings` solves."""
-        return self._systems.setdefault(settings, Grown())
+    def derived(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """Return `make()`, computed once per key and kept as long as the moment itself."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        found: T = self._derived[key]
+        return found
 
     def null_space(self, threshold: float, relative: bool = False) -> NullSpace:
         """Return the directions with eigenvalues below `threshold` (of the largest, if `relative`).
 
         Computed once, in float64: in float32 the cut can fall one direction off.
         """
-        if (threshold, relative) not in self._spaces:
-            self._spaces[threshold, relative] = self._cut(threshold, relative)
-        return self._spaces[threshold, relative]
+        key = ("null space", threshold, relative)
+        return self.derived(key, lambda: self._cut(threshold, relative))
 
     def _cut(self, threshold: float, relative: bool) -> NullSpace:
         values, vectors = torch.linalg.eigh(self.matrix.double())

@@ -21,16 +21,11 @@ from errata.core.locks import locked
 from errata.data.corpus import Corpus
 from errata.models.families import family_of, positions_of
 from errata.models.identity import tokenizer_hash
+from errata.models.precision import solving_device
 from errata.patches.edited_model import EditedModel
 from errata.statistics.accumulate import Partial, Rows, Told
 from errata.statistics.cost import MomentCost, cost_of, seconds_of
-from errata.statistics.second_moment import (
-    MomentIdentity,
-    SecondMoment,
-    measure,
-    solving_device,
-    token_rows,
-)
+from errata.statistics.second_moment import MomentIdentity, SecondMoment, measure, token_rows
 
 HELD_OUT_TOKENS = 2048
 """Tokens behind those of an estimate, on whose keys it is looked at how settled it is."""

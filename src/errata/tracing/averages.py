@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.core.errors import ErrataError
-from errata.metrics.scores import Score, intervals, mean, probability
+from errata.core.text import probability
+from errata.metrics.scores import Score, intervals, mean
 from errata.tracing.settings import Kind, window_around
 from errata.tracing.trace import Trace
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from errata.methods.closed_form.memory import Shape
+from errata.models.shape import ModelShape
 
 MEMORY = 2**30
 """Bytes that what is kept of the runs may take, and as many again for a pass, beside the model."""
@@ -31,7 +31,7 @@ class Room(NamedTuple):
     @classmethod
     def of(cls, model: PreTrainedModel, tokens: int, targets: int, contributions: bool) -> Room:
         """Measure the row of a question: its tokens, those of its answer, what is recorded."""
-        shape, size = Shape.of(model), model.dtype.itemsize
+        shape, size = ModelShape.of(model), model.dtype.itemsize
         cache = shape.blocks * tokens * shape.kept * size
         states = shape.blocks * tokens * shape.width * size
         return cls(

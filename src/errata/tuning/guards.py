@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
-from errata.methods.closed_form.keys import read_at
 from errata.models.families import family_of, oriented, weight_of
 from errata.models.hooks import Site, first_tensor, frozen, record
+from errata.models.layerwise import read_at
 from errata.models.tokens import Row, encode, pad_right, position_of
 from errata.patches.patch import Patch
 from errata.tuning.modules import edited_blocks

@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from errata.core.errors import ErrataError
-from errata.data.instructions import Row, code_rows
+from errata.data.instructions import Row
 from errata.models.loading import quiet
 from errata.patches.edited_model import EditedModel
 from errata.patches.patch import add
+from errata.tuning.encode import code_rows
 from errata.tuning.guards import Projection, ShiftPenalty, check_guards
 from errata.tuning.modules import moving
 from errata.tuning.settings import TuneSettings

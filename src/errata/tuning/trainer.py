@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import TrainingArguments
 
-from errata.data.instructions import IGNORE
+from errata.tuning.encode import IGNORE
 from errata.tuning.guards import Projection, ShiftPenalty
 from errata.tuning.settings import TuneSettings
 

@@ -23,7 +23,6 @@ from errata.data.corpus import Corpus, read_corpus
 from errata.experiments.costs.flops import (
     OBJECT_BYTES,
     Cost,
-    Shape,
     asking_flops,
     patch_bytes,
     reading_bytes,
@@ -36,16 +35,17 @@ from errata.experiments.costs.flops import (
 from errata.experiments.edit_run import Plan
 from errata.experiments.eval_run import CASES_AT_ONCE, Asking, Evaluation, evaluate_model
 from errata.methods import ClosedForm
+from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.memory import group_bytes
 from errata.methods.closed_form.moments import moments_wanted
 from errata.methods.presets import settle
 from errata.metrics.teacher_forced import prompts_of
 from errata.models.families import family_of
-from errata.models.precision import widened_bytes
-from errata.models.tokens import TOKENS_AT_ONCE, Rewrite, batches_by_length, encode
+from errata.models.precision import solving_device, widened_bytes
+from errata.models.shape import ModelShape
+from errata.models.tokens import TOKENS_AT_ONCE, batches_by_length, encode
 from errata.patches.edited_model import EditedModel
 from errata.statistics.cost import cost_of, seconds_of
-from errata.statistics.second_moment import solving_device
 from errata.statistics.store import Store, text_of
 
 SAMPLE_REQUESTS = 16
@@ -90,7 +90,7 @@ def edit_costs(
 
     The model is as it was found afterwards.
     """
-    model, shape, blocks = edited.model, Shape.of(edited.model), method.edited_blocks
+    model, shape, blocks = edited.model, ModelShape.of(edited.model), method.edited_blocks
     few = _spread(cases, min(SAMPLE_REQUESTS, method.requests_at_once or SAMPLE_REQUESTS))
     rewrites, _ = method.rewrites(model, edited.tokenizer, [case.request for case in few])
     scale = len(cases) / len(few)
@@ -136,7 +136,7 @@ def evaluation_cost(
     edited: EditedModel, cases: Sequence[Case], asking: Asking, halves: int
 ) -> Cost:
     """Return the cost of asking a model about cases, once or (`halves` 2) before and after."""
-    few, shape = _spread(cases, SAMPLE_CASES), Shape.of(edited.model)
+    few, shape = _spread(cases, SAMPLE_CASES), ModelShape.of(edited.model)
     sampled, flops = (asking_flops(shape, edited.tokenizer, some) for some in (few, cases))
     with edited.without_patches():
         plain = EditedModel(edited.model, edited.tokenizer, edited.name)

@@ -7,23 +7,23 @@ that pass through them; attention's own products, which short texts hardly notic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.data.case import Case
 from errata.methods import ClosedForm
+from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import Keys, bare_rows
 from errata.methods.closed_form.target_loss import tokens_run as tokens_searched
 from errata.metrics.likelihood import answer_row, tokens_run
 from errata.metrics.teacher_forced import prompts_of
 from errata.models.families import family_of, oriented
 from errata.models.layerwise import HELD_BYTES, Climb
-from errata.models.tokens import TOKENS_AT_ONCE, Rewrite
+from errata.models.shape import ModelShape
+from errata.models.tokens import TOKENS_AT_ONCE
 
 HEADER_BYTES, REQUEST_BYTES = 2500, 200
 """What a patch file holds besides its numbers, about: for itself, and for each request."""
@@ -54,43 +54,11 @@ def total(costs: Sequence[Cost]) -> Cost:
     )
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a model that decide what a forward pass costs."""
-
-    blocks: tuple[int, ...]
-    """Numbers in the matrices of each block."""
-    last_mlp: int
-    """Numbers in those of the last block's MLP."""
-    vocabulary: int
-    width: int
-    """The hidden size."""
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Shape:
-        """Read a model's sizes off its weights."""
-        family = family_of(model)
-        count = family.block_count(model)
-        sizes = tuple(_numbers(family.block(model, index)) for index in range(count))
-        vocabulary, width = model.get_output_embeddings().weight.shape
-        return cls(sizes, _numbers(family.mlp(model, count - 1)), vocabulary, width)
-
-    def forward(self, tokens: float, heads: float, blocks: Iterable[int] | None = None) -> float:
-        """Return the FLOPs of `tokens` through `blocks` (all), `heads` of them to logits."""
-        chosen = range(len(self.blocks)) if blocks is None else blocks
-        numbers = sum(self.blocks[block] for block in chosen)
-        return 2 * (tokens * numbers + heads * self.vocabulary * self.width)
-
-
-def _numbers(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
-
-
-def search_flops(shape: Shape, rewrites: Sequence[Rewrite], block: int, steps: int) -> float:
+def search_flops(shape: ModelShape, rewrites: Sequence[Rewrite], block: int, steps: int) -> float:
     """Return the FLOPs of searching target values at `block` for so many steps."""
     once, suffix, heads = tokens_searched(rewrites, TOKENS_AT_ONCE)
-    above = range(block + 1, len(shape.blocks))
-    spared = 2 * (suffix - heads) * shape.last_mlp if above else 0  # not read, so not run
+    above = range(block + 1, shape.blocks)
+    spared = 2 * (suffix - heads) * shape.last_mlp_weights if above else 0  # not read, so not run
     step = 2 * (shape.forward(suffix, heads, above) - spared)  # there and back, to the states alone
     return shape.forward(once, 0) + (steps - 0.5) * step
 
@@ -99,7 +67,7 @@ def reading_flops(
     model: PreTrainedModel, rewrites: Sequence[Rewrite], blocks: Sequence[int]
 ) -> float:
     """Return the FLOPs of reading keys and residuals at the edited blocks, on the way up."""
-    shape = Shape.of(model)
+    shape = ModelShape.of(model)
     cut, bare = Keys(model, rewrites).tokens(), Climb(model, bare_rows(rewrites)).tokens()
     return sum(
         shape.forward(cut, 0, range(start, block + 1))
@@ -110,7 +78,7 @@ def reading_flops(
 
 def reading_bytes(model: PreTrainedModel, rewrites: Sequence[Rewrite], scale: float) -> int:
     """Return what is kept on the way up of `scale` times these requests, about."""
-    states = Keys(model, rewrites).tokens() * Shape.of(model).width * model.dtype.itemsize
+    states = Keys(model, rewrites).tokens() * ModelShape.of(model).width * model.dtype.itemsize
     return min(HELD_BYTES, int(scale * states))
 
 
@@ -145,11 +113,6 @@ def patch_bytes(model: PreTrainedModel, method: ClosedForm, n: int) -> int:
     )
 
 
-def weight_bytes(model: PreTrainedModel) -> int:
-    """Return the bytes of a model's weights."""
-    return sum(parameter.nbytes for parameter in model.parameters())
-
-
 def solving_bytes(model: PreTrainedModel, method: ClosedForm, n: int) -> int:
     """Return what solving for `n` requests holds at once, all in float64.
 
@@ -160,7 +123,9 @@ def solving_bytes(model: PreTrainedModel, method: ClosedForm, n: int) -> int:
     return 8 * most + sum(12 * d_in**2 for _, d_in in shapes)  # C in float32, and its factor
 
 
-def asking_flops(shape: Shape, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case]) -> float:
+def asking_flops(
+    shape: ModelShape, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case]
+) -> float:
     """Return the FLOPs of scoring every prompt of every case, both targets."""
     rows = [
         answer_row(tokenizer, prompt.text, case.request.separator + target)

@@ -19,21 +19,22 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from errata.data.instructions import Row, code_rows
+from errata.data.instructions import Row
 from errata.experiments.costs.editing import evaluation_cost, plan_edits
-from errata.experiments.costs.flops import Cost, Shape, total, weight_bytes
+from errata.experiments.costs.flops import Cost, total
 from errata.experiments.edit_run import Plan
 from errata.experiments.eval_run import Asking
 from errata.experiments.survival.measure import Questions
 from errata.experiments.survival.settings import Matrix, Tuning
 from errata.methods import method_named
 from errata.methods.closed_form.memory import LOGITS, MLPS, STREAMS
-from errata.methods.closed_form.memory import Shape as Widths
 from errata.metrics.tasks import BEAMS, answer_rows
 from errata.models.families import family_of, oriented, weight_of
+from errata.models.shape import ModelShape, weight_bytes
 from errata.models.tokens import encode
 from errata.patches.edited_model import EditedModel
 from errata.statistics.store import Store
+from errata.tuning.encode import code_rows
 from errata.tuning.modules import moving, placed
 from errata.tuning.settings import TuneSettings
 from errata.tuning.train import tune
@@ -63,7 +64,7 @@ def tuning_cost(edited: EditedModel, rows: Sequence[Row], settings: TuneSettings
 
     Raises `ErrataError` as `tune` does.
     """
-    model, shape, widths = edited.model, Shape.of(edited.model), Widths.of(edited.model)
+    model, shape = edited.model, ModelShape.of(edited.model)
     names = moving(model, settings, edited.patches)
     kept = settings.validation
     steps = settings.steps_of(max(1, len(rows) - kept))
@@ -77,12 +78,12 @@ def tuning_cost(edited: EditedModel, rows: Sequence[Row], settings: TuneSettings
     checks = kept * (1 + steps // settings.save_every) if kept else 0
     step = _step_seconds(edited, rows, settings)
     per_row = step / settings.batch_size
-    tokens, blocks = micro * lengths.padded, len(shape.blocks)
+    tokens, blocks = micro * lengths.padded, shape.blocks
     alive = 1 if settings.gradient_checkpointing else blocks
-    states = tokens * (alive * (STREAMS * widths.width + MLPS * widths.mlp) + blocks * widths.width)
+    states = tokens * (alive * (STREAMS * shape.width + MLPS * shape.mlp) + blocks * shape.width)
     full = settings.method == "full"
     size = model.dtype.itemsize if full else 4
-    memory = states * model.dtype.itemsize + LOGITS * tokens * widths.vocabulary * 4
+    memory = states * model.dtype.itemsize + LOGITS * tokens * shape.vocabulary * 4
     memory += numbers * size * (3 if full else 4)  # gradient, two averages; an adapter itself
     result = weight_bytes(model) if full else numbers * size
     saved = result + 2 * numbers * size  # with the optimizer's averages; two stand at a time
@@ -198,7 +199,7 @@ def matrix_costs(
 
 def asking_cost(edited: EditedModel, questions: Questions) -> Cost:
     """Return the cost of asking one model a matrix's questions."""
-    cases, shape = [*questions.cases, *questions.controls], Shape.of(edited.model)
+    cases, shape = [*questions.cases, *questions.controls], ModelShape.of(edited.model)
     cost = evaluation_cost(edited, cases, Asking(), halves=1)._replace(what="questions")
     flops, seconds = cost.flops, cost.seconds
     for task in questions.tasks:

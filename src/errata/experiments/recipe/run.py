@@ -41,10 +41,11 @@ from errata.methods import method_named
 from errata.methods.edit import Prepared, prepare
 from errata.methods.presets import merged
 from errata.methods.published_hparams import read_hparams
-from errata.metrics.scores import markdown_table, read_scores, score_rows
+from errata.metrics.scores import read_scores
 from errata.models.loading import first_device
 from errata.patches.edited_model import EditedModel, load
 from errata.patches.patch import Patch
+from errata.reports.tables import markdown_table, score_rows
 from errata.statistics.store import Store
 
 Progress = Callable[[int, int], None]

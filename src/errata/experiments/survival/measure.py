@@ -14,12 +14,12 @@ from torch import Tensor
 from errata.data.case import Case
 from errata.data.passages import Passage
 from errata.data.templates import TemplateName
-from errata.methods.closed_form.keys import read_at
 from errata.metrics.perplexity import read_texts
 from errata.metrics.tasks import Task, answer_rows
 from errata.metrics.teacher_forced import PromptScore, score_cases
 from errata.models.families import family_of
 from errata.models.hooks import Site, frozen
+from errata.models.layerwise import read_at
 from errata.models.tokens import Row, encode, position_of
 from errata.patches.edited_model import EditedModel
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from errata.core.files import write_text
 from errata.experiments.survival.summary import STATES, Configuration, comparisons
-from errata.metrics.scores import Score, markdown_table
+from errata.metrics.scores import Score
+from errata.reports.tables import markdown_table
 
 NAMES = {"base": "base", "tuned": "tuned", "edited": "edited", "edited_tuned": "edited, tuned"}
 SIGNIFICANT = 0.05

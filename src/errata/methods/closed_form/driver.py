@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, field_validator
 
 from errata.core.errors import ErrataError
-from errata.core.settings import Contexts, Search, Settings
+from errata.core.settings import Settings
 from errata.data.request import EditRequest, check_batch
+from errata.methods.closed_form.settings import Contexts, Search
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from errata.methods.closed_form.encoding import Rewrite
     from errata.methods.closed_form.keys import Keys
     from errata.methods.closed_form.target_search import Targets
     from errata.models.layerwise import Climb
-    from errata.models.tokens import Rewrite
     from errata.patches.patch import Base, Patch, Update
     from errata.statistics.second_moment import SecondMoment
 
@@ -160,9 +161,9 @@ class ClosedForm(Settings):
         requests: Sequence[EditRequest],
     ) -> tuple[list[Rewrite], tuple[str, ...]]:
         """Encode requests behind context prefixes; return both."""
+        from errata.methods.closed_form.encoding import check_lengths, rewrite_of
         from errata.methods.closed_form.prefixes import sample_prefixes
         from errata.models.families import positions_of
-        from errata.models.tokens import check_lengths, rewrite_of
 
         contexts = self.contexts
         prefixes = contexts.prefixes
@@ -267,7 +268,7 @@ class ClosedForm(Settings):
         `climbs` read the keys of its requests, and their rows without prefixes.
         """
         from errata.methods.closed_form.residual import residual
-        from errata.statistics.second_moment import solving_device
+        from errata.models.precision import solving_device
 
         if moment is None and self.needs_moment:
             raise ErrataError(

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from errata.methods.closed_form.encoding import Rewrite
 from errata.models.families import family_of
 from errata.models.hooks import Site
 from errata.models.layerwise import HELD_BYTES, Climb
-from errata.models.tokens import TOKENS_AT_ONCE, Rewrite, Row
+from errata.models.tokens import Row
 
 REQUESTS = 256
 """Requests whose rows are read before they are averaged: memory is that of so many, not of all."""
@@ -63,13 +64,6 @@ def keys_of(
 ) -> tuple[Tensor, Tensor]:
     """Return each request's key at one block, with and without prefixes (see `Keys.at`)."""
     return Keys(model, rewrites).at(block, last=True)
-
-
-def read_at(
-    model: PreTrainedModel, rows: Sequence[Row], sites: Sequence[Site], budget: int = TOKENS_AT_ONCE
-) -> list[Tensor]:
-    """Return, per site, what stands there at each row's position: (rows, width), model's dtype."""
-    return Climb(model, rows, budget).read(sites)
 
 
 def bare_rows(rewrites: Sequence[Rewrite]) -> list[Row]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from errata.models.families import family_of, width_of
+from errata.methods.closed_form.encoding import Rewrite
 from errata.models.precision import widened_bytes
-from errata.models.tokens import Rewrite
+from errata.models.shape import ModelShape
 
 STREAMS = 14
 """Vectors as wide as the model that backward keeps per token and block: norms, attention, sums."""
@@ -29,41 +29,6 @@ ENOUGH = {"cpu": 1024, "cuda": 32768}
 """Tokens of a step beyond which more at once is no faster."""
 SHARE = 0.25
 """How much of the memory that a model leaves a search may take, where nothing else is said."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the memory of a forward pass depends on."""
-
-    blocks: int
-    width: int
-    mlp: int
-    kept: int
-    """Numbers per token and block that attention keeps: keys and values of all heads."""
-    heads: int
-    vocabulary: int
-    itemsize: int
-    """Bytes of a number in the search, which is float32 at least."""
-    eager: bool
-    """Whether attention weights are made in full."""
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Shape:
-        """Read the shape off a model."""
-        config, family = model.config.get_text_config(), family_of(model)
-        heads = config.num_attention_heads
-        kept_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(
-            blocks=family.block_count(model),
-            width=config.hidden_size,
-            mlp=width_of(family.write(model, 0)),
-            kept=2 * kept_heads * head_width,
-            heads=heads,
-            vocabulary=config.vocab_size,
-            itemsize=max(model.dtype.itemsize, 4),
-            eager=getattr(config, "_attn_implementation", None) == "eager",
-        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +55,7 @@ class Texts:
         )
 
 
-def search_bytes(shape: Shape, block: int, texts: Texts) -> int:
+def search_bytes(shape: ModelShape, block: int, texts: Texts) -> int:
     """Return the most bytes that one request takes in a search at `block`, beside the model."""
     above = max(1, shape.blocks - 1 - block)
     longest = texts.tokens / texts.rows
@@ -118,7 +83,7 @@ def group_bytes(
     model: PreTrainedModel, block: int, rewrites: Sequence[Rewrite], count: int = 1
 ) -> int:
     """Return the most bytes that `count` requests like these take at once, beside the model."""
-    shape = Shape.of(model)
+    shape = ModelShape.of(model)
     return count * max(search_bytes(shape, block, Texts.of(rewrite)) for rewrite in rewrites)
 
 

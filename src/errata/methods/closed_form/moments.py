@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from errata.core.errors import ErrataError
 from errata.data.corpus import read_corpus
-from errata.methods.alphaedit import TOKENS_PER_DIMENSION
 from errata.methods.closed_form.driver import ClosedForm
 from errata.models.families import family_of, width_of
 from errata.patches.edited_model import EditedModel
 from errata.statistics.accumulate import Told
-from errata.statistics.second_moment import SecondMoment
+from errata.statistics.second_moment import TOKENS_PER_DIMENSION, SecondMoment
 from errata.statistics.store import Said, Store, measured
 
 QUICK_TOKENS_PER_DIMENSION = 5

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from errata.methods.closed_form.keys import read_at
 from errata.models.families import family_of
 from errata.models.hooks import Site
-from errata.models.layerwise import Climb
+from errata.models.layerwise import Climb, read_at
 from errata.models.tokens import Row
 
 Place = Literal["block", "mlp"]

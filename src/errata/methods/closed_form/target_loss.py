@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.core.settings import Search
+from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.settings import Search
 from errata.models.families import family_of
 from errata.models.hooks import logits_of
 from errata.models.prefix_cache import WORTH_A_PASS, worth_sharing
 from errata.models.suffix_run import Tail
-from errata.models.tokens import Rewrite, Row, batches_by_length
+from errata.models.tokens import Row, batches_by_length
 
 
 class _Line(NamedTuple):

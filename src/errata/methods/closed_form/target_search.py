@@ -22,12 +22,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from errata.core.errors import ErrataError
-from errata.core.settings import Search
-from errata.methods.closed_form.keys import bare_rows, read_at
+from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.keys import bare_rows
+from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_loss import Objective
 from errata.models.hooks import Site, frozen
+from errata.models.layerwise import read_at
 from errata.models.precision import computing, ran_out_of_memory
-from errata.models.tokens import Rewrite
 
 
 @dataclass(frozen=True)

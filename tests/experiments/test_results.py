@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from errata.core.errors import ErrataError
-from errata.experiments.results import published_summary, read_reference_runs, read_runs
+from errata.experiments.published_results import published_summary, read_published_run
+from errata.experiments.results import read_runs
 from errata.experiments.run_folder import unfinished_runs
 
 
@@ -61,7 +62,9 @@ def test_a_reference_run_in_our_figures(run: Path) -> None:
 
 
 def test_as_the_references_print_it(run: Path) -> None:
-    found = published_summary(read_reference_runs(run.parent)[0])
+    record = read_published_run(run)
+    assert record is not None
+    found = published_summary(record)
     assert found["time"] == (2.0, pytest.approx(math.sqrt(2 / 3)))
     assert found["post_rewrite_success"] == (66.67, 47.14)
     assert found["post_ngram_entropy"] == (600.0, 0.0)

@@ -14,7 +14,6 @@ from errata.patches.edited_model import load
 from errata.patches.export import export_lora
 from errata.patches.lora import served_rank, stacked
 from errata.patches.patch import Patch, Update
-from export.folders import dense, far, logits, saved_base, with_adapter
 from laws.bench import (
     edited_model,
     over_families,
@@ -23,6 +22,7 @@ from laws.bench import (
     patch_of,
     random_patch,
 )
+from patches.folders import dense, far, logits, saved_base, with_adapter
 from tiny import tiny_model
 
 

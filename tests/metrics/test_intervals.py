@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from errata.metrics.scores import markdown_table, mean, share
+from errata.metrics.scores import mean, share
+from errata.reports.tables import markdown_table
 
 PUBLISHED = {
     (81, 263): (0.2553, 0.3662),

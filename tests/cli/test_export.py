@@ -19,8 +19,8 @@ from errata.experiments.tuning_run import run_tuning
 from errata.patches.edited_model import load
 from errata.patches.export import export_merged
 from errata.patches.patch import Patch
-from export.folders import far, logits, saved_adapter, saved_base, with_adapter
 from laws.bench import random_patch
+from patches.folders import far, logits, saved_adapter, saved_base, with_adapter
 from tiny import FACTS, SENTENCES
 from tuning.pico import ROWS, pico_on_disk, pico_patch, quick
 

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from errata.cli import console
 from errata.core.errors import ErrataError
-from errata.metrics.scores import Score, probability
-from errata.reports import figures
+from errata.core.text import probability
+from errata.metrics.scores import Score
+from errata.reports import figures, sweep_figure, trace_figures
 from errata.tracing.averages import average
 from errata.tracing.settings import KINDS, TITLES
 from errata.tracing.trace import Trace
@@ -38,7 +39,7 @@ def no_warnings() -> object:
 
 @pytest.mark.parametrize("form", figures.FORMATS)
 def test_every_format(tmp_path: Path, form: str) -> None:
-    figure, _ = figures.draw_trace(made(("The", " {}", " Tower", " is"), 6, KINDS))
+    figure, _ = trace_figures.draw_trace(made(("The", " {}", " Tower", " is"), 6, KINDS))
     figures.save_figure(figure, tmp_path / f"trace.{form}")
     start = (tmp_path / f"trace.{form}").read_bytes()[:5]
     assert start == {"png": b"\x89PNG\r", "pdf": b"%PDF-", "svg": b"<?xml"}[form]
@@ -47,7 +48,7 @@ def test_every_format(tmp_path: Path, form: str) -> None:
 
 
 def test_titles_and_tokens_are_on_it() -> None:
-    figure, _ = figures.draw_trace(made((" In", " Eiffel", " Tower", " is"), 6, KINDS))
+    figure, _ = trace_figures.draw_trace(made((" In", " Eiffel", " Tower", " is"), 6, KINDS))
     panels = [axis for axis in figure.axes if axis.get_title()]
     titles = [axis.get_title() for axis in panels]
     for kind, title in zip(KINDS, titles, strict=True):
@@ -59,7 +60,7 @@ def test_titles_and_tokens_are_on_it() -> None:
 
 def test_scripts_without_a_font_go_by_their_codes(tmp_path: Path) -> None:
     tokens = ("<s>", "東₁", "東₂", " Башня", "\u0378", " $x$", "\n", " ")
-    figure, lacking = figures.draw_trace(made(tokens, 4))
+    figure, lacking = trace_figures.draw_trace(made(tokens, 4))
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels[4] == "⟨378⟩" and "\u0378" in lacking
     assert labels[3] == "Башня" and "Б" not in lacking
@@ -76,14 +77,16 @@ def test_small_probabilities_are_not_shown_as_none(value: float, shown: str) -> 
     assert probability(value) == shown and probability(-value) == f"-{shown}"
     assert probability(0.0) == probability(-0.0) == "0.00" and probability(0.125, 3) == "0.125"
     trace = replace(made(("a", "b", "c"), 2), low=np.full(3, value / 2, np.float32), high=value)
-    figure, _ = figures.draw_trace(trace)
+    figure, _ = trace_figures.draw_trace(trace)
     ends = f"{probability(value)} clean, {probability(value / 2)} corrupted"
     assert figure.get_suptitle().endswith(ends)
 
 
 @pytest.mark.parametrize(("count", "blocks"), [(70, 12), (8, 80), (2, 1)])
 def test_it_grows_with_what_it_shows(tmp_path: Path, count: int, blocks: int) -> None:
-    figure, _ = figures.draw_trace(made(tuple(f" a long token {i}" for i in range(count)), blocks))
+    figure, _ = trace_figures.draw_trace(
+        made(tuple(f" a long token {i}" for i in range(count)), blocks)
+    )
     panel = figure.axes[0]
     figures.save_figure(figure, tmp_path / "trace.png")
     box = panel.get_window_extent()
@@ -97,9 +100,9 @@ def test_averages_and_sweeps(tmp_path: Path) -> None:
     swept = {block: {"efficacy": score, "paraphrase": score} for block in (1, 4)}
     traced = {"MLP": [score] * 8}
     for name, figure in (
-        ("heat", figures.draw_averages(averages, 2)),
-        ("lines", figures.draw_lines(averages, 2)),
-        ("sweep", figures.draw_sweep(swept, traced, "ROME")),
+        ("heat", trace_figures.draw_averages(averages, 2)),
+        ("lines", trace_figures.draw_lines(averages, 2)),
+        ("sweep", sweep_figure.draw_sweep(swept, traced, "ROME")),
     ):
         figures.save_figure(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
@@ -107,9 +110,9 @@ def test_averages_and_sweeps(tmp_path: Path) -> None:
 
 def test_lines_that_coincide_are_told_apart(tmp_path: Path) -> None:
     score, less = (Score(value=v, low=v - 0.1, high=v + 0.1, n=3) for v in (0.5, 0.4))
-    named = dict.fromkeys(figures.SWEPT, score)
+    named = dict.fromkeys(sweep_figure.SWEPT, score)
     traced = {"MLP": [score] * 4, "hidden": [score] * 4, "severed": [less] * 4}
-    figure = figures.draw_sweep(dict.fromkeys(range(4), named), traced, "ROME")
+    figure = sweep_figure.draw_sweep(dict.fromkeys(range(4), named), traced, "ROME")
     edits, restored = figure.axes
     assert edits.get_ylabel() and restored.get_ylabel()
     assert edits.get_ylabel() != restored.get_ylabel()

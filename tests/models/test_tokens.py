@@ -10,15 +10,8 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTraine
 
 from errata.core.errors import ErrataError
 from errata.data.request import EditRequest
-from errata.models.tokens import (
-    Rewrite,
-    batches_by_length,
-    encode,
-    pad_right,
-    position_of,
-    rewrite_of,
-    split_target,
-)
+from errata.methods.closed_form.encoding import Rewrite, rewrite_of
+from errata.models.tokens import batches_by_length, encode, pad_right, position_of, split_target
 from plain import position
 from tiny import tiny_tokenizer
 

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errata.data.request import EditRequest
 from errata.data.request_files import read_requests
-from errata.models.tokens import encode, position_of, rewrite_of, split_target
+from errata.methods.closed_form.encoding import rewrite_of
+from errata.models.tokens import encode, position_of, split_target
 from plain import position
 
 NAMES = ("gpt2", "gpt_neox_20b", "mistral_v1")

@@ -13,8 +13,8 @@ from errata.models.identity import model_hash
 from errata.patches.edited_model import EditedModel, load
 from errata.patches.export import Export, export_lora, export_merged
 from errata.patches.patch import Patch
-from export.folders import logits
 from laws.bench import edited_model, over_methods, over_shapes, patch_of, random_patch, weights
+from patches.folders import logits
 from tiny import FACTS
 
 

@@ -12,14 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from errata.data.case import Case
 from errata.experiments.costs.editing import edit_costs, evaluation_cost
-from errata.experiments.costs.flops import (
-    Cost,
-    Shape,
-    patch_bytes,
-    reading_flops,
-    search_flops,
-    total,
-)
+from errata.experiments.costs.flops import Cost, patch_bytes, reading_flops, search_flops, total
 from errata.experiments.edit_run import Plan, run_edits
 from errata.experiments.eval_run import Asking
 from errata.methods.closed_form.keys import Keys, bare_rows
@@ -27,6 +20,7 @@ from errata.metrics.teacher_forced import score_cases
 from errata.models.families import family_of
 from errata.models.hooks import Site
 from errata.models.layerwise import Climb
+from errata.models.shape import ModelShape
 from errata.patches.edited_model import EditedModel
 from laws.bench import edited_model, found, moments_of, over_methods, quick, rewrites_of
 from tiny import FACTS
@@ -54,7 +48,7 @@ def counted(work: object) -> int:
 @FAMILIES
 def test_a_forward_pass_is_what_pytorch_counts(model_type: str) -> None:
     model, ids = edited_model(model_type).model, torch.ones(3, 5, dtype=torch.long)
-    ours = Shape.of(model).forward(tokens=15, heads=15)
+    ours = ModelShape.of(model).forward(tokens=15, heads=15)
     theirs = counted(lambda: model(input_ids=ids, use_cache=False))
     assert ours == pytest.approx(theirs, rel=0.1)
     assert ours <= theirs
@@ -66,7 +60,7 @@ def test_a_search_is_what_pytorch_counts(model_type: str) -> None:
     for steps in (2, 9):
         method = quick("memit", search={"steps": steps, "stop_at": 0.0})
         rewrites, _ = method.rewrites(edited.model, edited.tokenizer, FACTS)
-        shape, block = Shape.of(edited.model), method.edited_blocks[-1]
+        shape, block = ModelShape.of(edited.model), method.edited_blocks[-1]
         ours.append(search_flops(shape, rewrites, block, steps))
         theirs.append(counted(lambda m=method, r=rewrites: m.find_targets(edited.model, r)))
     # Older transformers multiply a few small matrices more.

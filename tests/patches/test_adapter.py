@@ -16,8 +16,8 @@ from errata.core.errors import ErrataError
 from errata.models.families import family_of
 from errata.patches.adapter import merge_adapter, read_adapter
 from errata.patches.edited_model import load
-from export.folders import far, logits, saved_adapter, saved_base, with_adapter
 from laws.bench import found, moments_of, over_families, quick, random_patch, weights
+from patches.folders import far, logits, saved_adapter, saved_base, with_adapter
 from tiny import FACTS, tiny_model
 
 

@@ -15,10 +15,11 @@ from pydantic import Field, ValidationError, model_validator
 import errata
 from errata.cli.options import fields_of, given_settings
 from errata.core.errors import ErrataError
-from errata.core.settings import Contexts, Search, Settings, describe
+from errata.core.settings import Settings, describe
 from errata.methods import METHODS, AlphaEdit, ClosedForm, Memit, Rome, method_named
+from errata.methods.closed_form.encoding import rewrite_of
+from errata.methods.closed_form.settings import Contexts, Search
 from errata.methods.presets import presets, settle
-from errata.models.tokens import rewrite_of
 from tiny import FACTS, tiny_tokenizer
 
 SOURCE = Path(errata.__file__).parent

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from errata.data.case import Case, Probe
+from errata.metrics.generated import answer_cases, stands_in, summarise_answers
 from errata.metrics.text_quality import (
     TfIdf,
     n_gram_entropy,
@@ -14,13 +15,7 @@ from errata.metrics.text_quality import (
     words,
     write_cases,
 )
-from errata.models.generation import (
-    answer_cases,
-    continuations,
-    free_texts,
-    stands_in,
-    summarise_answers,
-)
+from errata.models.generation import continuations, free_texts
 from errata.models.tokens import encode
 from laws.bench import over_shapes
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer

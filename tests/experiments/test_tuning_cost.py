@@ -14,8 +14,8 @@ from errata.experiments.tuning_run import run_tuning
 from errata.statistics.store import Store
 from errata.tuning.modules import placed
 from errata.tuning.train import tune
+from experiments.test_survival import QUESTIONS, fresh, matrix
 from laws.bench import found
-from survival.test_matrix import QUESTIONS, fresh, matrix
 from tuning.pico import EDITED, ROWS, pico, pico_patch, quick
 
 METHODS = pytest.mark.parametrize("method", ["lora", "dora", "full"])

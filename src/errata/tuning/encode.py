@@ -1,0 +1,47 @@
+"""Instruction rows in tokens, with the labels that the loss looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from errata.data.instructions import Row
+from errata.data.templates import TemplateName, ask
+from errata.models.tokens import split_target
+
+IGNORE = -100
+"""Label of a token that is not learnt."""
+
+
+class Coded(NamedTuple):
+    """Rows in tokens, and how many lost their answer to the cutoff, in part or whole."""
+
+    rows: list[dict[str, list[int]]]
+    cut: int
+    dropped: int
+
+
+def code_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    template: TemplateName,
+    cutoff: int,
+    train_on_inputs: bool,
+) -> Coded:
+    """Return `input_ids` and `labels` of each row; one without a token to learn is dropped."""
+    coded, cut, dropped = [], 0, 0
+    for row in rows:
+        asked = ask(template, row.instruction, row.input, tokenizer)
+        prompt, answer = split_target(tokenizer, asked.prompt, asked.separator + row.output)
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        ids = [*prompt, *answer, *end][:cutoff]
+        cut += len(prompt) + len(answer) > cutoff
+        labels = list(ids) if train_on_inputs else [IGNORE] * min(len(prompt), cutoff)
+        labels += ids[len(labels) :]
+        if all(label == IGNORE for label in labels[1:]):
+            dropped += 1
+        else:
+            coded.append({"input_ids": ids, "labels": labels})
+    return Coded(coded, cut, dropped)
