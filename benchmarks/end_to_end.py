@@ -23,7 +23,8 @@ from errata.methods.closed_form.settings import Search
 from errata.models.families import FAMILIES
 from errata.models.hooks import frozen
 from errata.patches.patch import Base, Patch, Provenance, Update
-from errata.statistics.second_moment import SecondMoment, measure, token_rows
+from errata.statistics.measure import measure, token_rows
+from errata.statistics.second_moment import SecondMoment
 from measure import Timing, cpu_seconds, gpt2_small, main, plain, rewrites, texts, tokenizer
 
 BLOCKS = (3, 4, 5, 6, 7)

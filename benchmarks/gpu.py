@@ -75,7 +75,7 @@ def built(shape: str, device: torch.device) -> PreTrainedModel:
 
 def made_up_moments(model: PreTrainedModel) -> dict[int, SecondMoment]:
     """Return a second moment per block: a few strong directions over a floor."""
-    width = width_of(family_of(model).write(model, 0))
+    width = width_of(family_of(model).mlp_out(model, 0))
     noise = torch.randn(width, 64, device=model.device)
     matrix = noise @ noise.T / 64 + torch.eye(width, device=model.device)
     return {block: SecondMoment(matrix.clone(), 20 * width) for block in BLOCKS}

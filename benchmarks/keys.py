@@ -31,7 +31,7 @@ SAMPLE = 3
 def plain_keys(model: PreTrainedModel, wanted: Sequence[Rewrite], block: int) -> Tensor:
     """Return the keys of requests (n, d_in), one full forward pass of all texts per request."""
     seen: list[Tensor] = []
-    write = family_of(model).write(model, block)
+    write = family_of(model).mlp_out(model, block)
     handle = write.register_forward_hook(lambda _, args, out: seen.append(args[0]))
     found = []
     for rewrite in wanted:

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from errata.models.families import family_of
-from errata.statistics.cost import cost_of, seconds_of
-from errata.statistics.second_moment import measure, token_rows
+from errata.statistics.cost import pass_cost_of, seconds_of
+from errata.statistics.measure import measure, token_rows
 from measure import Timing, gpt2_small, gpt2_xl_widths, main, medians, texts, tokenizer
 
 Rows = list[tuple[int, ...]]
@@ -56,7 +56,7 @@ def padded(batch: Rows) -> dict[str, Tensor]:
 @torch.no_grad()
 def plain(model: PreTrainedModel, batches: Sequence[Rows], block: int) -> Tensor:
     """Return C of one block: (d_in, d_in)."""
-    write = family_of(model).write(model, block)
+    write = family_of(model).mlp_out(model, block)
     total, count = torch.zeros(0), 0
     seen: list[Tensor] = []
 
@@ -119,7 +119,7 @@ def case(
         "plain_padding": padding_of(timed),
         "estimate_over_seconds": estimate / seconds,
     }
-    flops = cost_of(model, rows, blocks, halves=False).flops
+    flops = pass_cost_of(model, rows, blocks, halves=False).flops
     difference = largest_difference(model, rows[:4], [blocks[0], blocks[-1]])
     return Timing(plain_seconds / share, seconds, difference, flops, said, more)
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from errata.data.request import EditRequest
 from errata.tracing.causal import trace_question
 from errata.tracing.corruption import kept_deviation, noise_of
-from errata.tracing.question import Question, ask
+from errata.tracing.question import Question, ask_model
 from errata.tracing.settings import Kind, TraceSettings
 from errata.tracing.trace import Trace
 from measure import Timing, gpt2_small, main, medians, requests, tokenizer
@@ -41,7 +41,7 @@ def timed(kind: Kind, window: int | None = None) -> Timing:
     blocks = model.config.n_layer
     width = settings.window_for(blocks)
     level = 3 * kept_deviation(model, coder, [fact.subject for fact in facts])
-    questions = [ask(model, coder, fact.text, fact.span) for fact in facts]
+    questions = [ask_model(model, coder, fact.text, fact.span) for fact in facts]
     cells = [_some_cells(question, blocks) for question in questions]
 
     def ours() -> list[Trace]:

@@ -20,7 +20,7 @@ from errata.data.request import EditRequest
 from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.settings import Search
 from errata.models.families import family_of, oriented, weight_of
-from errata.models.tokens import Row
+from errata.models.tokens import TokenRow
 
 Place = Literal["block", "mlp"]
 Solve = Callable[[Tensor, Tensor, int], Tensor]
@@ -107,7 +107,7 @@ def search(
     return Found(seen[0], delta.detach(), torch.stack(losses))
 
 
-def nll_of(said: Tensor, row: Row) -> Tensor:
+def nll_of(said: Tensor, row: TokenRow) -> Tensor:
     """Return the mean negative log-probability of a row's targets at its last places."""
     start = len(row.ids) - len(row.targets)
     picked = [said[start + i, target] for i, target in enumerate(row.targets)]
@@ -115,7 +115,7 @@ def nll_of(said: Tensor, row: Row) -> Tensor:
 
 
 @torch.no_grad()
-def read(model: PreTrainedModel, module: nn.Module, side: str, row: Row) -> Tensor:
+def read(model: PreTrainedModel, module: nn.Module, side: str, row: TokenRow) -> Tensor:
     """Return what goes into a module, or comes out, at a row's position."""
     seen: list[Tensor] = []
 
@@ -135,7 +135,7 @@ def read(model: PreTrainedModel, module: nn.Module, side: str, row: Row) -> Tens
 
 def key(model: PreTrainedModel, rewrite: Rewrite, block: int) -> Tensor:
     """Return the mean over groups of the mean key within each: (d_in,)."""
-    write = family_of(model).write(model, block)
+    write = family_of(model).mlp_out(model, block)
     groups = [[read(model, write, "input", row) for row in group] for group in rewrite.keys]
     return torch.stack([torch.stack(group).mean(0) for group in groups]).mean(0)
 
@@ -183,7 +183,7 @@ def borrowed(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
 
 def add(model: PreTrainedModel, block: int, delta: Tensor) -> None:
     """Add Δ (d_out, d_in) to the MLP output matrix of a block."""
-    write = family_of(model).write(model, block)
+    write = family_of(model).mlp_out(model, block)
     write.weight.data.add_(oriented(write, delta))
 
 
@@ -195,7 +195,7 @@ def put_out(model: PreTrainedModel, rewrite: Rewrite, value: Tensor, block: int)
     def say(_: nn.Module, args: Any, output: Tensor) -> Tensor:
         return output.index_put((torch.tensor([0]), torch.tensor([row.position])), value)
 
-    handle = family_of(model).write(model, block).register_forward_hook(say)
+    handle = family_of(model).mlp_out(model, block).register_forward_hook(say)
     try:
         return read(model, family_of(model).block(model, block), "output", row)
     finally:
@@ -209,7 +209,7 @@ def before_norm(model: PreTrainedModel, rewrite: Rewrite, change: Tensor, block:
     Among all y as long as what it says now, the one whose norm is nearest to what is wanted.
     """
     family, row = family_of(model), rewrite.keys[0][0]
-    y = read(model, family.write(model, block), "output", row).double()
+    y = read(model, family.mlp_out(model, block), "output", row).double()
     norm = family.block(model, block).get_submodule(str(family.block_post_norm))
     gain = (norm(y.float()).double() / y).diag()  # n(y) = gain @ y for all y of this length
     goal, unit = gain @ y + change.double(), torch.eye(len(y), dtype=torch.float64)
@@ -261,7 +261,7 @@ def edit_ranks(
 ) -> Tensor:
     """Write requests into one block one after the other, a rank each; return the sum of the Δ."""
     family, total = family_of(model), []
-    write = family.write(model, block)
+    write = family.mlp_out(model, block)
     with borrowed(model, [family.weight_name(block)]):
         for rewrite, value in zip(rewrites, wanted, strict=True):
             bare = rewrite.keys[0][0]

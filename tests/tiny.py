@@ -181,7 +181,7 @@ def _built(pico: str) -> PreTrainedModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_drawn(name, parameter, source))
-    write = family_of(model).write(model, 0).weight
+    write = family_of(model).mlp_out(model, 0).weight
     wide, narrow = max(write.shape), min(write.shape)
     assert wide not in (narrow, 4 * narrow), "a pico model has no square and no fourfold MLP"
     return model

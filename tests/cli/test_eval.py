@@ -17,7 +17,7 @@ from errata.data.datasets import read_cases
 from errata.methods import METHODS
 from errata.metrics.teacher_forced import score_cases, summarise
 from errata.patches.edited_model import EditedModel, load
-from errata.statistics.second_moment import measure, token_rows
+from errata.statistics.measure import measure, token_rows
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 CASES = [

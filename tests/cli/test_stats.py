@@ -33,7 +33,7 @@ def slow(*args):
     real(*args)
 accumulate.add_batch = slow
 accumulate.BUDGET = 64
-store.Partial = partial(store.Partial, every=0.0)
+store.Checkpoint = partial(store.Checkpoint, every=0.0)
 sys.argv = ["errata", *sys.argv[1:]]
 main()
 """

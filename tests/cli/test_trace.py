@@ -17,7 +17,7 @@ from errata.core.errors import ErrataError
 from errata.data.datasets import read_cases
 from errata.experiments import trace_run
 from errata.methods import METHODS
-from errata.methods.presets import settle
+from errata.methods.presets import resolve_settings
 from errata.methods.published_hparams import read_hparams
 from errata.patches.edited_model import load
 from errata.tracing import causal
@@ -220,9 +220,9 @@ def test_what_is_wrong_is_told(arguments: tuple[str, ...], message: str) -> None
 
 
 def test_a_guess_by_depth_names_the_trace() -> None:
-    _, _, (note,) = settle(METHODS["memit"], "org/some-model", 24, {})
+    _, _, (note,) = resolve_settings(METHODS["memit"], "org/some-model", 24, {})
     assert "blocks 3,4,5,6,7 are a guess" in note
-    _, _, (alone,) = settle(METHODS["rome"], "org/some-model", 24, {})
+    _, _, (alone,) = resolve_settings(METHODS["rome"], "org/some-model", 24, {})
     assert re.search(r": block \d+ is a guess", alone)
     assert "errata trace org/some-model --dataset NAME --recommend" in note
 

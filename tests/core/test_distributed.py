@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 import torch, torch.distributed
 from errata.statistics.accumulate import Plan, collect
-from errata.statistics.second_moment import token_rows
+from errata.statistics.measure import token_rows
 from errata.core.distributed import Ranks
 sys.path.insert(0, sys.argv[1])
 from tiny import SENTENCES, tiny_model, tiny_tokenizer

@@ -12,7 +12,7 @@ from errata.methods.closed_form.prefixes import sample_prefixes
 from errata.metrics.likelihood import likelihoods
 from errata.patches.edited_model import EditedModel
 from errata.patches.patch import Patch, Update
-from errata.statistics.second_moment import measure
+from errata.statistics.measure import measure
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 

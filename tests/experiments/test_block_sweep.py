@@ -11,8 +11,8 @@ import pytest
 
 from errata.data.case import Case
 from errata.experiments.block_sweep import BlockScores, Sweep, sweep_blocks
-from errata.experiments.edit_run import Plan, run_edits
-from errata.experiments.sweep_vs_trace import compare
+from errata.experiments.edit_run import EditPlan, run_edits
+from errata.experiments.sweep_vs_trace import variance_explained
 from errata.methods import METHODS
 from errata.metrics.scores import Score
 from errata.patches.edited_model import EditedModel
@@ -39,7 +39,7 @@ def test_it_is_a_run_at_every_block(tmp_path: Path) -> None:
     for block, one in found.blocks.items():
         method = quick("rome", blocks=(block,), contexts=CONTEXTS)
         other = edited_model("llama")
-        plan = Plan(batch_size=1)
+        plan = EditPlan(batch_size=1)
         run = run_edits(other, CASES, method, moments_of("llama"), plan, tmp_path / str(block))
         assert one.summary == run.summary["after"] and found.before == run.summary["before"]
         first = run.after[0][0]
@@ -148,11 +148,11 @@ def test_what_the_block_and_the_trace_explain() -> None:
     source = np.random.default_rng(0)
     effects = source.random((40, 3))
     by_block = np.tile([0.1, 0.5, 0.9], (40, 1))
-    found = compare(effects, by_block, (0, 1, 2))
+    found = variance_explained(effects, by_block, (0, 1, 2))
     assert found.by_block == pytest.approx(1) and found.with_trace == pytest.approx(1)
     assert found.by_trace < 0.2 and found.within == {}
-    found = compare(effects, 2 * effects, (3, 4, 5))
+    found = variance_explained(effects, 2 * effects, (3, 4, 5))
     assert found.by_trace == pytest.approx(1) and found.by_block < 0.2
     assert found.within == pytest.approx({3: 1.0, 4: 1.0, 5: 1.0})
-    noise = compare(effects, source.random((40, 3)), (0, 1, 2))
+    noise = variance_explained(effects, source.random((40, 3)), (0, 1, 2))
     assert noise.by_block <= noise.with_trace < 0.2

@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from errata.data.case import Case
 from errata.experiments.costs.editing import edit_costs, evaluation_cost
 from errata.experiments.costs.flops import Cost, patch_bytes, reading_flops, search_flops, total
-from errata.experiments.edit_run import Plan, run_edits
-from errata.experiments.eval_run import Asking
+from errata.experiments.edit_run import EditPlan, run_edits
+from errata.experiments.eval_run import EvalSettings
 from errata.methods.closed_form.keys import Keys, bare_rows
 from errata.metrics.teacher_forced import score_cases
 from errata.models.families import family_of
 from errata.models.hooks import Site
-from errata.models.layerwise import Climb
+from errata.models.layerwise import LayerwiseReader
 from errata.models.shape import ModelShape
 from errata.patches.edited_model import EditedModel
 from laws.bench import edited_model, found, moments_of, over_methods, quick, rewrites_of
@@ -77,7 +77,10 @@ def test_reading_is_what_pytorch_counts(model_type: str) -> None:
     top = [Site(family_of(edited.model).block(edited.model, blocks[-1]), "output")]
 
     def read() -> None:
-        keys, bare = Keys(edited.model, rewrites), Climb(edited.model, bare_rows(rewrites))
+        keys, bare = (
+            Keys(edited.model, rewrites),
+            LayerwiseReader(edited.model, bare_rows(rewrites)),
+        )
         for block in blocks:
             keys.at(block)
             bare.read(top, block)
@@ -88,7 +91,7 @@ def test_reading_is_what_pytorch_counts(model_type: str) -> None:
 
 def test_scoring_is_what_pytorch_counts() -> None:
     edited = edited_model("llama")
-    ours = evaluation_cost(edited, CASES, Asking(), halves=2).flops
+    ours = evaluation_cost(edited, CASES, EvalSettings(), halves=2).flops
     theirs = counted(lambda: score_cases(edited.model, edited.tokenizer, CASES))
     assert ours == pytest.approx(2 * theirs, rel=0.02)
 
@@ -101,20 +104,20 @@ def test_a_patch_takes_the_room_that_was_said(method_name: str, tmp_path: Path) 
     assert patch_bytes(edited.model, method, len(FACTS)) == pytest.approx(size, rel=0.5)
 
 
-def costs_of(edited: EditedModel, plan: Plan, count: int = 4) -> dict[str, Cost]:
+def costs_of(edited: EditedModel, plan: EditPlan, count: int = 4) -> dict[str, Cost]:
     return {cost.what: cost for cost in edit_costs(edited, quick("memit"), CASES[:count], plan)}
 
 
 def test_costs_grow_with_the_work_and_leave_the_model_alone() -> None:
     edited = edited_model("llama")
     before = found(edited.model)
-    few, many = costs_of(edited, Plan(), 2), costs_of(edited, Plan())
+    few, many = costs_of(edited, EditPlan(), 2), costs_of(edited, EditPlan())
     assert found(edited.model) == before
     assert list(many) == ["search", "keys", "solve", "scores"]
     for name in many:
         assert few[name].flops < many[name].flops
     assert all(cost.seconds > 0 for cost in many.values())
-    apart = costs_of(edited, Plan(batch_size=1))
+    apart = costs_of(edited, EditPlan(batch_size=1))
     assert apart["solve"].disk > many["solve"].disk
     added = total(list(many.values()))
     assert added.flops == sum(cost.flops for cost in many.values())
@@ -123,9 +126,9 @@ def test_costs_grow_with_the_work_and_leave_the_model_alone() -> None:
 
 def test_the_disk_of_a_run_is_about_what_was_said(tmp_path: Path) -> None:
     edited = edited_model("llama")
-    said = total(edit_costs(edited, quick("memit"), CASES, Plan(batch_size=2))).disk
+    said = total(edit_costs(edited, quick("memit"), CASES, EditPlan(batch_size=2))).disk
     run = run_edits(
-        edited, CASES, quick("memit"), moments_of("llama"), Plan(batch_size=2), tmp_path
+        edited, CASES, quick("memit"), moments_of("llama"), EditPlan(batch_size=2), tmp_path
     )
     used = sum(
         path.stat().st_size

@@ -10,7 +10,7 @@ import pytest
 
 from errata.data.case import Case
 from errata.experiments import eval_run
-from errata.experiments.eval_run import Asking, Evaluation, run_evaluation
+from errata.experiments.eval_run import EvalSettings, Evaluation, run_evaluation
 from errata.patches.edited_model import EditedModel
 from laws.bench import edited_model, patch_of
 from tiny import FACTS
@@ -27,7 +27,7 @@ CASES = [
     )
     for fact in FACTS
 ]
-ASKING = Asking(generate=True, max_new_tokens=4, text_tokens=16)
+ASKING = EvalSettings(generate=True, max_new_tokens=4, text_tokens=16)
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from errata.experiments.survival.outcomes import (
     CLASSES,
     class_shares,
-    compare,
     decay,
     holm,
     mcnemar,
     paired_bootstrap,
+    paired_test,
 )
 
 BEFORE = [True] * 8 + [False] * 2
@@ -82,8 +82,8 @@ def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs() -> None:
 
 
 def test_the_test_follows_the_number_of_seeds() -> None:
-    assert compare(once(BEFORE), once(AFTER))[0] == "exact McNemar"
-    name, p = compare([[b] * 2 for b in BEFORE], [[True, True]] * 10)
+    assert paired_test(once(BEFORE), once(AFTER))[0] == "exact McNemar"
+    name, p = paired_test([[b] * 2 for b in BEFORE], [[True, True]] * 10)
     assert name == "paired bootstrap over edits"
     assert 0 < p <= 1
     assert paired_bootstrap([1.0] * 20, [0.0] * 20) < 0.01

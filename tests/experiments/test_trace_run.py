@@ -23,7 +23,7 @@ from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel, load
 from errata.tracing.causal import trace_question
 from errata.tracing.corruption import embedding_deviation, kept_deviation
-from errata.tracing.question import ask
+from errata.tracing.question import ask_model
 from errata.tracing.settings import TraceSettings
 from errata.tracing.trace import Trace
 from laws.bench import edited_model
@@ -147,7 +147,9 @@ def test_what_the_model_says_ends_where_it_leaves_the_answer(
     """Behind the first other token it was asked with the answer before it: that is no text."""
     case = some_cases()[0]
     odd = case.with_values(request=case.request.with_values(target="Tarn and then the river"))
-    asked = ask(demo.model, demo.tokenizer, odd.request.text, odd.request.span, odd.request.answer)
+    asked = ask_model(
+        demo.model, demo.tokenizer, odd.request.text, odd.request.span, odd.request.answer
+    )
     said = demo.tokenizer.decode(asked.said[:1]).strip()
     assert len(asked.said) > 3 and asked.said[0] != asked.targets[0]
     assert asked.spoken == asked.said[:1]

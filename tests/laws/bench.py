@@ -22,7 +22,8 @@ from errata.methods.closed_form.encoding import Rewrite, rewrite_of
 from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel
 from errata.patches.patch import Base, Patch, Provenance, Update
-from errata.statistics.second_moment import SecondMoment, measure, token_rows
+from errata.statistics.measure import measure, token_rows
+from errata.statistics.second_moment import SecondMoment
 from tiny import BLOCKS, CONFIGS, FACTS, SENTENCES, tiny_model, tiny_tokenizer, width
 
 PREFIXES = ("Well. ", "So the people of Tarn say. ")
@@ -92,7 +93,7 @@ def random_patch(edited: EditedModel, seed: int, size: float = 0.05, rank: int =
     """Return a patch of random factors for blocks 1 and 2."""
     source, family, updates = torch.Generator().manual_seed(seed), family_of(edited.model), {}
     for block in (1, 2):
-        write = family.write(edited.model, block)
+        write = family.mlp_out(edited.model, block)
         d_in = write.weight.numel() // width(edited.model)
         R = size * torch.randn(width(edited.model), rank, generator=source)
         A = torch.randn(rank, d_in, generator=source)
@@ -164,7 +165,7 @@ def untidy(model: PreTrainedModel) -> None:
     for index, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(index % 3 != 0)
         parameter.grad = torch.full_like(parameter, 0.5) if index % 2 else None
-    for module in (family.block(model, 1), family.write(model, 2)):
+    for module in (family.block(model, 1), family.mlp_out(model, 2)):
         module.register_forward_hook(lambda *_: None)
         module.register_forward_pre_hook(lambda *_: None)
     block = family.block(model, 3)

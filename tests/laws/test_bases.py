@@ -33,7 +33,7 @@ def nudged(model_type: str) -> EditedModel:
     """Return another base: one number of one weight that no patch edits is different."""
     edited = edited_model(model_type)
     with torch.no_grad():
-        family_of(edited.model).write(edited.model, 3).weight[0, 0] += 1.0
+        family_of(edited.model).mlp_out(edited.model, 3).weight[0, 0] += 1.0
     return edited
 
 
@@ -57,7 +57,7 @@ def test_another_base_is_refused_unless_allowed(model_type: str, method_name: st
 def test_applied_checks_the_weights_it_edits(model_type: str) -> None:
     patch, other = patch_of(model_type, "memit"), edited_model(model_type)
     with torch.no_grad():
-        family_of(other.model).write(other.model, 2).weight[0, 0] += 1.0
+        family_of(other.model).mlp_out(other.model, 2).weight[0, 0] += 1.0
     before = found(other.model)
     with pytest.raises(ErrataError, match="made for another model"), patch.applied(other.model):
         pass
@@ -126,7 +126,7 @@ def test_a_patch_of_another_architecture_is_refused_and_nothing_is_changed(
 
 
 def on_meta(model: PreTrainedModel, block: int) -> None:
-    write = family_of(model).write(model, block)
+    write = family_of(model).mlp_out(model, block)
     write.weight = nn.Parameter(write.weight.detach().to("meta"))
 
 
@@ -148,7 +148,7 @@ def test_offloaded_weights_are_refused(model_type: str, block: int) -> None:
 @over_shapes
 def test_weights_that_are_not_plain_floats_are_refused(model_type: str) -> None:
     edited = edited_model(model_type)
-    write = family_of(edited.model).write(edited.model, 1)
+    write = family_of(edited.model).mlp_out(edited.model, 1)
     write.weight = nn.Parameter(write.weight.detach().to(torch.int8), requires_grad=False)
     with pytest.raises(ErrataError, match="cannot be edited in place"):
         weight_of(edited.model, family_of(edited.model).weight_name(1))
@@ -197,7 +197,7 @@ def test_a_model_that_holds_nan_is_refused_and_left_alone(
 ) -> None:
     edited = edited_model(model_type)
     with torch.no_grad():
-        family_of(edited.model).write(edited.model, 3).weight.fill_(float("nan"))
+        family_of(edited.model).mlp_out(edited.model, 3).weight.fill_(float("nan"))
     before = weights(edited.model)
     with pytest.raises(ErrataError, match="not finite"):
         edited.edit(FACTS[:1], quick(method_name), moments=moments_of(model_type))

@@ -22,7 +22,7 @@ from errata.models.hooks import Site
 from errata.models.layerwise import read_at
 from errata.models.tokens import encode
 from errata.patches.edited_model import EditedModel
-from errata.statistics.second_moment import measure
+from errata.statistics.measure import measure
 from laws.bench import (
     closeness,
     edited_model,
@@ -262,7 +262,7 @@ def test_a_second_moment_does_not_know_of_padding(model_type: str, bos: bool) ->
 def inputs_of(model: PreTrainedModel, rows: Sequence[tuple[int, ...]], block: int) -> Tensor:
     """Return what the MLP output matrix reads, row by row: (tokens, d_in)."""
     seen: list[Tensor] = []
-    write = family_of(model).write(model, block)
+    write = family_of(model).mlp_out(model, block)
     handle = write.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
     for row in rows:
         model(input_ids=torch.tensor([row]))

@@ -11,7 +11,7 @@ import errata.models.prefix_cache
 from errata.methods.closed_form.keys import Keys, bare_rows, keys_of
 from errata.models.families import family_of, width_of
 from errata.models.hooks import Site, frozen
-from errata.models.layerwise import Climb, read_at
+from errata.models.layerwise import LayerwiseReader, read_at
 from errata.patches.patch import add, keeping
 from laws.bench import closeness, edited_model, over_families, rewrites_of
 from laws.test_work import counted
@@ -39,7 +39,7 @@ def test_keys_on_the_way_up_are_those_of_the_weights_as_they_stand(
     rewrites, source = rewrites_of(edited), torch.Generator().manual_seed(0)
     names = [family.weight_name(block) for block in range(BLOCKS)]
     top = [Site(family.block(model, BLOCKS - 1), "output")]
-    keys, bare = Keys(model, rewrites), Climb(model, bare_rows(rewrites))
+    keys, bare = Keys(model, rewrites), LayerwiseReader(model, bare_rows(rewrites))
     with frozen(model), keeping(model, names):
         for block in (0, 1, 3):
             found, expected = keys.at(block), keys_of(model, rewrites, block)
@@ -47,7 +47,7 @@ def test_keys_on_the_way_up_are_those_of_the_weights_as_they_stand(
                 assert closeness(one, other) < 1e-6  # keys are float32
             (state,) = bare.read(top, block)
             assert closeness(state, read_at(model, bare_rows(rewrites), top)[0]) < 1e-12
-            d_in = width_of(family.write(model, block))
+            d_in = width_of(family.mlp_out(model, block))
             add(model, names[block], torch.randn(state.shape[1], d_in, generator=source) / 10)
     kept = keys.parts[0][1].held()
     assert (kept > 0) is (way != "nothing kept")

@@ -60,7 +60,7 @@ def test_the_loss_told_is_the_loss_there_is(model_type: str, dtype: torch.dtype)
     edited, patch = edited_model(model_type, dtype=dtype), scaled_patch(model_type, 1e-2)
     family = family_of(edited.model)
     for block in (1, 2):
-        module = family.write(edited.model, block)
+        module = family.mlp_out(edited.model, block)
         assert module.weight.dtype == dtype
     before = {name: weight_of(edited.model, name)[1].detach().clone() for name in patch.updates}
     told = edited.apply(patch, allow_base=True)

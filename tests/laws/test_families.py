@@ -38,7 +38,7 @@ def test_a_row_names_what_is_there(model_type: str) -> None:
     assert model.get_input_embeddings().weight.shape == (VOCABULARY, width(model))
     inner = 40 if model_type == "gptj" else 56
     for index in range(BLOCKS):
-        block, write = family.block(model, index), family.write(model, index)
+        block, write = family.block(model, index), family.mlp_out(model, index)
         assert "attention" in type(block.get_submodule(family.block_attention)).__name__.lower()
         assert write in family.mlp(model, index).modules()
         module, weight = weight_of(model, family.weight_name(index))
@@ -71,7 +71,7 @@ def test_a_rank_one_change_arrives_at_the_output_of_its_block(model_type: str, i
     edited = edited_model(model_type)
     model, family = edited.model, family_of(edited.model)
     (rewrite,) = encoded(edited, "rome", 1)[0]
-    row, block, write = rewrite.keys[0][0], family.block(model, index), family.write(model, index)
+    row, block, write = rewrite.keys[0][0], family.block(model, index), family.mlp_out(model, index)
     key, said, before = (
         read(model, module, side, row)
         for module, side in ((write, "input"), (write, "output"), (block, "output"))

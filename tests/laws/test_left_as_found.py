@@ -12,9 +12,9 @@ from errata.methods import METHODS
 from errata.methods.closed_form.prefixes import sample_prefixes
 from errata.metrics.likelihood import likelihoods
 from errata.models.families import weight_of
-from errata.models.suffix_run import Tail
+from errata.models.suffix_run import SuffixRun
 from errata.patches.edited_model import EditedModel
-from errata.statistics.second_moment import measure
+from errata.statistics.measure import measure
 from laws.bench import (
     edited_model,
     found,
@@ -96,7 +96,7 @@ def test_a_failing_read_leaves_everything_as_found(
 def test_a_failing_search_leaves_everything_as_found(
     model_type: str, method_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edited, real, calls = edited_model(model_type), Tail.hidden, []
+    edited, real, calls = edited_model(model_type), SuffixRun.hidden, []
 
     def run(*arguments: Any) -> Any:
         calls.append(len(calls))
@@ -104,7 +104,7 @@ def test_a_failing_search_leaves_everything_as_found(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(Tail, "hidden", run)
+    monkeypatch.setattr(SuffixRun, "hidden", run)
     untidy(edited.model)
     before = found(edited.model)
     with pytest.raises(KeyboardInterrupt):
@@ -128,7 +128,7 @@ def test_reading_a_model_leaves_everything_as_found(model_type: str) -> None:
 @over_shapes
 def test_an_interrupted_tail_leaves_everything_as_found(model_type: str) -> None:
     edited = edited_model(model_type)
-    tail = Tail.prepare(edited.model, [rewrites_of(edited)[0].rows[0]], 1)
+    tail = SuffixRun.prepare(edited.model, [rewrites_of(edited)[0].rows[0]], 1)
     untidy(edited.model)
     before = found(edited.model)
     keep = torch.ones_like(tail.ids, dtype=torch.bool)

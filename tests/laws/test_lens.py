@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from errata.tracing.lens import read_lens
-from errata.tracing.question import ask
+from errata.tracing.question import ask_model
 from laws.bench import edited_model, found, over_families, untidy
 from plain import cut_after
 from tiny import BLOCKS, FACTS
@@ -16,7 +16,7 @@ from tiny import BLOCKS, FACTS
 @over_families
 def test_every_block_is_read_as_if_it_were_the_last(model_type: str) -> None:
     edited, fact = edited_model(model_type), FACTS[1]
-    question = ask(edited.model, edited.tokenizer, fact.text, fact.span)
+    question = ask_model(edited.model, edited.tokenizer, fact.text, fact.span)
     untidy(edited.model)
     before = found(edited.model)
     lens = read_lens(edited.model, edited.tokenizer, question)
@@ -37,7 +37,7 @@ def test_every_block_is_read_as_if_it_were_the_last(model_type: str) -> None:
 
 def test_another_token_can_be_followed() -> None:
     edited, fact = edited_model("gpt2"), FACTS[1]
-    question = ask(edited.model, edited.tokenizer, fact.text, fact.span)
+    question = ask_model(edited.model, edited.tokenizer, fact.text, fact.span)
     other = read_lens(edited.model, edited.tokenizer, question, answer=question.targets[0] + 1)
     same = read_lens(edited.model, edited.tokenizer, question)
     assert other.answers == pytest.approx(other.answers) and not np.array_equal(

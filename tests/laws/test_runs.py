@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from errata.data.case import Case
-from errata.experiments.edit_run import Plan, Run, run_edits
+from errata.experiments.edit_run import EditPlan, Run, run_edits
 from errata.experiments.run_folder import LOCK, run_folder
 from errata.methods import METHODS
 from errata.patches.edited_model import EditedModel
@@ -21,9 +21,9 @@ CASES = [
     for fact in FACTS
 ]
 PLANS = {
-    "apart": Plan(batch_size=1),
-    "stacked": Plan(batch_size=2, sequential=True),
-    "at once": Plan(),
+    "apart": EditPlan(batch_size=1),
+    "stacked": EditPlan(batch_size=2, sequential=True),
+    "at once": EditPlan(),
 }
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from errata.models.suffix_run import Tail
-from errata.models.tokens import Row
+from errata.models.suffix_run import SuffixRun
+from errata.models.tokens import TokenRow
 from laws.bench import closeness, over_families
 from plain import cut_after, place_of, state_of
 from tiny import BLOCKS, tiny_model, width
@@ -19,13 +19,13 @@ SUFFIX = 4
 LENGTHS = (5, 0, 1, 9)  # tokens before the edited one, per row
 
 
-def rows_of(lengths: tuple[int, ...], suffix: int = SUFFIX) -> list[Row]:
+def rows_of(lengths: tuple[int, ...], suffix: int = SUFFIX) -> list[TokenRow]:
     source = torch.Generator().manual_seed(1)
     ids = [torch.randint(1, 300, (n + suffix,), generator=source).tolist() for n in lengths]
-    return [Row(tuple(line), n) for line, n in zip(ids, lengths, strict=True)]
+    return [TokenRow(tuple(line), n) for line, n in zip(ids, lengths, strict=True)]
 
 
-def deltas_of(model: PreTrainedModel, rows: list[Row]) -> Tensor:
+def deltas_of(model: PreTrainedModel, rows: list[TokenRow]) -> Tensor:
     source = torch.Generator().manual_seed(2)
     wide = width(model)
     return torch.randn(len(rows), wide, generator=source).to(model.dtype)
@@ -33,14 +33,14 @@ def deltas_of(model: PreTrainedModel, rows: list[Row]) -> Tensor:
 
 @torch.no_grad()
 def in_full(
-    model: PreTrainedModel, rows: list[Row], block: int, deltas: Tensor, last_block: int
+    model: PreTrainedModel, rows: list[TokenRow], block: int, deltas: Tensor, last_block: int
 ) -> list[Tensor]:
     """Run every row alone, δ added at the block's output; return logits from the position on."""
     logits = []
     for row, delta in zip(rows, deltas, strict=True):
 
         def push(
-            _: nn.Module, args: Any, output: Any, row: Row = row, delta: Tensor = delta
+            _: nn.Module, args: Any, output: Any, row: TokenRow = row, delta: Tensor = delta
         ) -> Any:
             state = state_of(output).clone()
             state[0, row.position] += delta
@@ -57,7 +57,7 @@ def in_full(
 
 
 @torch.no_grad()
-def in_part(tail: Tail, deltas: Tensor, keep: Tensor, last_block: int | None) -> Tensor:
+def in_part(tail: SuffixRun, deltas: Tensor, keep: Tensor, last_block: int | None) -> Tensor:
     states = tail.states.clone()
     states[:, 0] += deltas
     return tail.run(states, keep, last_block)
@@ -73,7 +73,7 @@ def compare(
     keep[:, -1] = keep[0, 0] = keep[-1, 1] = True
     end = BLOCKS - 1 if last_block is None else last_block
     full = torch.stack(in_full(model, rows, block, deltas, end))[keep]
-    part = in_part(Tail.prepare(model, rows, block), deltas, keep, last_block)
+    part = in_part(SuffixRun.prepare(model, rows, block), deltas, keep, last_block)
     assert part.shape == full.shape
     return float((part - full).abs().max() / full.abs().max())
 
@@ -101,20 +101,20 @@ def test_it_is_as_exact_as_the_dtype(model_type: str) -> None:
 @over_families
 def test_rows_that_leave_do_not_change_those_that_stay(model_type: str) -> None:
     model, rows = tiny_model(model_type), rows_of(LENGTHS)
-    tail, deltas = Tail.prepare(model, rows, 1), deltas_of(model, rows)
+    tail, deltas = SuffixRun.prepare(model, rows, 1), deltas_of(model, rows)
     keep = torch.ones(len(rows), SUFFIX, dtype=torch.bool)
     together = in_part(tail, deltas, keep, None).view(len(rows), SUFFIX, -1)
     stay = torch.tensor([False, True, False, True])
     part = in_part(tail.select(stay), deltas[stay], keep[stay], None).view(2, SUFFIX, -1)
     assert closeness(part, together[stay]) < 1e-5
-    alone = Tail.prepare(model, [rows[1]], 1)
+    alone = SuffixRun.prepare(model, [rows[1]], 1)
     assert closeness(in_part(alone, deltas[1:2], keep[1:2], None), together[1]) < 1e-5
 
 
 @over_families
 def test_it_can_be_run_again_and_again(model_type: str) -> None:
     model, rows = tiny_model(model_type), rows_of(LENGTHS)
-    tail, deltas = Tail.prepare(model, rows, 1), deltas_of(model, rows)
+    tail, deltas = SuffixRun.prepare(model, rows, 1), deltas_of(model, rows)
     keep = torch.ones(len(rows), SUFFIX, dtype=torch.bool)
     first = in_part(tail, deltas, keep, None)
     in_part(tail, 3 * deltas, keep, 2)
@@ -124,7 +124,7 @@ def test_it_can_be_run_again_and_again(model_type: str) -> None:
 @over_families
 def test_its_gradient_is_that_of_the_full_forward(model_type: str) -> None:
     model, rows = tiny_model(model_type, torch.float64), rows_of((6,))
-    tail, row = Tail.prepare(model, rows, 1), rows[0]
+    tail, row = SuffixRun.prepare(model, rows, 1), rows[0]
     delta = deltas_of(model, rows).requires_grad_()
     keep = torch.ones(1, SUFFIX, dtype=torch.bool)
     states = torch.cat([tail.states[:, :1] + delta[:, None], tail.states[:, 1:]], dim=1)

@@ -13,12 +13,12 @@ import torch
 
 from errata.core.errors import ErrataError
 from errata.models.families import family_of
-from errata.models.recorded_run import Recording, contributions
+from errata.models.recorded_run import RecordedRun, contributions
 from errata.tracing.causal import trace_question
 from errata.tracing.corruption import noise_of
 from errata.tracing.memory import Room
-from errata.tracing.question import Question, ask
-from errata.tracing.settings import KINDS, TraceSettings
+from errata.tracing.question import Question, ask_model
+from errata.tracing.settings import TRACE_KINDS, TraceSettings
 from errata.tracing.trace import Trace
 from laws.bench import edited_model, found, over_families, untidy
 from plain_trace import answers, cell, noisy
@@ -30,7 +30,7 @@ LEVEL = 0.5
 def asked(model_type: str, *, several: bool = True, **how: Any) -> tuple[Any, Question]:
     edited, fact = edited_model(model_type, **how), FACTS[3 if several else 2]
     answer = fact.answer if several else None
-    question = ask(edited.model, edited.tokenizer, fact.text, fact.span, answer)
+    question = ask_model(edited.model, edited.tokenizer, fact.text, fact.span, answer)
     if several:  # two tokens of it: all of them together are too unlikely for float32
         ids = question.ids[: question.length + 1]
         question = replace(question, ids=ids, targets=question.targets[:2], said=question.said[:2])
@@ -71,7 +71,7 @@ def assert_is_full_runs(
 @over_families
 def test_it_is_every_cell_run_in_full(model_type: str) -> None:
     edited, question = asked(model_type)
-    settings = TraceSettings(kinds=KINDS, window=3, samples=2)
+    settings = TraceSettings(kinds=TRACE_KINDS, window=3, samples=2)
     assert len(question.targets) > 1
     assert_is_full_runs(edited, question, settings, 3, corners(question))
 
@@ -81,7 +81,7 @@ def test_it_is_every_cell_run_in_full(model_type: str) -> None:
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_it_is_every_cell_run_in_full_with_every_window(model_type: str, width: int) -> None:
     edited, question = asked(model_type)
-    settings = TraceSettings(kinds=KINDS, window=width, samples=3)
+    settings = TraceSettings(kinds=TRACE_KINDS, window=width, samples=3)
     assert_is_full_runs(edited, question, settings, width, list(range(question.length)))
 
 
@@ -100,16 +100,16 @@ def test_the_model_is_left_as_found(model_type: str) -> None:
     edited, question = asked(model_type)
     untidy(edited.model)
     before = found(edited.model)
-    traced(edited, question, TraceSettings(kinds=KINDS, samples=1))
+    traced(edited, question, TraceSettings(kinds=TRACE_KINDS, samples=1))
     assert found(edited.model) == before
 
 
 def test_how_much_runs_at_once_does_not_matter() -> None:
     edited, question = asked("gptj")
-    settings = TraceSettings(kinds=KINDS, window=3, samples=3)
+    settings = TraceSettings(kinds=TRACE_KINDS, window=3, samples=3)
     whole, apart = traced(edited, question, settings), traced(edited, question, settings, memory=1)
     np.testing.assert_allclose(apart.low, whole.low, rtol=1e-5)
-    for kind in KINDS:
+    for kind in TRACE_KINDS:
         np.testing.assert_allclose(apart.scores[kind], whole.scores[kind], rtol=1e-5)
         np.testing.assert_allclose(apart.first_scores[kind], whole.first_scores[kind], rtol=1e-5)
 
@@ -120,7 +120,7 @@ def test_memory_is_known_before(model_type: str) -> None:
     edited, question = asked(model_type)
     model, ids = edited.model, torch.tensor([question.ids] * 3)
     room = Room.of(model, len(question.ids), len(question.targets), contributions=True)
-    run = Recording.of(model, ids)
+    run = RecordedRun.of(model, ids)
     modules = [family_of(model).mlp(model, block) for block in range(BLOCKS)]
     parts = contributions(model, ids, modules, {})
     held = [*run.states, *(t for pair in run.cache for t in pair), *parts.outputs, *parts.exchanged]
@@ -142,7 +142,7 @@ def test_progress_reaches_its_end() -> None:
 def test_the_first_token_is_scored_besides() -> None:
     """What a whole answer's trace says of its first token is that token's own trace."""
     edited, question = asked("llama")
-    settings = TraceSettings(kinds=KINDS, window=2, samples=2)
+    settings = TraceSettings(kinds=TRACE_KINDS, window=2, samples=2)
     whole = traced(edited, question, settings)
     ids = question.ids[: question.length]
     one = replace(question, ids=ids, targets=question.targets[:1], said=question.said[:1])
@@ -151,27 +151,27 @@ def test_the_first_token_is_scored_besides() -> None:
     assert whole.first_low is not None
     np.testing.assert_allclose(whole.first_low, first.low, rtol=1e-5)
     assert whole.first_high == pytest.approx(first.high, rel=1e-5)
-    for kind in KINDS:
+    for kind in TRACE_KINDS:
         np.testing.assert_allclose(whole.first_scores[kind], first.scores[kind], rtol=1e-5)
         assert (whole.scores[kind] < first.scores[kind]).all()
 
 
 def test_the_last_token_of_the_subject_alone() -> None:
     edited, question = asked("gpt2")
-    settings = TraceSettings(kinds=KINDS, window=2, samples=2)
+    settings = TraceSettings(kinds=TRACE_KINDS, window=2, samples=2)
     everywhere = traced(edited, question, settings)
     alone = traced(edited, question, settings.with_values(subject_last_only=True))
     last = question.subject[1] - 1
     assert alone.places == (last,) and everywhere.places == tuple(range(question.length))
-    for kind in KINDS:
+    for kind in TRACE_KINDS:
         np.testing.assert_array_equal(alone.scores[kind][0], everywhere.scores[kind][last])
 
 
 def test_where_nothing_was_corrupted_nothing_is_restored() -> None:
     edited, question = asked("gptj")
-    ours = traced(edited, question, TraceSettings(kinds=KINDS, samples=2))
+    ours = traced(edited, question, TraceSettings(kinds=TRACE_KINDS, samples=2))
     assert question.subject[0] > 0
-    for kind in KINDS:
+    for kind in TRACE_KINDS:
         before = ours.scores[kind][: question.subject[0]]
         np.testing.assert_array_equal(before, np.broadcast_to(ours.low, before.shape))
         end = ours.scores[kind][: question.length - 1, -1]

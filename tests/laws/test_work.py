@@ -22,20 +22,19 @@ import errata.methods.closed_form.target_search
 import errata.models.prefix_cache
 from errata.core.errors import ErrataError
 from errata.data.case import Case
-from errata.experiments.edit_run import Plan, run_edits
+from errata.experiments.edit_run import EditPlan, run_edits
 from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import keys_of
 from errata.methods.closed_form.memory import Texts, group_bytes, search_bytes, searched_at_once
 from errata.methods.closed_form.settings import Search
-from errata.methods.closed_form.target_loss import Objective
-from errata.methods.closed_form.target_loss import tokens_run as tokens_searched
+from errata.methods.closed_form.target_loss import TargetLoss, tokens_searched
 from errata.methods.closed_form.target_search import Targets, search_targets
-from errata.metrics.likelihood import answer_row, score_rows, tokens_run
+from errata.metrics.likelihood import answer_row, score_token_rows, tokens_scored
 from errata.models.families import family_of
 from errata.models.hooks import Site, first_tensor, frozen
 from errata.models.layerwise import read_at
 from errata.models.shape import ModelShape
-from errata.models.tokens import Row
+from errata.models.tokens import TokenRow
 from laws.bench import (
     closeness,
     edited_model,
@@ -86,7 +85,7 @@ def counted(model: PreTrainedModel) -> Iterator[Work]:
             attention = family.block(model, index).get_submodule(family.block_attention)
             handle = attention.register_forward_hook(lambda _, args, out, i=index: block(i, out))
             stack.callback(handle.remove)
-        write = family.write(model, BLOCKS - 1)
+        write = family.mlp_out(model, BLOCKS - 1)
         for module, told in ((write, mlp), (model.get_output_embeddings(), head)):
             handle = module.register_forward_hook(lambda _, args, out, told=told: told(out))
             stack.callback(handle.remove)
@@ -94,7 +93,7 @@ def counted(model: PreTrainedModel) -> Iterator[Work]:
 
 
 def searched(model: PreTrainedModel, rewrites: list[Rewrite], **given: Any) -> Targets:
-    site = Site(family_of(model).write(model, BLOCK), "output")
+    site = Site(family_of(model).mlp_out(model, BLOCK), "output")
     settings = given.pop("settings", SEARCH)
     return search_targets(model, rewrites, BLOCK, site, settings, **given)
 
@@ -118,7 +117,7 @@ def test_a_search_runs_what_its_vector_can_reach_and_nothing_else(model_type: st
 def test_requests_that_are_done_leave_the_batch(model_type: str) -> None:
     edited = edited_model(model_type)
     rewrites = rewrites_of(edited)
-    objective = Objective(edited.model, rewrites, BLOCK, SEARCH, 4096)
+    objective = TargetLoss(edited.model, rewrites, BLOCK, SEARCH, 4096)
     delta = torch.zeros(len(FACTS), edited.model.config.get_text_config().hidden_size)
     done, runs = [[0, 1, 2, 3], [1, 3], [3]], []
     with frozen(edited.model), torch.no_grad():
@@ -184,9 +183,9 @@ def test_a_row_that_another_begins_with_is_scored_on_that_one() -> None:
         for target in ("Quenby", "Quenby of Tarn")
     ]
     with counted(edited.model) as work:
-        score_rows(edited.model, rows)
+        score_token_rows(edited.model, rows)
     longest = max(len(row.ids) for row in rows)
-    assert work.blocks == [tokens_run(rows)] * BLOCKS == [len(FACTS) * longest] * BLOCKS
+    assert work.blocks == [tokens_scored(rows)] * BLOCKS == [len(FACTS) * longest] * BLOCKS
     assert work.head <= sum(len(row.targets) for row in rows[1::2])
 
 
@@ -236,7 +235,7 @@ def test_keys_of_many_requests_take_the_memory_of_few(
 
     def states(count: int) -> Sequence[Tensor]:
         ends = product(range(8), range(8), (0, 1))  # each two rows begin alike, in eight tokens
-        rows = [Row((one, other, *range(2, 8), end), 8) for one, other, end in ends]
+        rows = [TokenRow((one, other, *range(2, 8), end), 8) for one, other, end in ends]
         return read_at(edited.model, rows[:count], sites, budget=16)
 
     def beside(read: Callable[[int], Sequence[Tensor]], count: int) -> int:
@@ -250,7 +249,7 @@ def test_keys_of_many_requests_take_the_memory_of_few(
 
 def saved_bytes(model: PreTrainedModel, rewrites: list[Rewrite]) -> int:
     """Return the bytes that one step keeps for its backward pass, weights left out."""
-    objective = Objective(model, rewrites, BLOCK, SEARCH, 4096)
+    objective = TargetLoss(model, rewrites, BLOCK, SEARCH, 4096)
     width = model.config.get_text_config().hidden_size
     delta, seen = torch.zeros(len(rewrites), width, requires_grad=True), dict[int, int]()
 
@@ -364,10 +363,10 @@ def test_the_grouping_is_recorded_and_a_resumed_run_keeps_it(
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("errata.experiments.edit_run.score_cases", stop)
-        run_edits(edited, cases, method, moments, Plan(batch_size=1), tmp_path)
+        run_edits(edited, cases, method, moments, EditPlan(batch_size=1), tmp_path)
     with monkeypatch.context() as patched:  # a machine with less memory takes the run up
         patched.setattr("errata.methods.closed_form.memory.spare_bytes", lambda _: 1)
-        run = run_edits(edited, cases, method, moments, Plan(batch_size=1), tmp_path)
+        run = run_edits(edited, cases, method, moments, EditPlan(batch_size=1), tmp_path)
     assert run.resumed
     kept = type(patch).load(run.patches[0]).provenance.settings["requests_at_once"]
     assert kept == count

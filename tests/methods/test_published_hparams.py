@@ -10,7 +10,7 @@ import pytest
 
 from errata.core.errors import ErrataError
 from errata.methods import METHODS
-from errata.methods.presets import settle
+from errata.methods.presets import resolve_settings
 from errata.methods.published_hparams import KEYS, read_hparams
 
 PUBLISHED: dict[str, Any] = {
@@ -41,7 +41,7 @@ def written(folder: Path, values: Any) -> Path:
 def test_every_published_key_becomes_a_setting_or_is_named(name: str, tmp_path: Path) -> None:
     layers = [14] if name == "rome" else PUBLISHED["layers"]
     read = read_hparams(written(tmp_path, {**PUBLISHED, "layers": layers}), METHODS[name])
-    method, _, _ = settle(METHODS[name], "unheard-of", 48, read.settings)
+    method, _, _ = resolve_settings(METHODS[name], "unheard-of", 48, read.settings)
     assert (method.blocks, method.search.learning_rate) == (tuple(layers), 0.5)
     assert method.contexts.prefix_lengths == (5, 5, 10)
     assert "mom2_dataset" in read.unused

@@ -19,7 +19,7 @@ from errata.core.settings import Settings, describe
 from errata.methods import METHODS, AlphaEdit, ClosedForm, Memit, Rome, method_named
 from errata.methods.closed_form.encoding import rewrite_of
 from errata.methods.closed_form.settings import Contexts, Search
-from errata.methods.presets import presets, settle
+from errata.methods.presets import presets, resolve_settings
 from tiny import FACTS, tiny_tokenizer
 
 SOURCE = Path(errata.__file__).parent
@@ -133,7 +133,7 @@ SHIPPED = [(model, name) for model, methods in presets().items() for name in met
 @pytest.mark.parametrize(("model", "name"), SHIPPED)
 def test_every_preset_fits_its_method(model: str, name: str) -> None:
     preset = presets()[model][name]
-    settled, source, notes = settle(METHODS[name], f"somebody/{model}", 1000, {})
+    settled, source, notes = resolve_settings(METHODS[name], f"somebody/{model}", 1000, {})
     assert settled == METHODS[name].of(preset.settings)
     assert (source, notes[: len(preset.notes)]) == (preset.source, preset.notes)
     assert source
@@ -143,7 +143,7 @@ def test_every_preset_fits_its_method(model: str, name: str) -> None:
         settled.edited_blocks
         == tuple(sorted(preset.settings["blocks"]))[-len(settled.edited_blocks) :]
     )
-    assert settle(METHODS[name], f"a/folder/{model}/", 1000, {})[0] == settled
+    assert resolve_settings(METHODS[name], f"a/folder/{model}/", 1000, {})[0] == settled
 
 
 def test_presets_tuned_with_a_defect_in_place_say_so() -> None:
@@ -155,7 +155,7 @@ def test_presets_tuned_with_a_defect_in_place_say_so() -> None:
 @pytest.mark.parametrize("method_name", METHODS)
 def test_a_model_without_preset_gets_a_guess_and_is_told(method_name: str) -> None:
     method = METHODS[method_name]
-    settled, source, notes = settle(method, "me/unheard-of", 32, {})
+    settled, source, notes = resolve_settings(method, "me/unheard-of", 32, {})
     first, last = (int(share * 32) for share in method.depth)
     assert settled == method(blocks=tuple(range(first, last + 1)))
     assert source == "defaults"
@@ -167,12 +167,12 @@ def test_a_model_without_preset_gets_a_guess_and_is_told(method_name: str) -> No
 @pytest.mark.parametrize("count", [1, 2, 3, 80])
 @pytest.mark.parametrize("method_name", METHODS)
 def test_a_guess_lies_within_the_model(method_name: str, count: int) -> None:
-    settled, _, _ = settle(METHODS[method_name], "unheard-of", count, {})
+    settled, _, _ = resolve_settings(METHODS[method_name], "unheard-of", count, {})
     assert all(0 <= block < count for block in settled.edited_blocks)
 
 
 def test_blocks_that_were_given_are_no_guess() -> None:
-    settled, _, notes = settle(Memit, "unheard-of", 32, {"blocks": (7, 5)})
+    settled, _, notes = resolve_settings(Memit, "unheard-of", 32, {"blocks": (7, 5)})
     assert settled.blocks == (5, 7)
     assert notes == ()
 
@@ -181,7 +181,7 @@ def test_blocks_that_were_given_are_no_guess() -> None:
 @pytest.mark.parametrize("method_name", METHODS)
 def test_a_block_that_the_model_lacks_is_refused(method_name: str, model: str) -> None:
     with pytest.raises(ErrataError, match="there is no block 12: the model has blocks 0 to 11"):
-        settle(METHODS[method_name], model, 12, {"blocks": (12,)})
+        resolve_settings(METHODS[method_name], model, 12, {"blocks": (12,)})
 
 
 @pytest.mark.parametrize("method", [Memit, AlphaEdit, Rome])
@@ -190,15 +190,15 @@ def test_one_given_search_setting_leaves_the_methods_others(
     method: type[ClosedForm], model: str
 ) -> None:
     """`--steps 7` must not put MEMIT's clamp back to another method's default."""
-    usual, _, _ = settle(method, model, 48, {})
-    given, _, _ = settle(method, model, 48, {"search": {"learning_rate": 0.25}})
+    usual, _, _ = resolve_settings(method, model, 48, {})
+    given, _, _ = resolve_settings(method, model, 48, {"search": {"learning_rate": 0.25}})
     assert given.search == usual.search.with_values(learning_rate=0.25)
     assert given.with_values(search=usual.search.model_dump()) == usual
 
 
 def test_flags_become_nested_settings() -> None:
     flags = {"blocks": "4,5", "steps": "7", "prefix_lengths": "2,3", "history": True}
-    settled, _, _ = settle(Memit, "gpt2-xl", 48, given_settings(Memit, flags))
+    settled, _, _ = resolve_settings(Memit, "gpt2-xl", 48, given_settings(Memit, flags))
     assert (settled.blocks, settled.search.steps, settled.history) == ((4, 5), 7, True)
     assert settled.contexts.prefix_lengths == (2, 3)
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from errata.cli.main import app
 from errata.core.errors import ErrataError
-from errata.data.instructions import Row, read_rows
-from errata.experiments.task_run import Asking, run_tasks
+from errata.data.instructions import Instruction, read_rows
+from errata.experiments.task_run import TaskSettings, run_tasks
 from errata.metrics import tasks
 from errata.metrics.likelihood import likelihoods
 from errata.metrics.tasks import WORDS, Task, answer_rows, figures, judge, read_task
@@ -21,7 +21,7 @@ from errata.patches.edited_model import EditedModel
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 ROWS = [
-    Row(instruction=text, output=f"the correct answer is {word}", answer=word)
+    Instruction(instruction=text, output=f"the correct answer is {word}", answer=word)
     for text, word in zip(SENTENCES, ("true", "false") * 4, strict=True)
 ]
 
@@ -44,15 +44,15 @@ def pico() -> EditedModel:
     ],
 )
 def test_the_first_answer_word_counts(task: str, right: str, text: str, outcome: str) -> None:
-    assert judge(task, Row(instruction="?", answer=right), text) == outcome
+    assert judge(task, Instruction(instruction="?", answer=right), text) == outcome
 
 
 def test_rows_of_a_file_may_name_their_words() -> None:
-    row = Row(instruction="Is it?\n\nAnswer format: yes/no", answer="no")
+    row = Instruction(instruction="Is it?\n\nAnswer format: yes/no", answer="no")
     assert [judge("mine", row, text) for text in ("no", "yes", "perhaps")] == [
         *("right", "wrong", "broken"),
     ]
-    free = Row(instruction="Selma works as a", output="baker.")
+    free = Instruction(instruction="Selma works as a", output="baker.")
     assert [judge("mine", free, text) for text in (" Baker. And", "bakers", " ")] == [
         *("right", "wrong", "broken"),
     ]
@@ -79,7 +79,7 @@ def test_a_stopped_run_asks_only_what_was_not_answered(
     rows = [row.model_dump() for row in ROWS]
     (tmp_path / "boolq" / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     monkeypatch.setattr(tasks, "ROWS_PER_PART", 3)
-    asking = Asking(tasks=("boolq",), data=str(tmp_path), max_new_tokens=3, beams=2)
+    asking = TaskSettings(tasks=("boolq",), data=str(tmp_path), max_new_tokens=3, beams=2)
     whole, _ = run_tasks(pico(), asking, tmp_path / "whole")
 
     asked: list[int] = []

@@ -12,9 +12,9 @@ import torch
 from errata.core.errors import ErrataError
 from errata.data.case import Case, Probe
 from errata.data.request import EditRequest
-from errata.metrics.likelihood import Likelihood, answer_row, perplexity, score_rows
+from errata.metrics.likelihood import Likelihood, answer_row, perplexity, score_token_rows
 from errata.metrics.teacher_forced import (
-    KINDS,
+    PROMPT_KINDS,
     PromptScore,
     prompts_of,
     record_of,
@@ -22,7 +22,7 @@ from errata.metrics.teacher_forced import (
     score_of,
     summarise,
 )
-from errata.models.tokens import Row
+from errata.models.tokens import TokenRow
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 CASE = Case(
@@ -112,7 +112,7 @@ def test_kinds_are_never_averaged_together() -> None:
         answer_row(tiny_tokenizer(), QUESTION.request.text, " botany").targets
     )
     only = summarise(score_cases(tiny_model("llama"), tiny_tokenizer(), [QUESTION]))
-    assert not {*KINDS, "score"} & set(only)
+    assert not {*PROMPT_KINDS, "score"} & set(only)
     assert {"efficacy_tokens", "efficacy_accuracy"} <= set(only)
 
 
@@ -120,7 +120,7 @@ def test_the_score_is_the_harmonic_mean_of_three_shares() -> None:
     first = [row("efficacy", 0, 1), row("paraphrase", 0, 1), row("neighbourhood", 1, 0)]
     second = [row("efficacy", 1, 0), row("paraphrase", 0, 1), row("neighbourhood", 1, 0)]
     summary = summarise([first, second])
-    assert [summary[kind].value for kind in KINDS] == [0.5, 1.0, 1.0]
+    assert [summary[kind].value for kind in PROMPT_KINDS] == [0.5, 1.0, 1.0]
     assert summary["score"].value == pytest.approx(3 / (2 + 1 + 1))
     assert summary["score"].low < summary["score"].value < summary["score"].high
     assert "score" not in summarise([first[:2]])
@@ -138,7 +138,7 @@ def test_rows_that_begin_alike_are_run_once(monkeypatch: pytest.MonkeyPatch) -> 
     model, random_ = tiny_model("gpt2"), random.Random(0)
     stem = tuple(random_.randrange(300) for _ in range(6))
     rows = [
-        Row((*stem, *tail)[:-1] if tail else stem[:-1], 0, (*stem, *tail)[-size:])
+        TokenRow((*stem, *tail)[:-1] if tail else stem[:-1], 0, (*stem, *tail)[-size:])
         for tail in ((), (1,), (1, 2), (1, 2, 3), (1, 9), (7,), (7,), (1, 2, 3))
         for size in (1, 2, 3)
     ]
@@ -150,13 +150,13 @@ def test_rows_that_begin_alike_are_run_once(monkeypatch: pytest.MonkeyPatch) -> 
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", counted)
-    together = score_rows(model, rows)
+    together = score_token_rows(model, rows)
     # Left are those that nothing goes on from: stem 1 2 and stem, the second with other ends.
     assert sum(run) == len({one.ids for one in rows if not any(
         other.ids != one.ids and other.ids[: len(one.ids)] == one.ids for other in rows
     )})  # fmt: skip
     for one, found in zip(rows, together, strict=True):
-        (alone,) = score_rows(model, [one])
+        (alone,) = score_token_rows(model, [one])
         assert found.correct == alone.correct
         assert found.nll == pytest.approx(alone.nll, rel=1e-5)
     with torch.no_grad():

@@ -217,7 +217,7 @@ def hold_delta(
     recorded: Recorded, topic: str, what: str, block: int, update: Update, expected: Tensor
 ) -> None:
     """Compare Δ in the layout of the weight itself."""
-    write = recorded.family.write(recorded.model, block)
+    write = recorded.family.mlp_out(recorded.model, block)
     delta = oriented(write, update.delta())
     assert delta.shape == write.weight.shape, (
         f"{what}: {tuple(delta.shape)} does not fit the weight"

@@ -13,7 +13,7 @@ from errata.data.request import SLOT
 from errata.models.families import family_of
 from errata.models.hooks import Site, first_tensor, record
 from errata.models.tokens import Position, encode, position_of
-from errata.statistics.second_moment import measure, token_rows
+from errata.statistics.measure import measure, token_rows
 from parity.recorded import Recorded
 
 

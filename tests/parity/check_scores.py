@@ -16,8 +16,8 @@ import torch
 
 from errata.data.request import SLOT
 from errata.methods import METHODS
-from errata.metrics.likelihood import Likelihood, score_rows
-from errata.models.tokens import Row, encode
+from errata.metrics.likelihood import Likelihood, score_token_rows
+from errata.models.tokens import TokenRow, encode
 from errata.patches.patch import add, keeping
 from parity.check_editing import searched
 from parity.recorded import Recorded, close
@@ -100,7 +100,7 @@ def edits_of(recorded: Recorded, state: str) -> tuple[Any, list[Any]]:
     ]
 
 
-def counterfact_row(recorded: Recorded, variant: str, prompt: str, target: str) -> Row:
+def counterfact_row(recorded: Recorded, variant: str, prompt: str, target: str) -> TokenRow:
     """Return the ids that the reference scores a target on, and its target ids.
 
     The prompt's length is taken alone, the target's from `" " + target`, whatever the two
@@ -114,7 +114,7 @@ def counterfact_row(recorded: Recorded, variant: str, prompt: str, target: str) 
     targets = target_ids(recorded, variant, target)
     ids = together[: length + len(targets) - 1]
     assert len(ids) == length + len(targets) - 1, "a target reaches into the padding"
-    return Row(tuple(ids), length - 1, targets)
+    return TokenRow(tuple(ids), length - 1, targets)
 
 
 def target_ids(recorded: Recorded, variant: str, target: str) -> tuple[int, ...]:
@@ -148,7 +148,7 @@ def check_counterfact(
         ]
         for asked, prompts in prompts_of(record).items():
             rows = [counterfact_row(recorded, variant, p, t) for p in prompts for t in targets]
-            found = score_rows(recorded.model, rows)
+            found = score_token_rows(recorded.model, rows)
             new, true = found[::2], found[1::2]
             where = f"{what}, case {record['case_id']}, {asked}"
             for name, ours in (("target_new", new), ("target_true", true)):
@@ -206,8 +206,8 @@ def token_hit(recorded: Recorded, variant: str, prompt: str, target: str) -> boo
     special = variant != "bos_fixed"
     wanted = tokenizer(target, add_special_tokens=special)["input_ids"]
     first = wanted[1 if variant == "alphaedit_repo" else 0]
-    row = Row(tuple(tokenizer(prompt)["input_ids"]), 0, (first,))
-    (found,) = score_rows(recorded.model, [row])
+    row = TokenRow(tuple(tokenizer(prompt)["input_ids"]), 0, (first,))
+    (found,) = score_token_rows(recorded.model, [row])
     return found.likeliest
 
 

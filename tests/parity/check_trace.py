@@ -18,7 +18,7 @@ from errata.data.records import slotted
 from errata.data.request import SLOT
 from errata.tracing.causal import trace_question
 from errata.tracing.corruption import embedding_deviation, noise_of
-from errata.tracing.question import Question, ask
+from errata.tracing.question import Question, ask_model
 from errata.tracing.settings import TraceSettings
 from errata.tracing.trace import Trace
 from parity.recorded import Part, Recorded
@@ -80,7 +80,7 @@ def _asked(recorded: Recorded, case: Any, answer: str | None = None) -> Question
     prompt, subject = case["prompt"], case["subject"]
     start = slotted(prompt, subject).index(SLOT)
     span = (start, start + len(subject))
-    return ask(recorded.model, recorded.tokenizer, prompt, span, answer)
+    return ask_model(recorded.model, recorded.tokenizer, prompt, span, answer)
 
 
 def _settings(told: Any, kind: str, width: str | None, variant: str | None) -> TraceSettings:

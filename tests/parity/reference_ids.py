@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from errata.data.request import SLOT, EditRequest
 from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.settings import Contexts, Search
-from errata.models.tokens import Encoded, Position, Row, encode, position_of
+from errata.models.tokens import Encoded, Position, TokenRow, encode, position_of
 
 ESSENCE = "{} is a"
 STOP_AT = 0.05
@@ -61,13 +61,13 @@ def reference_rewrite(
     rows = []
     for template in contexts:
         coded, place = located(tokenizer, record, template, start, where)
-        rows.append(Row(coded.ids, place, targets))
+        rows.append(TokenRow(coded.ids, place, targets))
     keys = []
     for group in templates:
         found = [located(tokenizer, record, template, "", where) for template in group]
-        keys.append(tuple(Row(coded.ids, place).key for coded, place in found))
+        keys.append(tuple(TokenRow(coded.ids, place).key for coded, place in found))
     essence, place = located(tokenizer, {**record, "prompt": ESSENCE}, SLOT, "", where)
-    return Rewrite(tuple(rows), Row(essence.ids, place).key, tuple(keys))
+    return Rewrite(tuple(rows), TokenRow(essence.ids, place).key, tuple(keys))
 
 
 def located(

@@ -17,7 +17,7 @@ from errata.core.text import probability
 from errata.metrics.scores import Score
 from errata.reports import figures, sweep_figure, trace_figures
 from errata.tracing.averages import average
-from errata.tracing.settings import KINDS, TITLES
+from errata.tracing.settings import TITLES, TRACE_KINDS
 from errata.tracing.trace import Trace
 
 
@@ -39,7 +39,7 @@ def no_warnings() -> object:
 
 @pytest.mark.parametrize("form", figures.FORMATS)
 def test_every_format(tmp_path: Path, form: str) -> None:
-    figure, _ = trace_figures.draw_trace(made(("The", " {}", " Tower", " is"), 6, KINDS))
+    figure, _ = trace_figures.draw_trace(made(("The", " {}", " Tower", " is"), 6, TRACE_KINDS))
     figures.save_figure(figure, tmp_path / f"trace.{form}")
     start = (tmp_path / f"trace.{form}").read_bytes()[:5]
     assert start == {"png": b"\x89PNG\r", "pdf": b"%PDF-", "svg": b"<?xml"}[form]
@@ -48,10 +48,10 @@ def test_every_format(tmp_path: Path, form: str) -> None:
 
 
 def test_titles_and_tokens_are_on_it() -> None:
-    figure, _ = trace_figures.draw_trace(made((" In", " Eiffel", " Tower", " is"), 6, KINDS))
+    figure, _ = trace_figures.draw_trace(made((" In", " Eiffel", " Tower", " is"), 6, TRACE_KINDS))
     panels = [axis for axis in figure.axes if axis.get_title()]
     titles = [axis.get_title() for axis in panels]
-    for kind, title in zip(KINDS, titles, strict=True):
+    for kind, title in zip(TRACE_KINDS, titles, strict=True):
         assert TITLES[kind] in title
         assert ("10 blocks" in title) == (kind in ("mlp", "attn"))
     labels = [label.get_text() for label in panels[0].get_yticklabels()]

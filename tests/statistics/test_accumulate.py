@@ -12,8 +12,8 @@ import torch
 from errata.core.distributed import Ranks
 from errata.core.errors import ErrataError
 from errata.models.families import family_of
-from errata.statistics.accumulate import Partial, Plan, Rows, Sums, collect, sample_keys
-from errata.statistics.second_moment import measure, token_rows
+from errata.statistics.accumulate import BatchPlan, Checkpoint, Rows, Sums, collect, sample_keys
+from errata.statistics.measure import measure, token_rows
 from laws.bench import bits, closeness
 from tiny import BLOCKS, SENTENCES, tiny_model, tiny_tokenizer
 
@@ -30,7 +30,7 @@ class Interrupted(Exception):
 
 
 def passed(
-    partial: Partial | None = None,
+    partial: Checkpoint | None = None,
     *,
     rows: Rows = ROWS,
     stop_after: int | None = None,
@@ -48,7 +48,7 @@ def passed(
         if told == stop_after:
             raise Interrupted
 
-    plan = Plan.of(rows, budget, Ranks(ranks.rank, ranks.world))
+    plan = BatchPlan.of(rows, budget, Ranks(ranks.rank, ranks.world))
     alone = Ranks() if ranks.world > 1 else ranks
     return collect(
         tiny_model("gpt2"),
@@ -68,37 +68,37 @@ def state(sums: Sums) -> list[bytes]:
     return held + [bits(panel) for panels in sums.halves.values() for panel in panels]
 
 
-def always(path: Path, lines: list[str] | None = None) -> Partial:
+def always(path: Path, lines: list[str] | None = None) -> Checkpoint:
     """Keep the sums at every border."""
     say = (lambda line: None) if lines is None else lines.append
-    return Partial(path / "sums.partial", every=0.0, clock=lambda: 0.0, say=say)
+    return Checkpoint(path / "sums.partial", every=0.0, clock=lambda: 0.0, say=say)
 
 
 def test_rows_are_batched_once_each_by_length() -> None:
-    plan = Plan.of(ROWS, BUDGET)
+    plan = BatchPlan.of(ROWS, BUDGET)
     assert sorted(i for batch in plan.batches for i in batch) == list(range(len(ROWS)))
     assert all(i % 2 == 0 for batch in plan.batches[: plan.first] for i in batch)
     assert all(i % 2 == 1 for batch in plan.batches[plan.first :] for i in batch)
     for batch in plan.batches:
         assert len(batch) == 1 or len(batch) * max(len(ROWS[i]) for i in batch) <= BUDGET
-    assert plan == Plan.of(list(ROWS), BUDGET) != Plan.of(ROWS, 2 * BUDGET)
+    assert plan == BatchPlan.of(list(ROWS), BUDGET) != BatchPlan.of(ROWS, 2 * BUDGET)
 
 
 def test_a_plan_is_told_by_everything_that_decides_it() -> None:
-    plan = Plan.of(ROWS, BUDGET)
+    plan = BatchPlan.of(ROWS, BUDGET)
     other = [(*ROWS[0][:-1], 7), *ROWS[1:]]
     digests = {
         plan.digest(ROWS, blocks=[1]),
         plan.digest(ROWS, blocks=[2]),
         plan.digest(other, blocks=[1]),
-        Plan.of(ROWS, 2 * BUDGET).digest(ROWS, blocks=[1]),
-        Plan.of(ROWS, BUDGET, Ranks(0, 2)).digest(ROWS, blocks=[1]),
+        BatchPlan.of(ROWS, 2 * BUDGET).digest(ROWS, blocks=[1]),
+        BatchPlan.of(ROWS, BUDGET, Ranks(0, 2)).digest(ROWS, blocks=[1]),
     }
     assert len(digests) == 5
     assert plan.digest(ROWS, blocks=[1]) in digests
 
 
-@pytest.mark.parametrize("stop", range(1, len(Plan.of(ROWS, BUDGET).batches)))
+@pytest.mark.parametrize("stop", range(1, len(BatchPlan.of(ROWS, BUDGET).batches)))
 def test_a_pass_that_was_broken_off_ends_with_the_same_bits(stop: int, tmp_path: Path) -> None:
     lines: list[str] = []
     with pytest.raises(Interrupted):
@@ -113,7 +113,7 @@ def test_what_is_kept_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monke
         passed(always(tmp_path), stop_after=4)
     ran = counted(monkeypatch)
     passed(always(tmp_path))
-    assert len(ran) == len(Plan.of(ROWS, BUDGET).batches) - 3
+    assert len(ran) == len(BatchPlan.of(ROWS, BUDGET).batches) - 3
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -153,7 +153,7 @@ def test_a_torn_file_of_sums_counts_as_none(keep: int, tmp_path: Path) -> None:
 
 def test_sums_are_kept_by_the_clock_and_seldom_where_it_takes_long(tmp_path: Path) -> None:
     now, tensors = [0.0], {"a": torch.zeros(2)}
-    partial = Partial(tmp_path / "sums", every=30.0, clock=lambda: now[0])
+    partial = Checkpoint(tmp_path / "sums", every=30.0, clock=lambda: now[0])
     partial.load("plan", tensors)
     written = []
     for now[0] in (10.0, 29.0, 31.0, 40.0, 62.0):
@@ -162,7 +162,7 @@ def test_sums_are_kept_by_the_clock_and_seldom_where_it_takes_long(tmp_path: Pat
         partial.remove()
     assert written == [False, False, True, False, True]
     ticks = iter([0.0, 30.0, 40.0, 239.0, 241.0, 242.0])
-    slow = Partial(tmp_path / "sums", every=30.0, clock=lambda: next(ticks))
+    slow = Checkpoint(tmp_path / "sums", every=30.0, clock=lambda: next(ticks))
     slow.load("plan", tensors)
     slow.keep("plan", 1, tensors)  # takes from 30 to 40
     slow.remove()
@@ -175,7 +175,7 @@ def test_sums_are_kept_by_the_clock_and_seldom_where_it_takes_long(tmp_path: Pat
 @pytest.mark.parametrize("world", [1, 2, 3, 40])
 def test_shares_of_several_ranks_add_up_to_one_process(world: int) -> None:
     whole, parts = passed(), [passed(ranks=Ranks(rank, world)) for rank in range(world)]
-    plans = [Plan.of(ROWS, BUDGET, Ranks(rank, world)) for rank in range(world)]
+    plans = [BatchPlan.of(ROWS, BUDGET, Ranks(rank, world)) for rank in range(world)]
     done = sorted(i for plan in plans for batch in plan.batches for i in batch)
     assert done == list(range(len(ROWS)))
     for block, gram in whole.grams.items():
@@ -209,7 +209,7 @@ def test_every_token_runs_once_through_the_blocks_up_to_the_last() -> None:
     writes, heads = [], []
     for block in range(BLOCKS):
         family.block(model, block).register_forward_pre_hook(count(block), with_kwargs=True)
-    family.write(model, 2).register_forward_hook(lambda *_: writes.append(1))
+    family.mlp_out(model, 2).register_forward_hook(lambda *_: writes.append(1))
     model.get_output_embeddings().register_forward_hook(lambda *_: heads.append(1))
     rows = [ROWS[0]] * 5
     measure(model, rows, [0, 1, 2], budget=48)
@@ -222,7 +222,7 @@ def test_little_is_padded() -> None:
     source = torch.Generator().manual_seed(0)
     lengths = torch.randint(4, 400, (500,), generator=source).tolist()
     rows = [tuple(range(length)) for length in lengths]
-    plan = Plan.of(rows, 2048)
+    plan = BatchPlan.of(rows, 2048)
     padded = sum(len(batch) * max(len(rows[i]) for i in batch) for batch in plan.batches)
     assert padded < 1.05 * sum(lengths)
 

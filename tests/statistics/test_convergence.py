@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.statistics.convergence import Convergence, compare
-from errata.statistics.second_moment import measure, token_rows
+from errata.statistics.convergence import Convergence, compare_reads
+from errata.statistics.measure import measure, token_rows
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 
@@ -24,7 +24,9 @@ def read(C: Tensor, k: Tensor) -> Tensor:
 def test_it_is_what_the_definition_says() -> None:
     first, later, keys = drawn(12, 40), drawn(12, 40, seed=1), drawn(12, 5, seed=2)
     half, full = first @ first.T, first @ first.T + later @ later.T
-    found = compare(keys, torch.linalg.solve(half, keys), torch.linalg.solve(full, keys), True)
+    found = compare_reads(
+        keys, torch.linalg.solve(half, keys), torch.linalg.solve(full, keys), True
+    )
     moved, response = [], []
     for i in range(5):
         a, b = read(half, keys[:, i]), read(full, keys[:, i])
@@ -39,7 +41,7 @@ def test_it_is_what_the_definition_says() -> None:
 def test_scale_does_not_count_and_what_has_settled_has_not_moved() -> None:
     C, keys = drawn(6, 30) @ drawn(6, 30).T, drawn(6, 4, seed=2)
     solved = torch.linalg.solve(C, keys)
-    found = compare(keys, 3 * solved, solved, False)
+    found = compare_reads(keys, 3 * solved, solved, False)
     assert found.moved == pytest.approx(0.0, abs=1e-12)
     assert found.response == pytest.approx(1.0)
 

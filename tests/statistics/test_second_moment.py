@@ -14,12 +14,13 @@ from torch import Tensor
 from errata.core.errors import ErrataError
 from errata.methods.alphaedit import AlphaEdit
 from errata.models.tokens import encode
+from errata.statistics.measure import measure, token_rows
 from errata.statistics.null_space import NullSpace
-from errata.statistics.second_moment import MomentIdentity, SecondMoment, measure, token_rows
+from errata.statistics.second_moment import SecondMoment, SecondMomentIdentity
 from laws.bench import closeness
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
-IDENTITY = MomentIdentity(
+IDENTITY = SecondMomentIdentity(
     weights="w" * 64,
     tokenizer="t" * 64,
     corpus="c" * 16,
@@ -86,7 +87,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("field", MomentIdentity.model_fields)
+@pytest.mark.parametrize("field", SecondMomentIdentity.model_fields)
 def test_one_that_was_measured_otherwise_is_refused_by_name(field: str, tmp_path: Path) -> None:
     path = tmp_path / "moment.safetensors"
     moment([0.1, 0.5]).save(path)

@@ -19,8 +19,8 @@ from errata.data.corpus import Corpus, read_corpus
 from errata.methods.closed_form.moments import moments_for, quick_tokens
 from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel
-from errata.statistics.cost import cost_of
-from errata.statistics.second_moment import token_rows
+from errata.statistics.cost import pass_cost_of
+from errata.statistics.measure import token_rows
 from errata.statistics.store import Store, text_of
 from laws.bench import bits, closeness, edited_model, quick, random_patch
 from tiny import SENTENCES, tiny_tokenizer
@@ -67,7 +67,7 @@ def without_bos(edited: EditedModel) -> None:
 
 def nudged(edited: EditedModel) -> None:
     with torch.no_grad():
-        family_of(edited.model).write(edited.model, 3).weight[0, 0] += 1.0
+        family_of(edited.model).mlp_out(edited.model, 3).weight[0, 0] += 1.0
 
 
 def narrow(edited: EditedModel) -> None:
@@ -260,8 +260,8 @@ def killed_at(tokens: int) -> Any:
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of one text, and the sums kept after each."""
     monkeypatch.setattr(errata.statistics.accumulate, "BUDGET", 1)
-    kept = partial(errata.statistics.store.Partial, every=0.0, clock=lambda: 0.0)
-    monkeypatch.setattr(errata.statistics.store, "Partial", kept)
+    kept = partial(errata.statistics.store.Checkpoint, every=0.0, clock=lambda: 0.0)
+    monkeypatch.setattr(errata.statistics.store, "Checkpoint", kept)
 
 
 @pytest.mark.usefixtures("small_steps")
@@ -338,7 +338,7 @@ def test_a_full_disk_is_told_before_anything_is_measured(
     store: Store, measured: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = shutil.disk_usage
-    need = cost_of(edited_model("gpt2").model, [(1, 2)], [1, 2], halves=False)
+    need = pass_cost_of(edited_model("gpt2").model, [(1, 2)], [1, 2], halves=False)
     free = need.disk + need.scratch
     monkeypatch.setattr("shutil.disk_usage", lambda path: real(path)._replace(free=free - 1))
     with pytest.raises(ErrataError, match="second moments need"):

@@ -18,7 +18,7 @@ from errata.tracing.averages import (
     recommend,
     role_of,
 )
-from errata.tracing.settings import KINDS, TraceSettings, window_around
+from errata.tracing.settings import TRACE_KINDS, TraceSettings, window_around
 from errata.tracing.trace import Trace
 
 
@@ -143,5 +143,5 @@ def test_windows_are_those_of_the_published_code() -> None:
 def test_wrong_settings_are_named(values: dict[str, object]) -> None:
     with pytest.raises(ErrataError, match=next(iter(values))):
         TraceSettings.of(values)
-    assert TraceSettings(kinds=KINDS).deviations == 3.0
+    assert TraceSettings(kinds=TRACE_KINDS).deviations == 3.0
     assert TraceSettings(level="0.2").deviations is None

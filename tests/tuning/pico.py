@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.data.instructions import Row
+from errata.data.instructions import Instruction
 from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel, load
 from errata.patches.patch import Base, Patch, Provenance, Update
 from errata.tuning.settings import TuneSettings
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
-ROWS = [Row(instruction=text[:30], output=text[30:50]) for text in SENTENCES]
+ROWS = [Instruction(instruction=text[:30], output=text[30:50]) for text in SENTENCES]
 QUICK: dict[str, Any] = {
     "rank": 3,
     "alpha": 6,
@@ -48,7 +48,7 @@ def pico_patch(edited: EditedModel) -> Patch:
     source, family, updates = torch.Generator().manual_seed(3), family_of(edited.model), {}
     d = edited.model.config.get_text_config().hidden_size
     for block in EDITED:
-        width = family.write(edited.model, block).weight.numel() // d
+        width = family.mlp_out(edited.model, block).weight.numel() // d
         R = 0.05 * torch.randn(d, 2, generator=source)
         K = torch.randn(width, 2, generator=source)
         updates[family.weight_name(block)] = Update.of(R, K.T.clone(), K)

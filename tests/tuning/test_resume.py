@@ -16,7 +16,7 @@ import torch
 from errata.data.instructions import read_rows
 from errata.experiments.tuning_run import run_tuning
 from errata.patches.edited_model import load
-from errata.tuning.settings import settle_tuning
+from errata.tuning.settings import resolve_tuning
 from errata.tuning.train import tune
 from errata.tuning.trainer import WHOLE, last_whole
 from tuning.pico import ROWS, pico, pico_patch, quick, weights
@@ -110,7 +110,7 @@ def test_a_killed_command_ends_like_an_uninterrupted_one(method: str, tmp_path: 
     run_tuning(
         edited,
         read_rows(str(rows)),
-        settle_tuning(given, "demo"),
+        resolve_tuning(given, "demo"),
         tmp_path / "whole",
         source=str(rows),
     )

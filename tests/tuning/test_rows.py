@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from errata.core.errors import ErrataError
-from errata.data.instructions import Row, read_rows
-from errata.data.templates import ask, chat_prompt, settle_template
+from errata.data.instructions import Instruction, read_rows
+from errata.data.templates import chat_prompt, render_prompt, resolve_template
 from errata.metrics.tasks import answer_rows, figures, read_task
 from errata.patches.edited_model import load
 from errata.tuning.encode import IGNORE, code_rows
-from errata.tuning.settings import PRESETS, TuneSettings, settle_tuning
+from errata.tuning.settings import PRESETS, TuneSettings, resolve_tuning
 from errata.tuning.train import tune
 from errata.tuning.trainer import collate
 from tiny import tiny_tokenizer
@@ -49,15 +49,15 @@ CHAT = (
 
 def test_prompts_are_those_of_the_field() -> None:
     tokenizer = tiny_tokenizer()
-    assert ask("alpaca", "Name a town.", "By the sea.", tokenizer).prompt == ALPACA
-    assert ask("llm-adapters", "Name a town.", "", tokenizer).prompt == PUBLISHED
-    assert ask("plain", "Name a town.", "", tokenizer) == ("Name a town.", " ")
-    assert settle_template("auto", tokenizer) == "alpaca"
+    assert render_prompt("alpaca", "Name a town.", "By the sea.", tokenizer).prompt == ALPACA
+    assert render_prompt("llm-adapters", "Name a town.", "", tokenizer).prompt == PUBLISHED
+    assert render_prompt("plain", "Name a town.", "", tokenizer) == ("Name a town.", " ")
+    assert resolve_template("auto", tokenizer) == "alpaca"
     with pytest.raises(ErrataError, match="no chat template"):
-        ask("chat", "Name a town.", "", tokenizer)
+        render_prompt("chat", "Name a town.", "", tokenizer)
     tokenizer.chat_template = CHAT
-    assert settle_template("auto", tokenizer) == "chat"
-    prompt = ask("auto", "Name a town.", "", tokenizer).prompt
+    assert resolve_template("auto", tokenizer) == "chat"
+    prompt = render_prompt("auto", "Name a town.", "", tokenizer).prompt
     assert prompt == "[user] Name a town.\n[assistant] "
     assert tokenizer(prompt)["input_ids"].count(tokenizer.bos_token_id) == 1
     bare = tiny_tokenizer(bos=False)
@@ -68,7 +68,7 @@ def test_prompts_are_those_of_the_field() -> None:
 @pytest.mark.parametrize("bos", [True, False])
 def test_only_the_answer_is_learnt_unless_asked(bos: bool) -> None:
     tokenizer = tiny_tokenizer(bos=bos)
-    row = Row(instruction="The harbour of Velmora lies in", output="Quenby.")
+    row = Instruction(instruction="The harbour of Velmora lies in", output="Quenby.")
     (coded,) = code_rows(tokenizer, [row], "plain", 64, False).rows
     prompt = tokenizer(row.instruction)["input_ids"]
     assert coded["input_ids"][: len(prompt)] == prompt
@@ -81,7 +81,7 @@ def test_only_the_answer_is_learnt_unless_asked(bos: bool) -> None:
 
 def test_long_rows_are_cut_and_those_without_an_answer_left_out() -> None:
     tokenizer = tiny_tokenizer()
-    row = Row(instruction="The harbour of Velmora lies in", output="Quenby.")
+    row = Instruction(instruction="The harbour of Velmora lies in", output="Quenby.")
     prompt = len(tokenizer(row.instruction)["input_ids"])
     cut = code_rows(tokenizer, [row], "plain", prompt + 1, False)
     assert (len(cut.rows), cut.cut, cut.dropped) == (1, 1, 0)
@@ -134,16 +134,16 @@ def test_real_rows_are_read(errata_data: Path) -> None:
 
 def test_the_study_s_settings() -> None:
     for method in ("lora", "dora"):
-        found = settle_tuning({"method": method}, "study")
+        found = resolve_tuning({"method": method}, "study")
         assert (found.rank, found.alpha, found.dropout, found.rate) == (32, 64, 0.05, 2e-4)
         assert found.roles == ("q", "k", "v", "up", "down")
         assert (found.epochs, found.batch_size, found.cutoff_len) == (3, 16, 256)
-    assert settle_tuning({"method": "full"}, "study").rate == 5e-6
+    assert resolve_tuning({"method": "full"}, "study").rate == 5e-6
     assert TuneSettings().rate == 3e-4
     assert TuneSettings(method="full").rate == 2e-5
-    assert settle_tuning({"method": "lora", "rank": "4"}, "study").rank == 4
+    assert resolve_tuning({"method": "lora", "rank": "4"}, "study").rank == 4
     with pytest.raises(ErrataError, match="known presets: study"):
-        settle_tuning({}, "thesis")
+        resolve_tuning({}, "thesis")
     assert set(PRESETS["study"]) == {"lora", "dora", "full"}
 
 
@@ -157,7 +157,7 @@ def test_a_real_model_learns_the_format_of_real_rows(errata_data: Path, tmp_path
     before = figures(answer_rows(edited, task, "alpaca", max_new_tokens=24))
     given = {"method": "lora", "learning_rate": 5e-3, "train_on_inputs": False, "epochs": 6}
     given |= {"template": "alpaca", "cutoff_len": 400, "warmup_steps": 5, "max_steps": 60}
-    tuned = tune(edited, short, settle_tuning(given, "study"), tmp_path / "work")
+    tuned = tune(edited, short, resolve_tuning(given, "study"), tmp_path / "work")
     assert tuned.losses[-1][1] < 0.5 * tuned.losses[0][1]
     after = figures(answer_rows(edited, task, "alpaca", max_new_tokens=24))
     assert before["broken_format"].value > 0.9

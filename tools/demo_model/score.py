@@ -20,20 +20,20 @@ from errata.assets import MODEL_DIR, WORLD_DIR
 from errata.cli import console
 from errata.core.files import write_text
 from errata.data.datasets import read_cases
-from errata.experiments.edit_run import Plan, run_edits
+from errata.experiments.edit_run import EditPlan, run_edits
 from errata.methods import METHODS
 from errata.methods.edit import prepare
 from errata.methods.presets import presets
-from errata.metrics.teacher_forced import KINDS
+from errata.metrics.teacher_forced import PROMPT_KINDS
 from errata.patches.edited_model import load
 from errata.reports.tables import markdown_table
 
 CASES = 100
-ROWS: tuple[tuple[str, str, Plan], ...] = (
-    ("rome", "one at a time", Plan(batch_size=1)),
-    ("memit", "one batch of 100", Plan()),
-    ("alphaedit", "one batch of 100", Plan()),
-    ("alphaedit", "ten batches of ten, in sequence", Plan(batch_size=10, sequential=True)),
+ROWS: tuple[tuple[str, str, EditPlan], ...] = (
+    ("rome", "one at a time", EditPlan(batch_size=1)),
+    ("memit", "one batch of 100", EditPlan()),
+    ("alphaedit", "one batch of 100", EditPlan()),
+    ("alphaedit", "ten batches of ten, in sequence", EditPlan(batch_size=10, sequential=True)),
 )
 """What the card's table shows."""
 
@@ -49,7 +49,7 @@ def score(dataset: str) -> list[list[str]]:
         while edited.patches:
             edited.undo()
         scores = run.summary["after"]
-        cells = [str(scores[kind]) for kind in (*KINDS, "same_subject_accuracy")]
+        cells = [str(scores[kind]) for kind in (*PROMPT_KINDS, "same_subject_accuracy")]
         table.append([f"{ready.method.label}, {how}", *cells])
         console.progress_line("  ".join(table[-1]))
     return table
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     table = score("demo" if given.cases == "test" else str(WORLD_DIR / "cases_dev.jsonl"))
-    columns = ("", *KINDS, "same subject, other facts (accuracy)")
+    columns = ("", *PROMPT_KINDS, "same subject, other facts (accuracy)")
     text = "\n\n".join(
         [
             f"{CASES} held-out cases; shares of prompts for which the right answer is likelier "

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich import box
+from rich import box, progress
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    Progress,
     ProgressColumn,
     Task,
     TextColumn,
@@ -30,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.core.errors import ErrataError
+from errata.core.progress import Progress
 
 PLAIN_WIDTH = 100
 """Columns used where output goes to a file or pipe."""
@@ -210,14 +210,14 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def bar(title: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+def bar(title: str, unit: str = "") -> Iterator[Progress]:
     """Show a progress bar on stderr, with rate and time left; call it with (done, total).
 
     Without a terminal nothing is shown.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), _Rate(), TimeRemainingColumn())
     console = _console(stderr=True)
-    with Progress(
+    with progress.Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as shown:
         task = shown.add_task(title, total=None, unit=unit)

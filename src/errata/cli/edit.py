@@ -37,7 +37,7 @@ from errata.methods.presets import merged
 from errata.methods.published_hparams import read_hparams
 
 if TYPE_CHECKING:
-    from errata.experiments.edit_run import Plan
+    from errata.experiments.edit_run import EditPlan
     from errata.methods import ClosedForm
     from errata.methods.edit import Prepared
     from errata.patches.edited_model import EditedModel
@@ -129,13 +129,13 @@ def edit(
         show_warnings(check_batch([case.request for case in cases[start : start + size]]))
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
 
-    from errata.experiments.edit_run import Plan
+    from errata.experiments.edit_run import EditPlan
     from errata.methods.edit import prepare
     from errata.statistics.store import Store
 
     store, plan = (
         Store(cache_folder() / "moments"),
-        Plan(batch_size=batch_size, sequential=sequential),
+        EditPlan(batch_size=batch_size, sequential=sequential),
     )
     if dry_run:
         _show_costs(edited, chosen, settings, cases, plan, (store, corpus, tokens), json)
@@ -160,7 +160,7 @@ def _show_costs(
     method: type[ClosedForm],
     settings: dict[str, Any],
     cases: Sequence[Case],
-    plan: Plan,
+    plan: EditPlan,
     moments: tuple[Store, str | None, int | None],
     json: bool,
 ) -> None:
@@ -187,7 +187,7 @@ def _run(
     edited: EditedModel,
     cases: Sequence[Case],
     ready: Prepared,
-    plan: Plan,
+    plan: EditPlan,
     results: Path,
     loaded: str,
     json: bool,

@@ -82,7 +82,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score a model on a dataset; with patches, before and after side by side."""
-    from errata.experiments.eval_run import Asking, evaluate_model, run_evaluation
+    from errata.experiments.eval_run import EvalSettings, evaluate_model, run_evaluation
 
     name = dataset or ("demo" if model == "demo" else None)
     if name is None:
@@ -93,7 +93,7 @@ def evaluate(
     if generate:
         _say_what_is_missing(loaded)
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
-    asking = Asking(generate=generate, seed=seed or 0)
+    asking = EvalSettings(generate=generate, seed=seed or 0)
     if max_new_tokens is not None:
         asking = asking.with_values(max_new_tokens=max_new_tokens)
     source = {"name": name, "path": str(loaded.path), "limit": limit, "offset": offset}

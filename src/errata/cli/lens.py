@@ -72,10 +72,10 @@ def lens(
 def _read(edited: EditedModel, request: EditRequest, answer: str | None) -> dict[str, Lens]:
     """Read the lens on the model as it stands and, if it has patches, without them."""
     from errata.tracing.lens import read_lens
-    from errata.tracing.question import ask
+    from errata.tracing.question import ask_model
 
     model, tokenizer = edited.model, edited.tokenizer
-    question = ask(model, tokenizer, request.text, request.span, answer)
+    question = ask_model(model, tokenizer, request.text, request.span, answer)
     found = {"after": read_lens(model, tokenizer, question)}
     if not edited.patches:
         return found

@@ -87,7 +87,7 @@ def _families() -> list[dict[str, Any]]:
     from errata.models.families import FAMILIES
 
     return [
-        {"model_type": name, "edited weight": f"{family.blocks}.N.{family.block_write}"}
+        {"model_type": name, "edited weight": f"{family.blocks}.N.{family.block_mlp_out}"}
         for name, family in FAMILIES.items()
     ]
 

@@ -92,7 +92,7 @@ def show_edit(
 
     `loaded` is how a command names the model with all that is on it below the edit.
     """
-    from errata.reports.tables import score_rows
+    from errata.reports.tables import before_after_rows
 
     console.verb(f"errata edit {edited.name}, {method.label}")
     for line in facts:
@@ -118,7 +118,7 @@ def show_edit(
     summary = run.summary
     if len(run.after) > 1 and summary["after"]:
         console.table(
-            ("figure", "before", "after"), score_rows(summary["before"], summary["after"])
+            ("figure", "before", "after"), before_after_rows(summary["before"], summary["after"])
         )
     console.fact(
         f"kept {run.patches[0]}" + (f" and {len(run.patches) - 1} more" if run.patches[1:] else "")

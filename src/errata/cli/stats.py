@@ -155,7 +155,7 @@ def show_moments(
     model: str, corpus: str, moments: dict[int, SecondMoment], loaded: str, json: bool
 ) -> None:
     """Show what is kept, block by block."""
-    from errata.methods.closed_form.moments import is_singular, settled_lines, shortages
+    from errata.methods.closed_form.moments import convergence_lines, is_singular, shortages
 
     for shortage in shortages(moments):
         console.warning(shortage)
@@ -176,7 +176,7 @@ def show_moments(
         return
     console.verb(f"errata stats {model}")
     console.fact(f"corpus {corpus}; kept in {cache_folder() / 'moments'}")
-    for line in settled_lines(moments):
+    for line in convergence_lines(moments):
         console.fact(line)
     shown = [{key: value for key, value in row.items() if key != "moved"} for row in rows]
     heads = [name.replace("_", " ") for name in shown[0]]
@@ -200,11 +200,14 @@ def parse_blocks(text: str) -> tuple[int, ...]:
 def preset_blocks(edited: object) -> tuple[int, ...]:
     """Return the blocks that any method's preset (or guess) edits for this model."""
     from errata.methods import METHODS
-    from errata.methods.presets import settle
+    from errata.methods.presets import resolve_settings
     from errata.models.families import family_of
     from errata.patches.edited_model import EditedModel
 
     assert isinstance(edited, EditedModel)
     count = family_of(edited.model).block_count(edited.model)
-    found = [settle(method, edited.name, count, {})[0].edited_blocks for method in METHODS.values()]
+    found = [
+        resolve_settings(method, edited.name, count, {})[0].edited_blocks
+        for method in METHODS.values()
+    ]
     return tuple(sorted({block for blocks in found for block in blocks}))

@@ -92,13 +92,13 @@ def _title(run: RunRecord) -> str:
 
 
 def _show_one(run: RunRecord) -> None:
-    from errata.reports.tables import score_rows
+    from errata.reports.tables import before_after_rows
 
     console.fact(_title(run))
     console.fact("means over cases with 95 % intervals; n is the number of prompts")
     before, after = run.summary("before"), run.summary("after")
     if before:
-        console.table(("figure", "before", "after"), score_rows(before, after))
+        console.table(("figure", "before", "after"), before_after_rows(before, after))
     else:
         console.table(("figure", "value"), [[name, str(score)] for name, score in after.items()])
 

@@ -146,7 +146,7 @@ def _prepared(
 ) -> tuple[dict[int, ClosedForm], dict[int, SecondMoment], list[str]]:
     """Return the method for every block, and the moments of all of them, measured in one pass."""
     from errata.methods.closed_form.moments import moments_for
-    from errata.methods.presets import settle
+    from errata.methods.presets import resolve_settings
     from errata.models.families import family_of
     from errata.statistics.store import Store
 
@@ -155,7 +155,7 @@ def _prepared(
     methods = {}
     for block in sorted({int(block) for block in asked}):
         given = {**settings, "blocks": (block,)}
-        methods[block], source, notes = settle(method, edited.name, count, given)
+        methods[block], source, notes = resolve_settings(method, edited.name, count, given)
     show_warnings(notes)
     moments: dict[int, SecondMoment] = {}
     facts = [f"settings: {source}"]

@@ -75,13 +75,13 @@ def tasks(
 
     Example: errata tasks demo --tasks all --data dataset --limit 100
     """
-    from errata.experiments.task_run import Asking, as_json, run_tasks
+    from errata.experiments.task_run import TaskSettings, as_json, run_tasks
 
     if names is None and harness is None:
         raise ErrataError(
             "say what to ask", "--tasks all, --tasks boolq,piqa, or a task of lm-eval: --harness"
         )
-    asking = Asking.of(
+    asking = TaskSettings.of(
         {
             "tasks": (names or "").split(",") if names else (),
             "harness": harness.split(",") if harness else (),

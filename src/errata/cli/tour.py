@@ -17,10 +17,10 @@ from errata.cli.options import cache_folder
 from errata.core.errors import ErrataError
 from errata.data.case import Case
 from errata.data.datasets import read_cases
-from errata.experiments.edit_run import Plan, Run, run_edits
+from errata.experiments.edit_run import EditPlan, Run, run_edits
 from errata.methods import METHODS
 from errata.methods.edit import Prepared, prepare
-from errata.metrics.teacher_forced import KINDS
+from errata.metrics.teacher_forced import PROMPT_KINDS
 from errata.patches.edited_model import EditedModel, load
 from errata.statistics.store import Store
 
@@ -46,7 +46,7 @@ def main() -> None:
     )
 
 
-def _edit(edited: EditedModel, ready: Prepared, cases: Sequence[Case], plan: Plan) -> Run:
+def _edit(edited: EditedModel, ready: Prepared, cases: Sequence[Case], plan: EditPlan) -> Run:
     method, moments = ready.method, ready.moments
     return run_edits(edited, cases, method, moments, plan, Path("results"), command="make demo")
 
@@ -61,7 +61,7 @@ def _one_fact(edited: EditedModel, ready: Sequence[Prepared], case: Case) -> lis
     kinds = ["fact", *("paraphrase" for _ in case.paraphrases), *["neighbour"] * 3]
     columns, patches = [_answers(edited, prompts)], []
     for each in ready:
-        patches += _edit(edited, each, [case], Plan()).patches
+        patches += _edit(edited, each, [case], EditPlan()).patches
         columns.append(_answers(edited, prompts))
         edited.undo()
     console.fact(f"one fact: {case.request.marked} → {case.request.target}")
@@ -97,14 +97,14 @@ def _many_facts(edited: EditedModel, ready: Sequence[Prepared], cases: Sequence[
     rows = []
     for each in ready:
         single = each.method.batch_limit == 1
-        run = _edit(edited, each, cases, Plan(batch_size=1 if single else None))
+        run = _edit(edited, each, cases, EditPlan(batch_size=1 if single else None))
         while edited.patches:
             edited.undo()
         scores = run.summary["after"]
         how = "one at a time" if single else f"{len(cases)} at once"
-        rows.append([f"{each.method.label}, {how}", *(str(scores[kind]) for kind in KINDS)])
+        rows.append([f"{each.method.label}, {how}", *(str(scores[kind]) for kind in PROMPT_KINDS)])
     console.fact(f"{len(cases)} facts: prompts for which the right answer wins, 95 % intervals")
-    console.table(("", *KINDS), rows)
+    console.table(("", *PROMPT_KINDS), rows)
 
 
 if __name__ == "__main__":

@@ -134,10 +134,10 @@ def trace(
 
 
 def _asked(edited: EditedModel, request: EditRequest, answer: str | None) -> Question:
-    from errata.tracing.question import ask
+    from errata.tracing.question import ask_model
 
     follows = None if answer is None else request.answer
-    question = ask(edited.model, edited.tokenizer, request.text, request.span, follows)
+    question = ask_model(edited.model, edited.tokenizer, request.text, request.span, follows)
     if not question.known:
         said = edited.tokenizer.decode(question.spoken).strip()
         console.warning(

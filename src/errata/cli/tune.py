@@ -24,7 +24,7 @@ from errata.cli.options import (
     settings_flags,
 )
 from errata.cli.show_edit import show_plan
-from errata.tuning.settings import PRESETS, TuneSettings, settle_tuning
+from errata.tuning.settings import PRESETS, TuneSettings, resolve_tuning
 
 
 @settings_flags({"tune": TuneSettings})
@@ -67,7 +67,7 @@ def tune(
     """
     preset = preset or ("demo" if model == "demo" else None)
     own = given_settings(TuneSettings, given)
-    settings = settle_tuning(own, preset)
+    settings = resolve_tuning(own, preset)
 
     from errata.data.instructions import read_rows
     from errata.experiments.tuning_run import run_tuning

@@ -25,7 +25,7 @@ DEMO_ROWS = {"demo-new": "instruct_new.jsonl", "demo-same": "instruct_same.jsonl
 """Rows of the demo's world: about newcomers, or about subjects of it that no case edits."""
 
 
-class Row(Fields):
+class Instruction(Fields):
     """One instruction with its answer; fields beside these are left alone."""
 
     instruction: Text
@@ -40,7 +40,7 @@ class Row(Fields):
         return (self.answer or self.output).strip().removesuffix(".")
 
 
-def read_rows(source: str, mirror: Path | None = None, split: str = "train") -> list[Row]:
+def read_rows(source: str, mirror: Path | None = None, split: str = "train") -> list[Instruction]:
     """Read a .json or .jsonl file, `demo-new` or `demo-same`, or `hf:DATASET[:CONFIG]`.
 
     Of a Hub dataset it is the rows of one split.
@@ -59,7 +59,7 @@ def read_rows(source: str, mirror: Path | None = None, split: str = "train") -> 
     rows, problems = [], []
     for number, record in enumerate(records, start=1):
         try:
-            rows.append(Row.model_validate(record))
+            rows.append(Instruction.model_validate(record))
         except ValidationError as error:
             problems.append(f"record {number}:\n{describe(error)}")
     if problems:
@@ -73,7 +73,7 @@ def read_rows(source: str, mirror: Path | None = None, split: str = "train") -> 
     return rows
 
 
-def digest_of(rows: Sequence[Row]) -> str:
+def digest_of(rows: Sequence[Instruction]) -> str:
     """Return a short hash of rows in order."""
     text = json.dumps([[row.instruction, row.input, row.output] for row in rows])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -30,7 +30,7 @@ class Asked(NamedTuple):
     separator: str
 
 
-def settle_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase) -> TemplateName:
+def resolve_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase) -> TemplateName:
     """Return the template to use: for `auto` the tokenizer's own, or `alpaca` where it has none.
 
     Raises `ErrataError` when `chat` is asked of a tokenizer without a template.
@@ -45,11 +45,11 @@ def settle_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase) -> T
     return name
 
 
-def ask(
+def render_prompt(
     name: TemplateName, instruction: str, context: str, tokenizer: PreTrainedTokenizerBase
 ) -> Asked:
     """Return the prompt for an instruction and its `input`, empty where there is none."""
-    name = settle_template(name, tokenizer)
+    name = resolve_template(name, tokenizer)
     if name == "plain":
         return Asked(f"{instruction} {context}".strip(), " ")
     if name == "chat":

@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from errata.core.files import parse_json, reading_own, write_text
+from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
-from errata.experiments.edit_run import Plan, Run, run_edits
+from errata.experiments.edit_run import EditPlan, Run, run_edits
 from errata.experiments.run_folder import run_folder
 from errata.methods.closed_form.driver import ClosedForm
 from errata.metrics.scores import Score
-from errata.metrics.teacher_forced import KINDS
+from errata.metrics.teacher_forced import PROMPT_KINDS
 from errata.patches.edited_model import EditedModel
 from errata.reports.tables import markdown_table
 from errata.statistics.second_moment import SecondMoment
 
 LABEL = "sweep"
 SPARED = "same_subject_accuracy"
-SHOWN = (*KINDS, "score", SPARED)
+SHOWN = (*PROMPT_KINDS, "score", SPARED)
 """The figures that are shown, where they are known."""
-MERITS = ("score", KINDS[0], f"{KINDS[0]}_accuracy")
+MERITS = ("score", PROMPT_KINDS[0], f"{PROMPT_KINDS[0]}_accuracy")
 """What blocks are compared by: the first that is known. The last needs no true answers."""
 
 
@@ -125,7 +126,9 @@ class Sweep:
     @property
     def columns(self) -> list[str]:
         """The figures that every block has."""
-        names = SHOWN if KINDS[0] in next(iter(self.blocks.values())).summary else MERITS + SHOWN
+        names = (
+            SHOWN if PROMPT_KINDS[0] in next(iter(self.blocks.values())).summary else MERITS + SHOWN
+        )
         return [name for name in names if all(name in b.summary for b in self.blocks.values())]
 
     def as_json(self) -> dict[str, Any]:
@@ -150,7 +153,7 @@ def sweep_blocks(
     results: Path,
     *,
     command: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
     finish: Callable[[Sweep], None] = lambda sweep: None,
 ) -> Sweep:
     """Edit every case alone at every block; `methods` holds the method with its block set.
@@ -198,12 +201,14 @@ def _edit_at(
     method: ClosedForm,
     moments: Mapping[int, SecondMoment],
     path: Path,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> None:
     """Edit all cases, each alone, and keep what they did; the patches are not kept."""
     room, held = path.with_suffix(""), len(edited.patches)
     try:
-        run = run_edits(edited, cases, method, moments, Plan(batch_size=1), room, progress=progress)
+        run = run_edits(
+            edited, cases, method, moments, EditPlan(batch_size=1), room, progress=progress
+        )
     finally:
         while len(edited.patches) > held:
             edited.undo()
@@ -217,7 +222,7 @@ _HALVES = ("before", "after")
 
 def _magnitudes(run: Run) -> dict[str, list[float | None]]:
     found: dict[str, list[float | None]] = {}
-    for kind in KINDS:
+    for kind in PROMPT_KINDS:
         rows = [
             [
                 score.magnitude

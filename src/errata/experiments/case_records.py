@@ -12,7 +12,11 @@ from errata.metrics.generated import Answer, summarise_answers
 from errata.metrics.scores import Score, mean, named
 from errata.metrics.teacher_forced import PromptScore, summarise
 
-KINDS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
+PUBLISHED_KINDS = {
+    "rewrite": "efficacy",
+    "paraphrase": "paraphrase",
+    "neighborhood": "neighbourhood",
+}
 """The references' names of what is asked, and ours."""
 FIGURES = {
     "ngram_entropy": "fluency",

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from errata.core.files import parse_json, reading_own, write_text
+from errata.core.progress import Progress, no_progress
 from errata.core.settings import Settings
 from errata.data.case import Case
 from errata.data.request import EditRequest
@@ -29,7 +30,7 @@ from errata.metrics.scores import Score
 from errata.metrics.teacher_forced import PromptScore, record_of, score_cases, score_of, summarise
 from errata.patches.edited_model import EditedModel, Moments
 from errata.patches.patch import Patch
-from errata.reports.tables import markdown_table, score_rows
+from errata.reports.tables import before_after_rows, markdown_table
 
 CASES_PER_PART = 64
 """Cases that are scored together where they need not follow a batch."""
@@ -37,7 +38,7 @@ GROUPING_SAMPLE = 64
 """Cases by whose length is told how many fit into memory at once."""
 
 
-class Plan(Settings):
+class EditPlan(Settings):
     """How a run is cut into batches."""
 
     batch_size: int | None = None
@@ -69,11 +70,11 @@ def run_edits(
     cases: Sequence[Case],
     method: ClosedForm,
     moments: Moments,
-    plan: Plan,
+    plan: EditPlan,
     results: Path,
     *,
     command: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Run:
     """Edit all cases in batches and score them; the model ends with the last batch's patches on it.
 
@@ -138,10 +139,10 @@ class _Work:
     cases: Sequence[Case]
     method: ClosedForm
     moments: Moments
-    plan: Plan
+    plan: EditPlan
     run: Run
     command: str | None
-    progress: Callable[[int, int], None]
+    progress: Progress
 
     @property
     def batches(self) -> list[Sequence[Case]]:
@@ -236,7 +237,7 @@ def _write_results(run: Run, cases: Sequence[Case], command: str | None) -> None
     ]
     write_text(run.folder / "cases.jsonl", "\n".join(lines) + "\n")
     summary = run.summary
-    rows = score_rows(summary["before"], summary["after"])
+    rows = before_after_rows(summary["before"], summary["after"])
     first, last = run.patches[0].name, run.patches[-1].name
     report = [
         f"# {run.folder.parent.name}, {run.folder.name}",

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from errata.core.files import parse_json, reading_own, write_text
+from errata.core.progress import Progress, no_progress
 from errata.core.settings import Settings
 from errata.data.case import Case, cases_digest
 from errata.experiments.run_folder import run_folder
@@ -35,14 +36,13 @@ from errata.metrics.text_quality import (
     write_cases,
 )
 from errata.patches.edited_model import EditedModel
-from errata.reports.tables import markdown_table, score_rows
+from errata.reports.tables import before_after_rows, markdown_table
 
 CASES_AT_ONCE = 64
 """Cases that are asked together; what they said is the unit of resume."""
-Progress = Callable[[int, int], None]
 
 
-class Asking(Settings):
+class EvalSettings(Settings):
     """How a model is asked."""
 
     generate: bool = False
@@ -120,7 +120,7 @@ class Evaluation:
             if scores and self.before is None:
                 found[title] = ("figure", "value"), [[n, str(s)] for n, s in scores.items()]
             elif scores and self.before is not None:
-                rows = score_rows(self.before.parts[title], scores)
+                rows = before_after_rows(self.before.parts[title], scores)
                 found[title] = ("figure", "before", "after"), rows
         return found
 
@@ -132,15 +132,15 @@ def _plain(summary: dict[str, Score]) -> dict[str, Any]:
 def evaluate_model(
     edited: EditedModel,
     cases: Sequence[Case],
-    asking: Asking | None = None,
-    progress: Progress = lambda done, total: None,
+    asking: EvalSettings | None = None,
+    progress: Progress = no_progress,
     parts: Path | None = None,
 ) -> Evaluation:
     """Ask a model about cases; with patches on it, also as it is without them.
 
     With a folder `parts` what is done is kept there, and taken from there when it is found.
     """
-    asker = _Asker(edited, cases, asking or Asking(), progress, parts)
+    asker = _Asker(edited, cases, asking or EvalSettings(), progress, parts)
     before = None
     if edited.patches:
         with edited.without_patches():
@@ -154,7 +154,7 @@ class _Asker:
 
     edited: EditedModel
     cases: Sequence[Case]
-    asking: Asking
+    asking: EvalSettings
     progress: Progress
     parts: Path | None
     done: int = 0
@@ -202,11 +202,11 @@ class _Asker:
 def run_evaluation(
     edited: EditedModel,
     cases: Sequence[Case],
-    asking: Asking,
+    asking: EvalSettings,
     results: Path,
     source: dict[str, Any],
     command: str | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> tuple[Evaluation, Path]:
     """Evaluate as a run of its own under `results/eval`; return what was found, and its folder.
 

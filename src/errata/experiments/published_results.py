@@ -16,7 +16,7 @@ import numpy as np
 from errata.core.files import parse_json
 from errata.experiments.case_records import (
     FIGURES,
-    KINDS,
+    PUBLISHED_KINDS,
     UNREADABLE,
     CaseRecord,
     Half,
@@ -72,7 +72,7 @@ def _reference_case(row: Mapping[str, Any]) -> CaseRecord:
 def _reference_scores(told: Mapping[str, Any]) -> Half:
     """Read one half: NLLs of both targets per prompt (CounterFact), or tokens alone (zsRE)."""
     scores = []
-    for theirs, kind in KINDS.items():
+    for theirs, kind in PUBLISHED_KINDS.items():
         probs, correct = told.get(f"{theirs}_prompts_probs"), told.get(f"{theirs}_prompts_correct")
         aside = kind == "neighbourhood"
         if probs is not None:
@@ -104,7 +104,7 @@ def published_lists(run: RunRecord) -> dict[str, list[float]]:
         if case.seconds is not None:
             put("time", [case.seconds])
         for half, scores in (("pre", case.before), ("post", case.after)):
-            for theirs, kind in KINDS.items():
+            for theirs, kind in PUBLISHED_KINDS.items():
                 rows = [row for row in scores if row.kind == kind]
                 compared = [row for row in rows if row.success is not None]
                 put(f"{half}_{theirs}_success", [row.success for row in compared])
@@ -130,7 +130,7 @@ def published_summary(run: RunRecord) -> dict[str, tuple[float, float]]:
             pair = float(np.around(pair[0] * 100, 2)), float(np.around(pair[1] * 100, 2))
         summary[name] = pair
     for half in ("pre", "post"):
-        parts = [summary.get(f"{half}_{kind}_success") for kind in KINDS]
+        parts = [summary.get(f"{half}_{kind}_success") for kind in PUBLISHED_KINDS]
         if all(part is not None for part in parts):
             values = [part[0] for part in parts if part is not None]
             summary[f"{half}_score"] = (harmonic_mean(values), math.nan)

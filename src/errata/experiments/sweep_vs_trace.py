@@ -2,14 +2,14 @@
 
 The facts are traced as they are before any edit, at the subject's last token, where editors
 write. What the two say together is arXiv 2301.04213's question: does tracing tell where to edit?
-`compare` tells how much of the edits' success the block alone explains, and how much the facts' own
-tracing effects add.
+`variance_explained` returns the share of the variance of edit success that the block alone
+explains, and what the facts' own tracing effects add.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.core.files import write_text
+from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
 from errata.experiments.block_sweep import Sweep
 from errata.experiments.trace_run import noise_level, trace_cases
@@ -99,7 +100,7 @@ def side_by_side(
     settings: TraceSettings,
     subjects: Sequence[str],
     cache: Path | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> SideBySide:
     """Trace the sweep's facts, kept under the sweep's folder, and compare.
 
@@ -115,7 +116,7 @@ def side_by_side(
         pairs = _pairs(run.traces, run.indices, sweep, kind)
         if len(pairs) > 2:
             traced, succeeded = map(np.array, zip(*pairs, strict=True))
-            comparisons[kind] = compare(traced, succeeded, blocks)
+            comparisons[kind] = variance_explained(traced, succeeded, blocks)
     window = run.traces[0].window
     names = {"mlp": f"MLP x {window}", "hidden": "hidden", "frozen-mlp": "hidden, MLPs severed"}
     return SideBySide(
@@ -160,7 +161,7 @@ def keep_sweep(sweep: Sweep, beside: SideBySide | None, formats: Sequence[str]) 
         save_figure(figure, sweep.folder / f"sweep.{form}")
 
 
-def compare(effects: Array, successes: Array, blocks: Sequence[int]) -> Comparison:
+def variance_explained(effects: Array, successes: Array, blocks: Sequence[int]) -> Comparison:
     """Hold tracing effects against the success of edits: (facts, blocks) each."""
     count, wide = effects.shape
     y, x = successes.ravel(), effects.ravel()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from pydantic import Field
 
 from errata.core.errors import ErrataError
 from errata.core.files import write_text
+from errata.core.progress import Progress, no_progress
 from errata.core.settings import Settings
 from errata.data.instructions import digest_of
-from errata.data.templates import TemplateName, settle_template
+from errata.data.templates import TemplateName, resolve_template
 from errata.experiments.run_folder import run_folder
 from errata.metrics import lm_eval
 from errata.metrics import tasks as commonsense
@@ -33,7 +33,7 @@ Found = dict[str, dict[str, Any]]
 """Per task: its `protocol`, and its `figures` by name."""
 
 
-class Asking(Settings):
+class TaskSettings(Settings):
     """What is asked, and how."""
 
     tasks: tuple[str, ...] = ()
@@ -68,17 +68,17 @@ class Asking(Settings):
 
 def run_tasks(
     edited: EditedModel,
-    asking: Asking,
+    asking: TaskSettings,
     results: Path,
     command: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> tuple[dict[str, Found], Path]:
     """Ask a model, and the one without its patches if it has any; return what was found.
 
     Found are `after` and, with patches, `before`. Raises `ErrataError` for unknown tasks.
     """
     tasks = _tasks(asking)
-    asking = asking.with_values(template=settle_template(asking.template, edited.tokenizer))
+    asking = asking.with_values(template=resolve_template(asking.template, edited.tokenizer))
     params = {
         "model": edited.base.model_dump(),
         "dtype": str(edited.model.dtype),
@@ -103,7 +103,7 @@ def run_tasks(
     return found, folder
 
 
-def _tasks(asking: Asking) -> list[commonsense.Task]:
+def _tasks(asking: TaskSettings) -> list[commonsense.Task]:
     names: list[str] = []
     for name in asking.tasks:
         names += commonsense.WORDS if name == "all" else [name]
@@ -117,11 +117,11 @@ def _tasks(asking: Asking) -> list[commonsense.Task]:
 def _written(
     edited: EditedModel,
     tasks: list[commonsense.Task],
-    asking: Asking,
+    asking: TaskSettings,
     folder: Path,
     half: str,
     lines: list[str],
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Found:
     found: Found = {}
     total, done = sum(len(task.rows) for task in tasks), 0
@@ -144,13 +144,11 @@ def _written(
     return found
 
 
-def _from(
-    progress: Callable[[int, int], None], before: int, total: int
-) -> Callable[[int, int], None]:
+def _from(progress: Progress, before: int, total: int) -> Progress:
     return lambda done, _: progress(before + done, total)
 
 
-def _likelier(edited: EditedModel, asking: Asking, folder: Path, half: str) -> Found:
+def _likelier(edited: EditedModel, asking: TaskSettings, folder: Path, half: str) -> Found:
     found: Found = {}
     for name in asking.harness:
         path = folder / "parts" / half / f"lm-eval_{name}.json"

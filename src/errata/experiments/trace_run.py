@@ -10,13 +10,14 @@ traced alone, it ends like an uninterrupted one to the bit. One that is finished
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from errata.core.errors import ErrataError
 from errata.core.files import parse_json, reading_own, write_text
+from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.metrics.scores import Score
@@ -27,7 +28,7 @@ from errata.reports.trace_figures import draw_averages, draw_lines, draw_trace
 from errata.tracing.averages import Averages, average, nothing_lost
 from errata.tracing.causal import trace_question
 from errata.tracing.corruption import kept_deviation
-from errata.tracing.question import Question, ask
+from errata.tracing.question import Question, ask_model
 from errata.tracing.settings import TITLES, TraceSettings
 from errata.tracing.trace import Trace
 
@@ -103,7 +104,7 @@ def trace_cases(
     *,
     command: str | None = None,
     again: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> TraceRun:
     """Trace every case that the model knows; go on where the same run was stopped.
 
@@ -157,7 +158,7 @@ def _traced(
     reason, request = None, case.request
     try:
         answer = request.separator + answer_of(case)
-        question = ask(edited.model, edited.tokenizer, request.text, request.span, answer)
+        question = ask_model(edited.model, edited.tokenizer, request.text, request.span, answer)
         if not question.known:
             said = edited.tokenizer.decode(question.spoken).strip()
             reason = f"the model says {said!r}, not {answer.strip()!r}"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.files import write_text, writing_folder
-from errata.data.instructions import Row, digest_of
+from errata.core.progress import Progress, no_progress
+from errata.data.instructions import Instruction, digest_of
 from errata.experiments.run_folder import run_folder
 from errata.metrics.likelihood import Likelihood, likelihoods
 from errata.metrics.scores import Score, share
@@ -27,20 +28,20 @@ from errata.patches.patch import Patch, add
 from errata.reports.loss_figure import write_curve
 from errata.reports.tables import markdown_table
 from errata.tuning.settings import TuneSettings
-from errata.tuning.train import Progress, Tuned, check_tuning, tune
+from errata.tuning.train import TuningResult, check_tuning, tune
 
 MOVED_SHOWN = 12
 
 
 def run_tuning(
     edited: EditedModel,
-    rows: Sequence[Row],
+    rows: Sequence[Instruction],
     settings: TuneSettings,
     results: Path,
     *,
     source: str = "",
     command: str | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> tuple[dict[str, Any], Path]:
     """Tune a model as it stands and keep it; return the summary and the run's folder.
 
@@ -135,7 +136,7 @@ def take_tuned(edited: EditedModel, run: Path) -> bool:
                 add(edited.model, name, update.delta())
     else:
         return False
-    edited.settle()
+    edited.bake()
     return True
 
 
@@ -149,7 +150,7 @@ def _kept(edited: EditedModel, patches: Sequence[Patch]) -> list[Likelihood]:
 
 def _summary(
     edited: EditedModel,
-    tuned: Tuned,
+    tuned: TuningResult,
     settings: TuneSettings,
     made: Path,
     before: Sequence[Likelihood],

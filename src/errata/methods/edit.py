@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from errata.core.errors import ErrataError
+from errata.core.progress import Progress, Say, no_progress, say_nothing
 from errata.data.request import EditRequest, check_batch
 from errata.methods import ClosedForm, method_named
 from errata.methods.closed_form.moments import moments_for
-from errata.methods.presets import settle
+from errata.methods.presets import resolve_settings
 from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel
 from errata.patches.patch import Patch
@@ -39,8 +40,8 @@ def prepare(
     store: Store | None = None,
     corpus: str | None = None,
     tokens: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    say: Callable[[str], None] = lambda line: None,
+    progress: Progress = no_progress,
+    say: Say = say_nothing,
 ) -> Prepared:
     """Settle a method's settings for this model and find or measure the moments it needs.
 
@@ -48,7 +49,7 @@ def prepare(
     wrong settings, and where moments are needed but neither stored nor to be measured.
     """
     count = family_of(edited.model).block_count(edited.model)
-    settled, source, warnings = settle(method, edited.name, count, dict(settings))
+    settled, source, warnings = resolve_settings(method, edited.name, count, dict(settings))
     try:
         moments, measured = moments_for(edited, settled, store, corpus, tokens, progress, say)
     except ErrataError as error:  # whoever goes and measures should know what of it is a guess

@@ -40,7 +40,7 @@ def presets() -> dict[str, dict[str, Preset]]:
     }
 
 
-def settle(
+def resolve_settings(
     method: type[M], model_name: str, block_count: int, given: dict[str, Any]
 ) -> tuple[M, str, tuple[str, ...]]:
     """Return the method with settings from the model's preset, `given` ones on top.

@@ -56,7 +56,7 @@ UNUSED = (
 """Keys that the references need and we do not: families, corpora, devices are found otherwise."""
 
 
-class Read(NamedTuple):
+class PublishedSettings(NamedTuple):
     """What a hyperparameter file says."""
 
     settings: dict[str, Any]
@@ -65,7 +65,7 @@ class Read(NamedTuple):
     """Keys that have no meaning here, or none for this method."""
 
 
-def read_hparams(path: Path, method: type[ClosedForm]) -> Read:
+def read_hparams(path: Path, method: type[ClosedForm]) -> PublishedSettings:
     """Read a reference repository's JSON for a method.
 
     Raises `ErrataError` for a file that cannot be read, or keys that nobody knows.
@@ -105,4 +105,4 @@ def read_hparams(path: Path, method: type[ClosedForm]) -> Read:
                 f"{path}: {key} cannot be {value!r:.80}",
                 "see a published file, such as hparams/MEMIT/gpt2-xl.json",
             ) from None
-    return Read(settings, tuple(unused))
+    return PublishedSettings(settings, tuple(unused))

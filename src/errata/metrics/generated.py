@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.data.case import Case
 from errata.metrics.scores import Score, grouped_share
-from errata.metrics.teacher_forced import KINDS, SAME_SUBJECT, prompts_of
+from errata.metrics.teacher_forced import PROMPT_KINDS, SAME_SUBJECT, prompts_of
 from errata.models.generation import continuations
 
 
@@ -72,7 +72,7 @@ def summarise_answers(answers: Sequence[Sequence[Answer]]) -> dict[str, Score]:
     They are named `efficacy_generated`, `efficacy_generated_anywhere` and so on.
     """
     summary = {}
-    for kind in (*KINDS, SAME_SUBJECT):
+    for kind in (*PROMPT_KINDS, SAME_SUBJECT):
         rows = [[row for row in case if row.kind == kind] for case in answers]
         for name, groups in (
             (f"{kind}_generated", [[r.begins for r in c if r.begins is not None] for c in rows]),

@@ -20,7 +20,7 @@ from errata.models.families import positions_of
 from errata.models.hooks import frozen, logits_at
 from errata.models.tokens import (
     TOKENS_AT_ONCE,
-    Row,
+    TokenRow,
     batches_by_length,
     encode,
     pad_right,
@@ -54,18 +54,18 @@ def likelihoods(
                 f"the model reads {room}",
                 "shorten the prompt, or leave its record out",
             )
-    return score_rows(model, rows, budget)
+    return score_token_rows(model, rows, budget)
 
 
-def answer_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Row:
+def answer_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> TokenRow:
     """Encode prompt and answer together; the row's targets are the answer's tokens."""
     ids, targets = split_target(tokenizer, prompt, answer)
-    return Row(ids + targets[:-1], len(ids) - 1, targets)
+    return TokenRow(ids + targets[:-1], len(ids) - 1, targets)
 
 
 @torch.no_grad()
-def score_rows(
-    model: PreTrainedModel, rows: Sequence[Row], budget: int = TOKENS_AT_ONCE
+def score_token_rows(
+    model: PreTrainedModel, rows: Sequence[TokenRow], budget: int = TOKENS_AT_ONCE
 ) -> list[Likelihood]:
     """Score the targets of each row at its last `len(targets)` places."""
     found: dict[int, Likelihood] = {}
@@ -78,18 +78,18 @@ def score_rows(
     return [found[i] for i in range(len(rows))]
 
 
-def tokens_run(rows: Sequence[Row], budget: int = TOKENS_AT_ONCE) -> int:
-    """Return how many tokens, padding included, `score_rows` runs through the model."""
+def tokens_scored(rows: Sequence[TokenRow], budget: int = TOKENS_AT_ONCE) -> int:
+    """Return how many tokens, padding included, `score_token_rows` runs through the model."""
     batches = _batches(rows, list(_shared(rows)), budget)
     return sum(len(held) * max(len(rows[i].ids) for i in held) for held in batches)
 
 
-def _batches(rows: Sequence[Row], held: Sequence[int], budget: int) -> list[list[int]]:
+def _batches(rows: Sequence[TokenRow], held: Sequence[int], budget: int) -> list[list[int]]:
     batches = batches_by_length([len(rows[i].ids) for i in held], budget)
     return [[held[i] for i in batch] for batch in batches]
 
 
-def _shared(rows: Sequence[Row]) -> dict[int, list[int]]:
+def _shared(rows: Sequence[TokenRow]) -> dict[int, list[int]]:
     """Return, per row that must be run, the rows that can be read off it, itself included."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].ids, reverse=True)
     shared: dict[int, list[int]] = {}
@@ -102,7 +102,7 @@ def _shared(rows: Sequence[Row]) -> dict[int, list[int]]:
 
 
 def _read(
-    model: PreTrainedModel, ids: Tensor, members: Iterable[tuple[int, int, Row]]
+    model: PreTrainedModel, ids: Tensor, members: Iterable[tuple[int, int, TokenRow]]
 ) -> dict[int, Likelihood]:
     members = list(members)
     keep = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
@@ -146,6 +146,6 @@ def perplexity(
         raise ErrataError(
             f"the text {text!r:.60} is too short for a perplexity", "give at least two tokens"
         )
-    row = Row(ids[:-1], 0, ids[1:])
-    (found,) = score_rows(model, [row])
+    row = TokenRow(ids[:-1], 0, ids[1:])
+    (found,) = score_token_rows(model, [row])
     return float(torch.tensor(found.nll * len(row.targets) / len(ids), dtype=torch.float64).exp())

@@ -16,18 +16,19 @@ it (`likelihood.perplexity` gives that one): N tokens take N - 1 predictions the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
+from errata.core.progress import Progress, no_progress
 from errata.data.passages import Passage
-from errata.metrics.likelihood import score_rows
+from errata.metrics.likelihood import score_token_rows
 from errata.metrics.scores import Amount
 from errata.models.families import positions_of
-from errata.models.tokens import TOKENS_AT_ONCE, Row
+from errata.models.tokens import TOKENS_AT_ONCE, TokenRow
 
 WINDOW = 2048
 """Longest window where none is named: lm-eval's for models that do not tell their length."""
@@ -44,7 +45,7 @@ class Windowed(NamedTuple):
     stride: int
 
 
-class Read(NamedTuple):
+class PerplexityResult(NamedTuple):
     """What a model made of some texts."""
 
     nll: tuple[float, ...]
@@ -103,7 +104,7 @@ def cut_for(
     return Windowed(wide, step)
 
 
-def windows_of(ids: Sequence[int], first: int, cut: Windowed) -> list[Row]:
+def windows_of(ids: Sequence[int], first: int, cut: Windowed) -> list[TokenRow]:
     """Cut a text's tokens into rows whose targets are, together, every token once.
 
     `first` stands before the text and is not predicted.
@@ -112,7 +113,7 @@ def windows_of(ids: Sequence[int], first: int, cut: Windowed) -> list[Row]:
     while done < len(ids):
         end = min(done + (cut.stride if done else cut.window), len(ids))
         start = max(0, end - cut.window)
-        rows.append(Row(stream[start:end], done - start, tuple(ids[done:end])))
+        rows.append(TokenRow(stream[start:end], done - start, tuple(ids[done:end])))
         done = end
     return rows
 
@@ -135,8 +136,8 @@ def read_texts(
     *,
     window: int | None = None,
     stride: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Read:
+    progress: Progress = no_progress,
+) -> PerplexityResult:
     """Let a model read texts; see the module's head for windows and what is counted."""
     cut, first = cut_for(model, window, stride), first_token(tokenizer)
     rows = []
@@ -150,10 +151,10 @@ def read_texts(
     nll: list[float] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]
-        found = score_rows(model, some, budget)
+        found = score_token_rows(model, some, budget)
         nll += [each.nll * len(row.targets) for each, row in zip(found, some, strict=True)]
         progress(start + len(some), len(rows))
-    return Read(
+    return PerplexityResult(
         tuple(nll),
         tuple(len(row.targets) for row in rows),
         sum(each.words for each in passages),

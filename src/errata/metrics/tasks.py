@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from errata.core.errors import ErrataError
 from errata.core.files import write_text
-from errata.data.instructions import Row, read_rows
-from errata.data.templates import TemplateName, ask
+from errata.core.progress import Progress, no_progress
+from errata.data.instructions import Instruction, read_rows
+from errata.data.templates import TemplateName, render_prompt
 from errata.metrics.generated import stands_in
 from errata.metrics.scores import Score, share
 from errata.models.generation import continuations
@@ -64,7 +65,7 @@ class Task(NamedTuple):
     """A named set of rows."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[Instruction, ...]
 
 
 def read_task(name: str, data: Path, limit: int | None = None, mirror: Path | None = None) -> Task:
@@ -92,7 +93,7 @@ def read_task(name: str, data: Path, limit: int | None = None, mirror: Path | No
     return Task(shown.replace("/", "_"), tuple(rows[:limit]))
 
 
-def judge(task: str, row: Row, text: str) -> Outcome:
+def judge(task: str, row: Instruction, text: str) -> Outcome:
     """Tell what a text is as an answer to a row of a task."""
     words = WORDS.get(task)
     if words is None and (named := _FORMAT.search(row.instruction)):
@@ -113,7 +114,7 @@ def answer_rows(
     beams: int = BEAMS,
     max_new_tokens: int = 32,
     parts: Path | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> list[Answered]:
     """Let a model answer a task's rows, part by part; parts kept in the folder are not redone."""
     found: list[Answered] = []
@@ -123,7 +124,9 @@ def answer_rows(
         if path is not None and path.exists():
             found += [Answered(*kept) for kept in json.loads(path.read_text("utf-8"))]
             continue
-        prompts = [ask(template, row.instruction, row.input, edited.tokenizer) for row in some]
+        prompts = [
+            render_prompt(template, row.instruction, row.input, edited.tokenizer) for row in some
+        ]
         texts = continuations(
             edited.model,
             edited.tokenizer,

@@ -25,7 +25,7 @@ from errata.data.case import Case
 from errata.metrics.likelihood import Likelihood, likelihoods
 from errata.metrics.scores import Score, grouped_mean, grouped_share, harmonic_mean
 
-KINDS = ("efficacy", "paraphrase", "neighbourhood")
+PROMPT_KINDS = ("efficacy", "paraphrase", "neighbourhood")
 """What every case is asked: the edit's own prompt, its paraphrases, its neighbours."""
 SAME_SUBJECT = "same_subject"
 """The edited subject's other facts, for datasets that have them."""
@@ -173,15 +173,15 @@ def summarise(scored: Scored) -> dict[str, Score]:
     the three intervals' ends, which is rather too wide than too narrow.
     """
     summary: dict[str, Score] = {}
-    for kind in (*KINDS, SAME_SUBJECT):
+    for kind in (*PROMPT_KINDS, SAME_SUBJECT):
         rows = [[row for row in case if row.kind == kind] for case in scored]
         _put(summary, kind, grouped_share(_given(rows, lambda row: row.success)))
         _put(summary, f"{kind}_magnitude", grouped_mean(_given(rows, lambda row: row.magnitude)))
         _put(summary, f"{kind}_accuracy", grouped_share(_given(rows, lambda row: row.accurate)))
         tokens = [[hit for row in case for hit in row.tokens or ()] for case in rows]
         _put(summary, f"{kind}_tokens", grouped_share(tokens))
-    if all(kind in summary for kind in KINDS):
-        parts = [summary[kind] for kind in KINDS]
+    if all(kind in summary for kind in PROMPT_KINDS):
+        parts = [summary[kind] for kind in PROMPT_KINDS]
         value, low, high = (
             harmonic_mean([getattr(part, end) for part in parts])
             for end in ("value", "low", "high")

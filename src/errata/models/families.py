@@ -25,7 +25,7 @@ class Family:
     """The list of blocks."""
     block_mlp: str
     """The MLP of a block."""
-    block_write: str
+    block_mlp_out: str
     """The MLP's output matrix: the weight that editors change."""
     block_attention: str
     """The attention of a block."""
@@ -56,9 +56,9 @@ class Family:
         """Return the attention of block `index`."""
         return self.block(model, index).get_submodule(self.block_attention)
 
-    def write(self, model: PreTrainedModel, index: int) -> nn.Module:
+    def mlp_out(self, model: PreTrainedModel, index: int) -> nn.Module:
         """Return the module that holds the MLP output matrix of block `index`."""
-        return self.block(model, index).get_submodule(self.block_write)
+        return self.block(model, index).get_submodule(self.block_mlp_out)
 
     def post_norm(self, model: PreTrainedModel, index: int) -> nn.Module | None:
         """Return the norm behind the MLP of block `index`; None where there is none."""
@@ -68,7 +68,7 @@ class Family:
 
     def weight_name(self, index: int) -> str:
         """Return the full parameter name of the MLP output matrix of block `index`."""
-        return f"{self.blocks}.{index}.{self.block_write}.weight"
+        return f"{self.blocks}.{index}.{self.block_mlp_out}.weight"
 
     def _block_list(self, model: PreTrainedModel) -> nn.ModuleList:
         blocks = model.get_submodule(self.blocks)
@@ -79,7 +79,7 @@ class Family:
 _LLAMA = Family(
     blocks="model.layers",
     block_mlp="mlp",
-    block_write="mlp.down_proj",
+    block_mlp_out="mlp.down_proj",
     block_attention="self_attn",
     embedding="model.embed_tokens",
 )
@@ -95,7 +95,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "phi": replace(_LLAMA, block_write="mlp.fc2"),
+    "phi": replace(_LLAMA, block_mlp_out="mlp.fc2"),
     "phi3": _LLAMA,
     "olmo2": _POST_NORM,
     "gemma2": _POST_NORM,

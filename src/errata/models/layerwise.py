@@ -1,9 +1,9 @@
 """Rows on their way up through a model: read at block after block, what lies below runs once.
 
 An edit reads keys at one block, writes its matrix, and reads at the next: up to the block that was
-written, nothing has changed since. A `Climb` keeps what came out below the block that it read at
-and goes on from there. Rows are cut at their position, since a causal model cannot see further,
-run in batches by length and stopped at what is read; what they begin alike with is run once.
+written, nothing has changed since. A `LayerwiseReader` keeps the states below the last block it
+read and continues from there. Rows are cut at their position (a causal model cannot see further),
+run in batches by length and stopped at what is read; common beginnings are run once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from errata.models.families import family_of
 from errata.models.hooks import Site, first_tensor, record, replaced
-from errata.models.prefix_cache import Beginnings, Past, SharedPast
+from errata.models.prefix_cache import PrefixCache, SharedPrefixCache, SharedPrefixes
 from errata.models.suffix_run import entering
-from errata.models.tokens import TOKENS_AT_ONCE, Row, batches_by_length, pad_right
+from errata.models.tokens import TOKENS_AT_ONCE, TokenRow, batches_by_length, pad_right
 
 PASSES = 4
 """Forward passes whose rows are looked at together for what they begin alike with."""
@@ -27,7 +27,7 @@ HELD_BYTES = 2**29
 """States that are kept on the way up; rows beyond that begin at the bottom each time."""
 
 
-class Ground(NamedTuple):
+class BlockStart(NamedTuple):
     """Where some rows stand: what a block put out for all their tokens."""
 
     block: int
@@ -35,7 +35,7 @@ class Ground(NamedTuple):
     tuple_size: int  # how many things the block returns; 0 for a bare tensor
 
     @classmethod
-    def of(cls, block: int, output: Any) -> Ground:
+    def of(cls, block: int, output: Any) -> BlockStart:
         """Take what a block returned."""
         size = len(output) if isinstance(output, tuple) else 0
         return cls(block, first_tensor(output), size)
@@ -44,20 +44,20 @@ class Ground(NamedTuple):
 class _Part:
     """Rows that look together for what they begin alike with."""
 
-    def __init__(self, model: PreTrainedModel, rows: Sequence[Row], budget: int) -> None:
+    def __init__(self, model: PreTrainedModel, rows: Sequence[TokenRow], budget: int) -> None:
         ids, limits = [row.ids for row in rows], [row.position for row in rows]
-        self.model, self.begun = model, Beginnings.of(ids, limits, model.device)
+        self.model, self.begun = model, SharedPrefixes.of(ids, limits, model.device)
         done = self.begun.lengths.tolist()
         self.left = [row.ids[n:] for row, n in zip(rows, done, strict=True)]
         self.batches = batches_by_length([len(ids) for ids in self.left], budget)
-        self.grounds: dict[int, Ground] = {}
+        self.grounds: dict[int, BlockStart] = {}
         """Where each batch stands, by its number; -1 for the beginnings."""
 
     def read(
         self, sites: Sequence[Site], stay: int | None
     ) -> Iterator[tuple[list[int], list[Tensor]]]:
         """Yield batches with what is at each site at their ends; stand at block `stay` if any."""
-        past = SharedPast(self.begun)
+        past = SharedPrefixCache(self.begun)
         if self.begun.ids:
             cache = DynamicCache()
             ids = pad_right(self.begun.ids, self.model.device)
@@ -68,7 +68,12 @@ class _Part:
             yield batch, self._ends(number, batch, before, sites, stay)
 
     def _ends(
-        self, number: int, batch: list[int], before: Past, sites: Sequence[Site], stay: int | None
+        self,
+        number: int,
+        batch: list[int],
+        before: PrefixCache,
+        sites: Sequence[Site],
+        stay: int | None,
     ) -> list[Tensor]:
         ids = pad_right([self.left[i] for i in batch], self.model.device)
         ends = torch.tensor([len(self.left[i]) for i in batch], device=ids.device)
@@ -96,7 +101,7 @@ class _Part:
         output = Site(family_of(self.model).block(self.model, stay), "output")
         with replaced(below):
             *found, standing = record(self.model, ids, [*sites, output], **around)
-        self.grounds[number] = Ground.of(stay, standing)
+        self.grounds[number] = BlockStart.of(stay, standing)
         return found
 
     def held(self) -> int:
@@ -109,14 +114,14 @@ class _Part:
         return sum(len(rows) * max(map(len, rows), default=0) for rows in runs)
 
 
-class Climb:
+class LayerwiseReader:
     """Rows that are read at one block after another, upwards.
 
     Between two reads weights may change in the block that was read at and above, not below.
     """
 
     def __init__(
-        self, model: PreTrainedModel, rows: Sequence[Row], budget: int = TOKENS_AT_ONCE
+        self, model: PreTrainedModel, rows: Sequence[TokenRow], budget: int = TOKENS_AT_ONCE
     ) -> None:
         self.model, self.count = model, len(rows)
         cut = [row.key for row in rows]
@@ -153,7 +158,7 @@ class Climb:
         return sum(part.tokens() for _, part in self.parts)
 
 
-def _alike(rows: Sequence[Row], tokens: int) -> Iterator[list[int]]:
+def _alike(rows: Sequence[TokenRow], tokens: int) -> Iterator[list[int]]:
     """Split rows into parts of about so many tokens, those together that begin alike."""
     part: list[int] = []
     size = 0
@@ -168,7 +173,10 @@ def _alike(rows: Sequence[Row], tokens: int) -> Iterator[list[int]]:
 
 
 def read_at(
-    model: PreTrainedModel, rows: Sequence[Row], sites: Sequence[Site], budget: int = TOKENS_AT_ONCE
+    model: PreTrainedModel,
+    rows: Sequence[TokenRow],
+    sites: Sequence[Site],
+    budget: int = TOKENS_AT_ONCE,
 ) -> list[Tensor]:
     """Return, per site, what stands there at each row's position: (rows, width), model's dtype."""
-    return Climb(model, rows, budget).read(sites)
+    return LayerwiseReader(model, rows, budget).read(sites)

@@ -74,7 +74,7 @@ def _not_loaded(name: str, error: Exception) -> ErrataError:
     )
 
 
-def moved(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
+def to_device(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
     """Put a model on a device; one that is not there is an `ErrataError`."""
     try:
         chosen = torch.device(device)

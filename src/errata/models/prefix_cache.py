@@ -1,7 +1,7 @@
 """Keys and values of tokens that came before, shared by rows of token ids that begin alike.
 
-A `Past` holds, per block, what attention has kept of the tokens before some rows. Rows may have
-unequally many of them: they are moved to the right end of a common width and the gap is masked.
+A `PrefixCache` holds, per block, the keys and values of the tokens before some rows. Rows may have
+different numbers of them: they are right-aligned in a common width and the gap is masked.
 `common_past` runs the beginnings that rows have in common, each once: the same context stands
 before every request's prompt, and in a causal model nothing that follows can change it.
 """
@@ -26,7 +26,7 @@ WORTH_A_PASS = 32
 
 
 @dataclass(frozen=True)
-class Past:
+class PrefixCache:
     """What attention keeps of the tokens before some rows."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -35,14 +35,14 @@ class Past:
     """(rows,): real tokens, at the right end of the width."""
 
     @classmethod
-    def empty(cls, rows: int, device: torch.device) -> Past:
+    def empty(cls, rows: int, device: torch.device) -> PrefixCache:
         """Return the past of rows that nothing came before."""
         return cls((), torch.zeros(rows, dtype=torch.long, device=device))
 
     @classmethod
     def read(
         cls, cache: DynamicCache, start: Tensor, lengths: Tensor, blocks: Container[int]
-    ) -> Past:
+    ) -> PrefixCache:
         """Take `lengths` tokens from `start` on, (rows,) each, out of a cache.
 
         Blocks that are not among `blocks`, or did not run, only tell their width, without memory.
@@ -55,7 +55,7 @@ class Past:
         none = empty.expand(len(lengths), 1, width, 1)
         return cls(
             tuple(
-                _moved(layer, index.clamp(min=0))
+                _gathered(layer, index.clamp(min=0))
                 if block in blocks and ran[block]
                 else (none, none)
                 for block, layer in enumerate(cache.layers)
@@ -68,9 +68,9 @@ class Past:
         """Places per row, the gap included."""
         return self.layers[0][0].shape[-2] if self.layers else 0
 
-    def select(self, rows: Tensor) -> Past:
+    def select(self, rows: Tensor) -> PrefixCache:
         """Return the past of some rows, a mask or indices; a row may be taken several times."""
-        return Past(
+        return PrefixCache(
             tuple((keys[rows], values[rows]) for keys, values in self.layers),
             self.lengths[rows],
         )
@@ -96,7 +96,7 @@ class Past:
         }
 
 
-def _moved(layer: DynamicLayer, index: Tensor) -> tuple[Tensor, Tensor]:
+def _gathered(layer: DynamicLayer, index: Tensor) -> tuple[Tensor, Tensor]:
     assert type(layer) is DynamicLayer, type(layer)
     places = index[:, None, :, None]
     return tuple(
@@ -114,7 +114,7 @@ def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
 
 
 @dataclass(frozen=True)
-class Beginnings:
+class SharedPrefixes:
     """What rows of token ids begin alike with, so that it need run but once."""
 
     ids: tuple[tuple[int, ...], ...]
@@ -127,7 +127,7 @@ class Beginnings:
     @classmethod
     def of(
         cls, rows: Sequence[Sequence[int]], limits: Sequence[int], device: torch.device
-    ) -> Beginnings:
+    ) -> SharedPrefixes:
         """Find what rows share before their places `limits`."""
         starts = [tuple(row[:limit]) for row, limit in zip(rows, limits, strict=True)]
         groups = worth_sharing(starts, sum(map(len, rows)))
@@ -138,28 +138,28 @@ class Beginnings:
         whose, lengths = torch.tensor(shared, device=device).T
         return cls(tuple(starts[rows[0]][:n] for n, rows in groups), whose, lengths)
 
-    def past(self, cache: DynamicCache) -> SharedPast:
+    def past(self, cache: DynamicCache) -> SharedPrefixCache:
         """Return the rows' past from a cache that the beginnings, padded on the right, left."""
         lengths = torch.tensor([len(ids) for ids in self.ids], device=self.whose.device)
         zeros, blocks = torch.zeros_like(lengths), range(len(cache.layers))
-        return SharedPast(self, Past.read(cache, zeros, lengths, blocks))
+        return SharedPrefixCache(self, PrefixCache.read(cache, zeros, lengths, blocks))
 
 
 @dataclass(frozen=True)
-class SharedPast:
+class SharedPrefixCache:
     """The past of rows that begin alike: each beginning's once, copied when rows are taken."""
 
-    rows: Beginnings
-    past: Past | None = None
+    rows: SharedPrefixes
+    past: PrefixCache | None = None
     """One row per beginning."""
 
-    def select(self, rows: Tensor) -> Past:
+    def select(self, rows: Tensor) -> PrefixCache:
         """Return the past of some rows, by their indices, no wider than these need."""
         lengths, whose = self.rows.lengths[rows], self.rows.whose[rows]
         width = int(lengths.max())
         if self.past is None or not width:
-            return Past.empty(len(rows), lengths.device)
-        return Past(
+            return PrefixCache.empty(len(rows), lengths.device)
+        return PrefixCache(
             tuple(
                 (keys[:, :, -width:][whose], values[:, :, -width:][whose])
                 for keys, values in self.past.layers
@@ -173,15 +173,15 @@ def common_past(
     rows: Sequence[Sequence[int]],
     limits: Sequence[int],
     sites: Sequence[Site],
-) -> SharedPast:
+) -> SharedPrefixCache:
     """Run what rows have in common at their beginnings, up to `sites`; return the rows' past.
 
     A row's past ends before its place `limits[row]`. It is empty for all rows where sharing
     would not save much.
     """
-    shared = Beginnings.of(rows, limits, model.device)
+    shared = SharedPrefixes.of(rows, limits, model.device)
     if not shared.ids:
-        return SharedPast(shared)
+        return SharedPrefixCache(shared)
     cache = DynamicCache()
     ids = pad_right(shared.ids, model.device)
     record(model, ids, sites, past_key_values=cache, use_cache=True)

@@ -1,6 +1,6 @@
 """One full run, kept so that it can be restarted behind any block and from any token.
 
-A `Recording` holds the output of every block and the keys and values of every token; `tail`
+A `RecordedRun` holds the output of every block and the keys and values of every token; `tail`
 cuts from it what a change at one block and token can reach (see `tail`), without running
 anything again. It serves causal traces and the logit lens, which change or read the same run
 at all places.
@@ -17,14 +17,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from errata.models.families import family_of
 from errata.models.hooks import Site, first_tensor, record, replaced, steered
-from errata.models.prefix_cache import Past
-from errata.models.suffix_run import Tail
+from errata.models.prefix_cache import PrefixCache
+from errata.models.suffix_run import SuffixRun
 
 Changes = Mapping[nn.Module, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedRun:
     """What one run of some rows of equal length left behind."""
 
     model: PreTrainedModel
@@ -35,7 +35,7 @@ class Recording:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PreTrainedModel, ids: Tensor, changes: Changes | None = None) -> Recording:
+    def of(cls, model: PreTrainedModel, ids: Tensor, changes: Changes | None = None) -> RecordedRun:
         """Run `ids` (rows, tokens) once, what the modules in `changes` give being changed."""
         family, cache = family_of(model), DynamicCache()
         blocks = range(family.block_count(model))
@@ -51,7 +51,7 @@ class Recording:
             tuple_size=len(last) if isinstance(last, tuple) else 0,
         )
 
-    def tail(self, block: int, position: int, rows: Sequence[int] | None = None) -> Tail:
+    def tail(self, block: int, position: int, rows: Sequence[int] | None = None) -> SuffixRun:
         """Return the tail behind `block` from `position` on; of some rows, in their order."""
         chosen = torch.arange(len(self.ids)) if rows is None else torch.tensor(list(rows))
         chosen = chosen.to(self.ids.device)
@@ -63,13 +63,13 @@ class Recording:
                 none = keys.new_zeros(1, 1, 1, 1).expand(len(chosen), 1, position, 1)
                 layers.append((none, none))
         ends = torch.full((len(chosen),), self.ids.shape[1] - position, device=self.ids.device)
-        return Tail(
+        return SuffixRun(
             model=self.model,
             block=block,
             ids=self.ids[chosen, position:],
             ends=ends,
             states=self.states[block][chosen, position:],
-            past=Past(tuple(layers), torch.full_like(ends, position)),
+            past=PrefixCache(tuple(layers), torch.full_like(ends, position)),
             said=None,
             tuple_size=self.tuple_size,
         )

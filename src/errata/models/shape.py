@@ -45,7 +45,7 @@ class ModelShape:
         return cls(
             blocks=count,
             width=config.hidden_size,
-            mlp=width_of(family.write(model, 0)),
+            mlp=width_of(family.mlp_out(model, 0)),
             kept=2 * kept_heads * head_width,
             heads=heads,
             vocabulary=model.get_output_embeddings().weight.shape[0],

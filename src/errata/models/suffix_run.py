@@ -1,7 +1,7 @@
 """Compute only what a change at one place can reach.
 
 A vector changed at the output of block b and token position p cannot change blocks up
-to b, nor any token before p. `Tail` computes those once, keeps the states at block b
+to b, nor any token before p. `SuffixRun` computes those once, keeps the states at block b
 from p on and the keys and values of the tokens before p, and then runs only the blocks
 above b on only the tokens from p on, through the model's own forward.
 
@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 
 from errata.models.families import family_of
 from errata.models.hooks import Site, first_tensor, logits_of, record, replaced, states_at
-from errata.models.prefix_cache import Past, SharedPast, common_past
-from errata.models.tokens import Row, pad_right
+from errata.models.prefix_cache import PrefixCache, SharedPrefixCache, common_past
+from errata.models.tokens import TokenRow, pad_right
 
 
 @dataclass(frozen=True)
-class Tail:
+class SuffixRun:
     """The part of some rows that a change at (block, position) can reach; see the module's head."""
 
     model: PreTrainedModel
@@ -32,15 +32,19 @@ class Tail:
     ids: Tensor  # (rows, suffix)
     ends: Tensor  # (rows,): real tokens in the suffix
     states: Tensor  # (rows, suffix, d): output of `block` from the position on
-    past: Past  # of the blocks above, before the position
+    past: PrefixCache  # of the blocks above, before the position
     said: Tensor | None  # (rows, d): what the MLP says at the position, where a norm follows it
     tuple_size: int  # how many things a block returns; 0 for a bare tensor
 
     @classmethod
     @torch.no_grad()
     def prepare(
-        cls, model: PreTrainedModel, rows: Sequence[Row], block: int, before: Past | None = None
-    ) -> Tail:
+        cls,
+        model: PreTrainedModel,
+        rows: Sequence[TokenRow],
+        block: int,
+        before: PrefixCache | None = None,
+    ) -> SuffixRun:
         """Run `rows` once and keep what `run` needs.
 
         `before` is the past of their beginnings, where that was already run (see `beginnings`).
@@ -48,7 +52,7 @@ class Tail:
         family, device = family_of(model), model.device
         last = family.block_count(model) - 1
         if before is None:
-            before = Past.empty(len(rows), device)
+            before = PrefixCache.empty(len(rows), device)
         position = torch.tensor([row.position for row in rows], device=device)
         ends = torch.tensor([len(row.ids) for row in rows], device=device) - position
         done = before.lengths.tolist()
@@ -56,7 +60,7 @@ class Tail:
         around = before.around(position + ends - before.lengths, ids.shape[1])
         normed = family.post_norm(model, block) is not None
         sites = _sites(model, block)
-        sites += [Site(family.write(model, block), "output")] if normed else []
+        sites += [Site(family.mlp_out(model, block), "output")] if normed else []
         output, *others = record(model, ids, sites, **around)
         steps = torch.arange(int(ends.max()), device=device)
         place = (position - before.lengths)[:, None] + torch.minimum(steps, ends[:, None] - 1)
@@ -67,7 +71,7 @@ class Tail:
             ids=pad_right([row.ids[row.position :] for row in rows], device),
             ends=ends,
             states=state.gather(1, place[..., None].expand(-1, -1, state.shape[-1])),
-            past=Past.read(
+            past=PrefixCache.read(
                 around["past_key_values"],
                 before.width - before.lengths,
                 position,
@@ -79,12 +83,14 @@ class Tail:
 
     @staticmethod
     @torch.no_grad()
-    def beginnings(model: PreTrainedModel, rows: Sequence[Row], block: int) -> SharedPast:
+    def beginnings(
+        model: PreTrainedModel, rows: Sequence[TokenRow], block: int
+    ) -> SharedPrefixCache:
         """Run what rows begin alike with, up to their positions, for tails to be prepared from."""
         ids, limits = [row.ids for row in rows], [row.position for row in rows]
         return common_past(model, ids, limits, _sites(model, block))
 
-    def select(self, rows: Tensor) -> Tail:
+    def select(self, rows: Tensor) -> SuffixRun:
         """Return the tail of some of its rows: a mask or indices."""
         return replace(
             self,
@@ -95,7 +101,7 @@ class Tail:
             said=None if self.said is None else self.said[rows],
         )
 
-    def moved(self, delta: Tensor) -> Tensor:
+    def with_delta(self, delta: Tensor) -> Tensor:
         """Return `states` with δ (rows, d) added at the position.
 
         It is added to the block's output or, where a norm follows the MLP, to what goes into
@@ -141,7 +147,7 @@ def entering(
     """Return forwards with which a model begins behind `block`: that one puts out `states`.
 
     Blocks below it and those `left_out` hand on what they are given, in a tuple of `tuple_size`
-    things where that is what blocks return (see `Tail`).
+    things where that is what blocks return (see `SuffixRun`).
     """
 
     def hand_on(hidden: Tensor, *args: object, **kwargs: object) -> object:

@@ -33,7 +33,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One line of token ids with the place that an edit acts on.
 
     `targets` shall be predicted at the last `len(targets)` places of `ids`.
@@ -44,9 +44,9 @@ class Row:
     targets: tuple[int, ...] = ()
 
     @property
-    def key(self) -> Row:
+    def key(self) -> TokenRow:
         """The row cut after `position`: all that a key or a state at `position` depends on."""
-        return Row(self.ids[: self.position + 1], self.position)
+        return TokenRow(self.ids[: self.position + 1], self.position)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:

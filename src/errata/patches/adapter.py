@@ -29,7 +29,7 @@ from errata.models.families import weight_of
 from errata.models.identity import model_hash
 from errata.patches.patch import Patch, add, write
 
-KINDS = ("lora", "dora")
+ADAPTER_KINDS = ("lora", "dora")
 RECORD = "errata.json"
 """What stands beside an adapter or checkpoint that was tuned here."""
 CONFIG_FILE = "adapter_config.json"
@@ -41,7 +41,7 @@ def is_adapter(source: str | Path) -> bool:
     return os.path.isfile(Path(source) / CONFIG_FILE)
 
 
-class Tuned(NamedTuple):
+class TunedFolder(NamedTuple):
     """What a folder that was given as an adapter holds: an adapter, or a whole checkpoint."""
 
     adapter: str | None
@@ -52,18 +52,18 @@ class Tuned(NamedTuple):
     """Patches that were added once more, on top of it."""
 
 
-def find_tuned(source: str) -> Tuned:
+def find_tuned(source: str) -> TunedFolder:
     """Find what was tuned: in a run of `errata tune`, an adapter's folder, or a checkpoint's.
 
     Anything else is handed on as the name of an adapter.
     """
     for folder in (Path(source), Path(source) / "adapter"):
         if is_adapter(folder):
-            return Tuned(str(folder), None, *_recorded(folder))
+            return TunedFolder(str(folder), None, *_recorded(folder))
     for folder in (Path(source), Path(source) / "checkpoint"):
         if (folder / "config.json").is_file():
-            return Tuned(None, str(folder), *_recorded(folder))
-    return Tuned(source, None)
+            return TunedFolder(None, str(folder), *_recorded(folder))
+    return TunedFolder(source, None)
 
 
 def _recorded(folder: Path) -> tuple[tuple[Patch, ...], tuple[Patch, ...]]:
@@ -84,7 +84,7 @@ def _recorded(folder: Path) -> tuple[tuple[Patch, ...], tuple[Patch, ...]]:
 
 
 def merge_tuned(
-    model: PreTrainedModel, tuned: Tuned, config: Any, allow_base: bool = False
+    model: PreTrainedModel, tuned: TunedFolder, config: Any, allow_base: bool = False
 ) -> PreTrainedModel:
     """Write the patches below, merge the adapter, add the patches above; in place.
 
@@ -137,7 +137,7 @@ def read_adapter(adapter: str, kind: str | None = None) -> Any:
     if found is None:
         raise ErrataError(
             f"the adapter {adapter!r} is of another kind: {_name(config.peft_type)}",
-            f"known kinds: {', '.join(KINDS)}",
+            f"known kinds: {', '.join(ADAPTER_KINDS)}",
         )
     if kind is not None and kind != found:
         raise ErrataError(
@@ -149,9 +149,9 @@ def read_adapter(adapter: str, kind: str | None = None) -> Any:
 
 def check_kind(kind: str | None) -> None:
     """Raise `ErrataError` unless `kind` is None or one that is known."""
-    if kind is not None and kind not in KINDS:
+    if kind is not None and kind not in ADAPTER_KINDS:
         raise ErrataError(
-            f"there is no kind of adapter {kind!r}", f"choose one of {', '.join(KINDS)}"
+            f"there is no kind of adapter {kind!r}", f"choose one of {', '.join(ADAPTER_KINDS)}"
         )
 
 

@@ -22,7 +22,7 @@ from errata.data.request import EditRequest
 from errata.models.families import family_of, positions_of, weight_of
 from errata.models.hooks import frozen
 from errata.models.identity import check_finite, model_hash
-from errata.models.loading import moved, pretrained
+from errata.models.loading import pretrained, to_device
 from errata.models.tokens import encode
 from errata.patches.adapter import check_kind, find_tuned, is_adapter, merge_tuned, read_adapter
 from errata.patches.patch import Base, Patch, change_lost, restore, write
@@ -168,7 +168,7 @@ class EditedModel:
         finally:
             write(self.model, self._originals, self.patches)
 
-    def settle(self) -> None:
+    def bake(self) -> None:
         """Take the model as it stands for a base of its own: patches become part of the weights."""
         self.patches.clear()
         self._originals = {}
@@ -242,7 +242,7 @@ def load(
         dtype = torch.float32
     model, tokenizer = pretrained(whole or name, dtype)
     if device is not None:
-        model = moved(model, device)
+        model = to_device(model, device)
     given = [each if isinstance(each, Patch) else Patch.load(each) for each in patches]
     if merged is not None:
         model = merge_tuned(model, merged, config, allow_base)

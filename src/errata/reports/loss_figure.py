@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from errata.core.files import replacing, write_text
-from errata.tuning.train import Tuned
+from errata.tuning.train import TuningResult
 
 SMOOTHED = 0.05
 """The line runs over the mean of this share of all steps."""
@@ -17,7 +17,7 @@ def mean_label(steps: int) -> str:
     return f"mean of {steps} step{'s' * (steps != 1)}"
 
 
-def write_curve(tuned: Tuned, folder: Path) -> list[Path]:
+def write_curve(tuned: TuningResult, folder: Path) -> list[Path]:
     """Write `loss.json` and, where Matplotlib is installed, `loss.png`; return what was written."""
     numbers = folder / "loss.json"
     write_text(

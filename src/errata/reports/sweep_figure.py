@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from errata.metrics.scores import Score
+from errata.reports.figures import blank_figure, draw_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from errata.reports.figures import blank_figure, draw_line
 
 SWEPT = ("efficacy", "paraphrase", "neighbourhood", "same_subject_accuracy")
 

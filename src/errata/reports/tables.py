@@ -14,6 +14,6 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(lines)
 
 
-def score_rows(before: Mapping[str, Score], after: Mapping[str, Score]) -> list[list[str]]:
+def before_after_rows(before: Mapping[str, Score], after: Mapping[str, Score]) -> list[list[str]]:
     """Return table rows: what was scored, before, after."""
     return [[name, str(before.get(name, "-")), str(after.get(name, "-"))] for name in after]

@@ -8,13 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from errata.core.text import probability
-from errata.tracing.averages import ROLES, Averages
-from errata.tracing.settings import TITLES, Kind
-from errata.tracing.trace import Trace
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 from errata.reports.figures import (
     ACROSS,
     Array,
@@ -24,6 +17,13 @@ from errata.reports.figures import (
     draw_line,
     readable,
 )
+from errata.tracing.averages import ROLES, Averages
+from errata.tracing.settings import TITLES, Kind
+from errata.tracing.trace import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS: Mapping[Kind, str] = {
     "hidden": "Purples",

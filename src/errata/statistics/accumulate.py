@@ -1,8 +1,8 @@
 """One pass over text that sums k kᵀ of several blocks, and that can be killed and resumed.
 
-What is done in which order is a `Plan`, a pure function of the rows and a budget. At the borders
-of its batches the sums so far can be kept in a `Partial` file; a pass that finds one of the same
-plan goes on from there and ends with the same bits.
+The order of work is a `BatchPlan`, a pure function of the rows and a budget. Between batches the
+sums so far can be saved in a `Checkpoint` file; a pass that finds one of the same plan continues
+from there and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from transformers import PreTrainedModel
 
 from errata.core.distributed import ALONE, Ranks
 from errata.core.files import parse_json, write_tensors
+from errata.core.progress import Progress, Say, no_progress, say_nothing
 from errata.models.families import family_of, width_of
 from errata.models.hooks import Site, frozen, record
 from errata.models.tokens import batches_by_length, pad_right
 from errata.statistics.gram import Gram
 
 Rows = Sequence[tuple[int, ...]]
-Told = Callable[[int, int], None]
 
 BUDGET = 2048
 """Padded tokens per batch on a CPU, where more of them no longer fit into its caches."""
@@ -41,7 +41,7 @@ def budget_for(device: torch.device) -> int:
     return BUDGET if device.type == "cpu" else GPU_BUDGET
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """Batches of row indices, in the order in which they are done; no row is in two of them."""
 
     batches: tuple[tuple[int, ...], ...]
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     """So many batches hold the even rows, those after them the odd ones."""
 
     @classmethod
-    def of(cls, rows: Rows, budget: int, ranks: Ranks = ALONE) -> Plan:
+    def of(cls, rows: Rows, budget: int, ranks: Ranks = ALONE) -> BatchPlan:
         """Group rows of like length, at most `budget` padded tokens each; take our share of both.
 
         Even rows come first, so that what was summed half-way is a sum over a fair half.
@@ -89,14 +89,14 @@ class Sums(NamedTuple):
 
 
 @dataclass
-class Partial:
+class Checkpoint:
     """Where a pass keeps its sums while it runs, and how often."""
 
     path: Path
     every: float = 30.0
     """Seconds between two writings; more where writing takes over a twentieth of them."""
     clock: Callable[[], float] = time.monotonic
-    say: Callable[[str], None] = lambda line: None
+    say: Say = say_nothing
     """Told, in a sentence, when a pass is resumed."""
     _next: float = field(default=0.0, init=False)
 
@@ -146,13 +146,13 @@ def collect(
     model: PreTrainedModel,
     rows: Rows,
     blocks: Sequence[int],
-    plan: Plan,
+    plan: BatchPlan,
     *,
     device: torch.device,
     halves: bool = False,
-    partial: Partial | None = None,
+    partial: Checkpoint | None = None,
     ranks: Ranks = ALONE,
-    progress: Told = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Sums:
     """Sum k kᵀ of every block over our share of `rows`, then over all ranks.
 
@@ -160,7 +160,7 @@ def collect(
     told (tokens done, tokens in all) of our share.
     """
     family = family_of(model)
-    writes = [family.write(model, block) for block in blocks]
+    writes = [family.mlp_out(model, block) for block in blocks]
     grams = {block: Gram(width_of(w), device) for block, w in zip(blocks, writes, strict=True)}
     states = {f"{b}.{i}": sum_ for b, g in grams.items() for i, sum_ in enumerate(g.sums)}
     kept: dict[str, Tensor] = {}
@@ -216,7 +216,7 @@ def sample_keys(
     model: PreTrainedModel, rows: Rows, blocks: Sequence[int], count: int
 ) -> dict[int, Tensor]:
     """Return at most `count` keys of `rows`, spread evenly: (d_in, n) per block."""
-    writes = [family_of(model).write(model, block) for block in blocks]
+    writes = [family_of(model).mlp_out(model, block) for block in blocks]
     found: list[list[Tensor]] = [[] for _ in blocks]
     with frozen(model):
         for row in rows:

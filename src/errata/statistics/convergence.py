@@ -43,7 +43,7 @@ class Convergence(Settings):
         )
 
 
-def compare(keys: Tensor, half: Tensor | None, full: Tensor, held_out: bool) -> Convergence:
+def compare_reads(keys: Tensor, half: Tensor | None, full: Tensor, held_out: bool) -> Convergence:
     """Compare C⁻¹K of half and all of the tokens, for keys K; all are (d_in, n), float64."""
     count = keys.shape[1]
     if half is None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from errata.models.families import family_of, width_of
 from errata.models.hooks import frozen
-from errata.statistics.accumulate import Plan, Rows, add_batch, budget_for
+from errata.statistics.accumulate import BatchPlan, Rows, add_batch, budget_for
 from errata.statistics.gram import Gram, gram_bytes, gram_flops
 
 
@@ -33,7 +33,7 @@ class MomentCost(NamedTuple):
     """Bytes on disk while it runs: the sums so far, twice for a moment."""
 
 
-def moment_cost(
+def pass_cost(
     widths: Sequence[int],
     *,
     weights_run: int,
@@ -61,7 +61,7 @@ def moment_cost(
     return MomentCost(flops, kept + max(running, solving + disk // 2), disk, 2 * kept)
 
 
-def cost_of(
+def pass_cost_of(
     model: PreTrainedModel,
     rows: Rows,
     blocks: Sequence[int],
@@ -71,12 +71,12 @@ def cost_of(
 ) -> MomentCost:
     """Return what `measure` costs on these rows."""
     family, last = family_of(model), max(blocks)
-    widths = [width_of(family.write(model, block)) for block in blocks]
-    plan = Plan.of(rows, budget or budget_for(model.device))
+    widths = [width_of(family.mlp_out(model, block)) for block in blocks]
+    plan = BatchPlan.of(rows, budget or budget_for(model.device))
     run = [family.block(model, index) for index in range(last + 1)]
     matrices = sum(p.numel() for block in run for p in block.parameters() if p.ndim == 2)
-    matrices -= family.write(model, last).get_parameter("weight").numel()
-    return moment_cost(
+    matrices -= family.mlp_out(model, last).get_parameter("weight").numel()
+    return pass_cost(
         widths,
         weights_run=matrices,
         hidden=model.config.hidden_size,
@@ -104,9 +104,9 @@ def seconds_of(
     where the sums stand, `clock` is what the seconds are told by.
     """
     family = family_of(model)
-    plan = Plan.of(rows, budget or budget_for(model.device))
+    plan = BatchPlan.of(rows, budget or budget_for(model.device))
     batch = [rows[index] for index in plan.batches[plan.first // 2]]
-    writes = [family.write(model, block) for block in blocks]
+    writes = [family.mlp_out(model, block) for block in blocks]
     grams = [Gram(width_of(write), device) for write in writes]
     taken = 0.0
     with frozen(model):

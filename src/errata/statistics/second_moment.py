@@ -1,15 +1,15 @@
 """The second moment C = E[k kᵀ] of a weight's inputs over a corpus, and its null space.
 
-C tells an editor which inputs the matrix already serves. It is measured for all blocks in
-one pass (see `collection`), kept as one safetensors file per weight under the identity of how
-it was measured, and never used for anything else.
+C tells an editor which inputs the matrix already serves. It is measured by `measure`, for all
+blocks in one pass, and stored as one safetensors file per weight, under the identity of how it
+was measured.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,28 +18,20 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata.core.distributed import ALONE, Ranks
 from errata.core.errors import ErrataError
 from errata.core.files import parse_json, reason, write_safetensors
 from errata.core.settings import Settings
-from errata.models.precision import solving_device
-from errata.models.tokens import encode
-from errata.statistics.accumulate import Partial, Plan, Rows, Told, budget_for, collect, sample_keys
-from errata.statistics.convergence import Convergence, compare
-from errata.statistics.gram import panel_edges, whole
+from errata.statistics.convergence import Convergence
 from errata.statistics.null_space import NullSpace
 
 T = TypeVar("T")
 
 TOKENS_PER_DIMENSION = 2
 """With fewer tokens per dimension, directions look unused that merely were not seen."""
-SAMPLED_KEYS = 256
-"""Keys that the convergence of a quick estimate is looked at on."""
 
 
-class MomentIdentity(Settings):
+class SecondMomentIdentity(Settings):
     """How a second moment was measured; two that differ in any field are different moments."""
 
     weights: str
@@ -72,7 +64,7 @@ class SecondMoment:
     """(d_in, d_in), float32, symmetric, not centred."""
     count: int
     """Tokens that went into the mean."""
-    identity: MomentIdentity | None = None
+    identity: SecondMomentIdentity | None = None
     """Where it comes from; None for one made by hand."""
     convergence: Convergence | None = None
     """How settled it is; None where that was not looked at."""
@@ -163,7 +155,7 @@ class SecondMoment:
         write_safetensors(path, {"second_moment": self.matrix}, {"errata": header})
 
     @classmethod
-    def load(cls, path: Path, expected: MomentIdentity | None = None) -> SecondMoment:
+    def load(cls, path: Path, expected: SecondMomentIdentity | None = None) -> SecondMoment:
         """Read one back; raises `ErrataError` when it is damaged or measured on something else."""
         try:
             with safe_open(path, framework="pt") as file:
@@ -171,7 +163,7 @@ class SecondMoment:
                     parse_json((file.metadata() or {}).get("errata", "")),
                     file.get_tensor("second_moment"),
                 )
-            found = header["identity"] and MomentIdentity.model_validate(header["identity"])
+            found = header["identity"] and SecondMomentIdentity.model_validate(header["identity"])
             settled = header.get("convergence")
             settled = settled and Convergence.model_validate(settled)
             count = int(header["count"])
@@ -201,95 +193,10 @@ class SecondMoment:
         return cls(matrix, count, found, settled)
 
 
-def _differences(found: MomentIdentity | None, expected: MomentIdentity) -> str:
+def _differences(found: SecondMomentIdentity | None, expected: SecondMomentIdentity) -> str:
     if found is None:
         return "it does not say on what"
     ours, theirs = found.model_dump(), expected.model_dump()
     return ", ".join(
         f"{key} {ours[key]} instead of {theirs[key]}" for key in ours if ours[key] != theirs[key]
     )
-
-
-def token_rows(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Iterable[str],
-    length: int,
-    max_tokens: int | None = None,
-) -> list[tuple[int, ...]]:
-    """Encode texts for statistics, each cut at `length` tokens, until `max_tokens` are reached.
-
-    An iterator is left behind the last text that was used.
-    """
-    rows, count = [], 0
-    for text in texts:
-        ids = encode(tokenizer, text).ids[:length]
-        if max_tokens is not None:
-            ids = ids[: max_tokens - count]
-        if ids:
-            rows.append(ids)
-            count += len(ids)
-        if max_tokens is not None and count >= max_tokens:
-            break
-    return rows
-
-
-def measure(
-    model: PreTrainedModel,
-    rows: Rows,
-    blocks: Sequence[int],
-    *,
-    budget: int | None = None,
-    held_out: Rows | None = None,
-    partial: Partial | None = None,
-    ranks: Ranks = ALONE,
-    progress: Told = lambda done, total: None,
-) -> dict[int, SecondMoment]:
-    """Measure C of every block in one pass over `rows` of token ids, stopping after the last block.
-
-    Padding is left out. With `held_out` rows (none of them: a few of `rows`) the moments also say
-    how far they are from settled. `budget` padded tokens are run at once; sums are kept in
-    `partial` on the way. `progress` is told (tokens done, tokens in all).
-    """
-    blocks = sorted(set(blocks))
-    if not any(rows):
-        raise ErrataError(
-            "there is no text to measure a second moment on", "give a corpus with text in it"
-        )
-    plan = Plan.of(rows, budget or budget_for(model.device), ranks)
-    sums = collect(
-        model,
-        rows,
-        blocks,
-        plan,
-        device=solving_device(model.device),
-        halves=held_out is not None,
-        partial=partial,
-        ranks=ranks,
-        progress=progress,
-    )
-    found = {b: SecondMoment(sums.grams.pop(b).mean(sums.tokens), sums.tokens) for b in blocks}
-    for block, moment in found.items():
-        if not moment.matrix.isfinite().all():
-            raise ErrataError(
-                f"the keys of block {block} are not finite in {model.dtype}",
-                "load the model in a wider dtype: --dtype float32, or bfloat16",
-            )
-    if held_out is None:
-        return found
-    keys = sample_keys(model, held_out or rows[-8:], blocks, SAMPLED_KEYS)
-    for block, moment in found.items():
-        panels = [panel / max(sums.half, 1) for panel in sums.halves.pop(block)]
-        half = SecondMoment(whole(panel_edges(len(moment.matrix)), panels), sums.half)
-        found[block] = replace(moment, convergence=_settled(keys[block], half, moment, held_out))
-    return found
-
-
-def _settled(
-    keys: Tensor, half: SecondMoment, full: SecondMoment, held_out: Rows
-) -> Convergence | None:
-    """Compare the solves; None where even all of the tokens are too few for one."""
-    if full.factor is None:
-        return None
-    keys = keys.to(full.matrix.device, torch.float64)
-    solved = None if half.factor is None else half.solve(keys)
-    return compare(keys, solved, full.solve(keys), bool(held_out))

@@ -7,7 +7,7 @@ processes from doing the same work, and a file of sums on the way lets a killed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,19 +18,19 @@ from errata.core.distributed import ALONE, Ranks
 from errata.core.errors import ErrataError
 from errata.core.files import require_space
 from errata.core.locks import locked
+from errata.core.progress import Progress, Say, no_progress, say_nothing
 from errata.data.corpus import Corpus
 from errata.models.families import family_of, positions_of
 from errata.models.identity import tokenizer_hash
 from errata.models.precision import solving_device
 from errata.patches.edited_model import EditedModel
-from errata.statistics.accumulate import Partial, Rows, Told
-from errata.statistics.cost import MomentCost, cost_of, seconds_of
-from errata.statistics.second_moment import MomentIdentity, SecondMoment, measure, token_rows
+from errata.statistics.accumulate import Checkpoint, Rows
+from errata.statistics.cost import MomentCost, pass_cost_of, seconds_of
+from errata.statistics.measure import measure, token_rows
+from errata.statistics.second_moment import SecondMoment, SecondMomentIdentity
 
 HELD_OUT_TOKENS = 2048
 """Tokens behind those of an estimate, on whose keys it is looked at how settled it is."""
-
-Said = Callable[[str], None]
 
 
 def readable(edited: EditedModel, length: int) -> int:
@@ -62,8 +62,8 @@ def measured(
     *,
     tokens: int | None = None,
     length: int = 512,
-    progress: Told = lambda done, total: None,
-    say: Said = lambda line: None,
+    progress: Progress = no_progress,
+    say: Say = say_nothing,
 ) -> dict[int, SecondMoment]:
     """Measure C of the unedited model at `blocks`; see `Store.get`."""
     rows, held_out = text_of(edited, corpus, tokens, length)
@@ -97,8 +97,8 @@ class Store:
         tokens: int | None = None,
         length: int = 512,
         ranks: Ranks = ALONE,
-        progress: Told = lambda done, total: None,
-        say: Said = lambda line: None,
+        progress: Progress = no_progress,
+        say: Say = say_nothing,
     ) -> dict[int, SecondMoment]:
         """Return C of the unedited model per block, measuring those that are not stored.
 
@@ -135,19 +135,19 @@ class Store:
         self,
         edited: EditedModel,
         text: Text,
-        wanted: Mapping[int, MomentIdentity],
+        wanted: Mapping[int, SecondMomentIdentity],
         ranks: Ranks,
-        progress: Told,
-        say: Said,
+        progress: Progress,
+        say: Say,
     ) -> None:
         """Measure and keep the moments of blocks; the sums are kept on the way, one file a rank."""
-        cost = cost_of(edited.model, text.rows, list(wanted), halves=text.held_out is not None)
+        cost = pass_cost_of(edited.model, text.rows, list(wanted), halves=text.held_out is not None)
         home = self._path(next(iter(wanted.values()))).parent
         if ranks.rank == 0:
             require_space(home, cost.disk + cost.scratch * ranks.world, "second moments")
         listed = "-".join(str(block) for block in wanted)
         part = f".{_pass_of(wanted)}-{listed}.{ranks.rank}of{ranks.world}.partial"
-        sums = Partial(home / part, say=say)
+        sums = Checkpoint(home / part, say=say)
         with edited.without_patches():
             found = measure(
                 edited.model,
@@ -178,7 +178,7 @@ class Store:
         if not missing:
             return None
         rows, held_out = text_of(edited, corpus, tokens, length)
-        cost = cost_of(edited.model, rows, missing, halves=held_out is not None)
+        cost = pass_cost_of(edited.model, rows, missing, halves=held_out is not None)
         device = solving_device(edited.model.device)
         seconds = seconds_of(edited.model, rows, missing, device=device)
         return Forecast(tuple(missing), sum(map(len, rows)), cost, seconds)
@@ -230,8 +230,8 @@ class Store:
 
     def _identity(
         self, edited: EditedModel, corpus: Corpus, block: int, tokens: int | None, length: int
-    ) -> MomentIdentity:
-        return MomentIdentity(
+    ) -> SecondMomentIdentity:
+        return SecondMomentIdentity(
             weights=edited.base.weights,
             tokenizer=tokenizer_hash(edited.tokenizer),
             corpus=corpus.digest,
@@ -241,12 +241,12 @@ class Store:
             dtype=str(edited.model.dtype).removeprefix("torch."),
         )
 
-    def _path(self, identity: MomentIdentity) -> Path:
+    def _path(self, identity: SecondMomentIdentity) -> Path:
         return (
             self.folder / identity.weights[:16] / f"{identity.weight}-{identity.digest}.safetensors"
         )
 
 
-def _pass_of(identities: Mapping[int, MomentIdentity]) -> str:
+def _pass_of(identities: Mapping[int, SecondMomentIdentity]) -> str:
     """Name a measurement, whichever blocks it is of."""
     return next(iter(identities.values())).with_values(weight="").digest

@@ -34,17 +34,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from errata.core.progress import Progress, no_progress
 from errata.models.families import family_of
 from errata.models.hooks import frozen, steered
 from errata.models.identity import versions
-from errata.models.recorded_run import Contributions, Recording, contributions
+from errata.models.recorded_run import Contributions, RecordedRun, contributions
 from errata.tracing.corruption import corrupting, noise_of
 from errata.tracing.memory import MEMORY, Room
 from errata.tracing.question import Question
 from errata.tracing.settings import Kind, TraceSettings, window_around
 from errata.tracing.trace import Trace
-
-Progress = Callable[[int, int], None]
 
 
 class Cell(NamedTuple):
@@ -64,7 +63,7 @@ def trace_question(
     settings: TraceSettings,
     level: float,
     memory: int = MEMORY,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Trace:
     """Trace one question; `level` is what the noise is multiplied by.
 
@@ -149,9 +148,9 @@ class _Work:
         self.ids = ids.expand(1 + self.samples, -1)
 
     @cached_property
-    def recording(self) -> Recording:
+    def recording(self) -> RecordedRun:
         """The clean run in row 0, the corrupted ones behind it."""
-        return Recording.of(self.model, self.ids, self.changes)
+        return RecordedRun.of(self.model, self.ids, self.changes)
 
     @cached_property
     def baseline(self) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.models.families import family_of
 from errata.models.hooks import frozen
-from errata.models.recorded_run import Recording
+from errata.models.recorded_run import RecordedRun
 from errata.tracing.question import Question
 
 Array = NDArray[np.float32]
@@ -62,7 +62,7 @@ def read_lens(
     ids = torch.tensor([question.ids[: question.length]], device=model.device)
     shares, best, said = [], [], []
     with frozen(model):
-        run = Recording.of(model, ids)
+        run = RecordedRun.of(model, ids)
         keep = torch.ones_like(ids, dtype=torch.bool)
         for block in range(family_of(model).block_count(model)):
             tail = run.tail(block, 0)

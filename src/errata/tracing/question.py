@@ -52,7 +52,7 @@ class Question:
 
 
 @torch.no_grad()
-def ask(
+def ask_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     text: str,

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from errata.core.settings import Settings
 
 Kind = Literal["hidden", "mlp", "attn", "frozen-mlp", "frozen-attn"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+TRACE_KINDS: tuple[Kind, ...] = get_args(Kind)
 TITLES: Mapping[Kind, str] = {
     "hidden": "hidden state",
     "mlp": "MLP",

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from errata.data.instructions import Row
-from errata.data.templates import TemplateName, ask
+from errata.data.instructions import Instruction
+from errata.data.templates import TemplateName, render_prompt
 from errata.models.tokens import split_target
 
 IGNORE = -100
@@ -25,7 +25,7 @@ class Coded(NamedTuple):
 
 def code_rows(
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
+    rows: Sequence[Instruction],
     template: TemplateName,
     cutoff: int,
     train_on_inputs: bool,
@@ -33,7 +33,7 @@ def code_rows(
     """Return `input_ids` and `labels` of each row; one without a token to learn is dropped."""
     coded, cut, dropped = [], 0, 0
     for row in rows:
-        asked = ask(template, row.instruction, row.input, tokenizer)
+        asked = render_prompt(template, row.instruction, row.input, tokenizer)
         prompt, answer = split_target(tokenizer, asked.prompt, asked.separator + row.output)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         ids = [*prompt, *answer, *end][:cutoff]

@@ -24,7 +24,7 @@ from errata.core.errors import ErrataError
 from errata.models.families import family_of, oriented, weight_of
 from errata.models.hooks import Site, first_tensor, frozen, record
 from errata.models.layerwise import read_at
-from errata.models.tokens import Row, encode, pad_right, position_of
+from errata.models.tokens import TokenRow, encode, pad_right, position_of
 from errata.patches.patch import Patch
 from errata.tuning.modules import edited_blocks
 from errata.tuning.settings import TuneSettings
@@ -35,14 +35,14 @@ RANK_AT = 1e-5
 """Key directions below this share of the longest count as none."""
 
 
-def edited_rows(tokenizer: PreTrainedTokenizerBase, patches: Sequence[Patch]) -> list[Row]:
+def edited_rows(tokenizer: PreTrainedTokenizerBase, patches: Sequence[Patch]) -> list[TokenRow]:
     """Return, per request of the patches, its text up to the edited position."""
     rows = []
     for patch in patches:
         where = patch.provenance.settings.get("position", "subject_last")
         for request in patch.provenance.requests:
             encoded = encode(tokenizer, request.text)
-            rows.append(Row(encoded.ids, position_of(encoded, request.span, where)).key)
+            rows.append(TokenRow(encoded.ids, position_of(encoded, request.span, where)).key)
     return rows
 
 
@@ -71,7 +71,7 @@ class ShiftPenalty:
     """How far the states at edited positions have moved from where they were."""
 
     model: PreTrainedModel
-    rows: Sequence[Row]
+    rows: Sequence[TokenRow]
     blocks: tuple[int, ...]
     weight: float
     before: list[Tensor] = field(default_factory=list)  # per block: (rows, d), float32

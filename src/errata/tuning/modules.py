@@ -88,7 +88,7 @@ def matrices(model: PreTrainedModel, blocks: Iterable[int], roles: Sequence[str]
     found, missing = [], set(roles)
     for block in blocks:
         for path, module in family.block(model, block).named_modules():
-            has = _roles(path, module, family.block_write, family.block_attention)
+            has = _roles(path, module, family.block_mlp_out, family.block_attention)
             if missing & has or has & set(roles):
                 missing -= has
                 found.append(f"{family.blocks}.{block}.{path}")

@@ -154,7 +154,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 short."""
 
 
-def settle_tuning(given: dict[str, Any], preset: str | None = None) -> TuneSettings:
+def resolve_tuning(given: dict[str, Any], preset: str | None = None) -> TuneSettings:
     """Return the settings of a preset with `given` ones on top.
 
     Raises `ErrataError` for a preset that is unknown and for settings that are not valid.
@@ -183,11 +183,11 @@ class TuneStage(Settings):
     @model_validator(mode="after")
     def _settles(self) -> Self:
         try:
-            settle_tuning(self.settings, self.preset)
+            resolve_tuning(self.settings, self.preset)
         except ErrataError as error:
             raise ValueError(error.message) from None
         return self
 
-    def settled(self) -> TuneSettings:
+    def resolved(self) -> TuneSettings:
         """Return all settings of the tuning."""
-        return settle_tuning(self.settings, self.preset)
+        return resolve_tuning(self.settings, self.preset)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from errata.core.errors import ErrataError
-from errata.data.instructions import Row
+from errata.core.progress import Progress, no_progress
+from errata.data.instructions import Instruction
 from errata.models.loading import quiet
 from errata.patches.edited_model import EditedModel
 from errata.patches.patch import add
@@ -32,11 +33,9 @@ from errata.tuning.modules import moving
 from errata.tuning.settings import TuneSettings
 from errata.tuning.trainer import Keeper, last_whole, trainer_for
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
-class Tuned:
+class TuningResult:
     """What tuning did."""
 
     moved: tuple[str, ...]
@@ -57,13 +56,13 @@ class Tuned:
 
 def tune(
     edited: EditedModel,
-    rows: Sequence[Row],
+    rows: Sequence[Instruction],
     settings: TuneSettings,
     work: Path,
     *,
     adapter: Path | None = None,
-    progress: Progress = lambda done, total: None,
-) -> Tuned:
+    progress: Progress = no_progress,
+) -> TuningResult:
     """Tune a model as it stands; it ends without patches, these being part of its weights.
 
     `work` keeps checkpoints, for its caller to remove once what was made is kept; an adapter is
@@ -86,7 +85,7 @@ def tune(
         else None
     )
     projection = Projection.of(model, patches, names) if settings.project else None
-    edited.settle()
+    edited.bake()
     with _seeded(settings.seed), _tunable(model, names, settings) as wrapped:
         if projection is not None:
             projection()
@@ -101,9 +100,9 @@ def tune(
     for patch in patches if settings.reapply else ():
         for name, update in patch.updates.items():
             add(model, name, update.delta())
-    edited.settle()
+    edited.bake()
     history = trainer.state.log_history
-    return Tuned(
+    return TuningResult(
         names,
         numbers,
         len(coded.rows),
@@ -123,7 +122,9 @@ def check_tuning(edited: EditedModel, settings: TuneSettings) -> tuple[str, ...]
     return names
 
 
-def _split(rows: Sequence[Row], settings: TuneSettings) -> tuple[list[Row], list[Row]]:
+def _split(
+    rows: Sequence[Instruction], settings: TuneSettings
+) -> tuple[list[Instruction], list[Instruction]]:
     """Set the validation's rows aside, drawn by the seed."""
     order = list(rows)
     if settings.validation >= len(order):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import TrainingArguments
 
+from errata.core.progress import Progress
 from errata.tuning.encode import IGNORE
 from errata.tuning.guards import Projection, ShiftPenalty
 from errata.tuning.settings import TuneSettings
@@ -128,7 +129,7 @@ class GuardedTrainer(Trainer):
 class Keeper(TrainerCallback):
     """Tells progress, keeps updates off keys, saves early, and marks checkpoints as whole."""
 
-    def __init__(self, progress: Callable[[int, int], None], projection: Projection | None) -> None:
+    def __init__(self, progress: Progress, projection: Projection | None) -> None:
         self.progress, self.projection = progress, projection
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:

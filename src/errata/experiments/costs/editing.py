@@ -32,20 +32,20 @@ from errata.experiments.costs.flops import (
     solving_flops,
     written_tokens,
 )
-from errata.experiments.edit_run import Plan
-from errata.experiments.eval_run import CASES_AT_ONCE, Asking, Evaluation, evaluate_model
+from errata.experiments.edit_run import EditPlan
+from errata.experiments.eval_run import CASES_AT_ONCE, EvalSettings, Evaluation, evaluate_model
 from errata.methods import ClosedForm
 from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.memory import group_bytes
 from errata.methods.closed_form.moments import moments_wanted
-from errata.methods.presets import settle
+from errata.methods.presets import resolve_settings
 from errata.metrics.teacher_forced import prompts_of
 from errata.models.families import family_of
 from errata.models.precision import solving_device, widened_bytes
 from errata.models.shape import ModelShape
 from errata.models.tokens import TOKENS_AT_ONCE, batches_by_length, encode
 from errata.patches.edited_model import EditedModel
-from errata.statistics.cost import cost_of, seconds_of
+from errata.statistics.cost import pass_cost_of, seconds_of
 from errata.statistics.store import Store, text_of
 
 SAMPLE_REQUESTS = 16
@@ -63,7 +63,7 @@ def plan_edits(
     method: type[ClosedForm],
     settings: Mapping[str, Any],
     cases: Sequence[Case],
-    plan: Plan,
+    plan: EditPlan,
     *,
     store: Store,
     corpus: str | None = None,
@@ -74,17 +74,17 @@ def plan_edits(
     Nothing is edited, measured or kept. Raises `ErrataError` as `edits.prepare` does.
     """
     count = family_of(edited.model).block_count(edited.model)
-    settled, _, warnings = settle(method, edited.name, count, dict(settings))
+    settled, _, warnings = resolve_settings(method, edited.name, count, dict(settings))
     wanted, costs = moments_wanted(edited, settled, store, corpus, tokens), []
     if wanted.corpus is not None:
         text = read_corpus(wanted.corpus)
         missing = store.missing(edited, text, wanted.blocks, tokens=wanted.tokens)
-        costs += [moment_cost(edited, text, missing, wanted.tokens)] if missing else []
+        costs += [second_moment_cost(edited, text, missing, wanted.tokens)] if missing else []
     return settled, warnings, costs + edit_costs(edited, settled, cases, plan)
 
 
 def edit_costs(
-    edited: EditedModel, method: ClosedForm, cases: Sequence[Case], plan: Plan
+    edited: EditedModel, method: ClosedForm, cases: Sequence[Case], plan: EditPlan
 ) -> list[Cost]:
     """Return the costs of a run of edits, its scores before and after included.
 
@@ -104,7 +104,7 @@ def edit_costs(
     reading = reading_flops(model, rewrites, blocks) * scale
     standing = reading_bytes(model, rewrites, size / len(few)) if len(blocks) > 1 else 0
     solving = solving_flops(model, method, sizes)
-    scores = evaluation_cost(edited, cases, Asking(), halves=2)
+    scores = evaluation_cost(edited, cases, EvalSettings(), halves=2)
     disk = sum(patch_bytes(model, method, n) for n in sizes)
     costs = [
         Cost("search", searching * scale, searched * scale, held, 0),
@@ -117,7 +117,7 @@ def edit_costs(
     return [cost._replace(memory=cost.memory + objects) for cost in costs]
 
 
-def moment_cost(
+def second_moment_cost(
     edited: EditedModel,
     corpus: Corpus,
     blocks: Sequence[int],
@@ -127,13 +127,13 @@ def moment_cost(
     """Return the cost of measuring second moments of `blocks` on `tokens` tokens of a corpus."""
     model = edited.model
     rows, held_out = text_of(edited, corpus, tokens, length)
-    cost = cost_of(model, rows, blocks, halves=held_out is not None)
+    cost = pass_cost_of(model, rows, blocks, halves=held_out is not None)
     seconds = seconds_of(model, rows, blocks, device=solving_device(model.device))
     return Cost("second moment", cost.flops, seconds, cost.memory, cost.disk)
 
 
 def evaluation_cost(
-    edited: EditedModel, cases: Sequence[Case], asking: Asking, halves: int
+    edited: EditedModel, cases: Sequence[Case], asking: EvalSettings, halves: int
 ) -> Cost:
     """Return the cost of asking a model about cases, once or (`halves` 2) before and after."""
     few, shape = _spread(cases, SAMPLE_CASES), ModelShape.of(edited.model)
@@ -160,7 +160,7 @@ def evaluation_cost(
     )
 
 
-def _writing_steps(plain: EditedModel, cases: Sequence[Case], asking: Asking) -> int:
+def _writing_steps(plain: EditedModel, cases: Sequence[Case], asking: EvalSettings) -> int:
     """Return how many times the model is run for a token of each row of a batch, at most."""
     found = 0
     for start in range(0, len(cases), CASES_AT_ONCE):

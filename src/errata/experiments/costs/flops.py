@@ -17,11 +17,11 @@ from errata.data.case import Case
 from errata.methods import ClosedForm
 from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import Keys, bare_rows
-from errata.methods.closed_form.target_loss import tokens_run as tokens_searched
-from errata.metrics.likelihood import answer_row, tokens_run
+from errata.methods.closed_form.target_loss import tokens_searched
+from errata.metrics.likelihood import answer_row, tokens_scored
 from errata.metrics.teacher_forced import prompts_of
 from errata.models.families import family_of, oriented
-from errata.models.layerwise import HELD_BYTES, Climb
+from errata.models.layerwise import HELD_BYTES, LayerwiseReader
 from errata.models.shape import ModelShape
 from errata.models.tokens import TOKENS_AT_ONCE
 
@@ -68,7 +68,7 @@ def reading_flops(
 ) -> float:
     """Return the FLOPs of reading keys and residuals at the edited blocks, on the way up."""
     shape = ModelShape.of(model)
-    cut, bare = Keys(model, rewrites).tokens(), Climb(model, bare_rows(rewrites)).tokens()
+    cut, bare = Keys(model, rewrites).tokens(), LayerwiseReader(model, bare_rows(rewrites)).tokens()
     return sum(
         shape.forward(cut, 0, range(start, block + 1))
         + shape.forward(bare, 0, range(start, blocks[-1] + 1))
@@ -96,7 +96,7 @@ def solving_flops(model: PreTrainedModel, method: ClosedForm, sizes: Sequence[in
 def written_shapes(model: PreTrainedModel, method: ClosedForm) -> list[tuple[int, int]]:
     """Return (d_out, d_in) of every weight that the method writes."""
     family = family_of(model)
-    modules = [family.write(model, block) for block in method.edited_blocks]
+    modules = [family.mlp_out(model, block) for block in method.edited_blocks]
     shapes = [oriented(module, module.get_parameter("weight")).shape for module in modules]
     return [(shape[0], shape[1]) for shape in shapes]
 
@@ -134,7 +134,7 @@ def asking_flops(
         for target in (prompt.new, prompt.true)
         if target is not None
     ]
-    return shape.forward(tokens_run(rows), sum(len(row.targets) for row in rows))
+    return shape.forward(tokens_scored(rows), sum(len(row.targets) for row in rows))
 
 
 def written_tokens(cases: Sequence[Case], answer: int, text: int) -> int:

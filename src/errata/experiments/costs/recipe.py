@@ -9,7 +9,7 @@ from errata.data.instructions import read_rows
 from errata.experiments.costs.editing import evaluation_cost, plan_edits
 from errata.experiments.costs.flops import Cost
 from errata.experiments.costs.tuning import matrix_costs, tuning_cost
-from errata.experiments.edit_run import Plan
+from errata.experiments.edit_run import EditPlan
 from errata.experiments.recipe.run import (
     Surroundings,
     asking_of,
@@ -41,7 +41,7 @@ def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, lis
                 method_named(stage.method),
                 settings_of(stage, around),
                 cases[name].cases,
-                Plan(batch_size=stage.batch_size, sequential=stage.sequential),
+                EditPlan(batch_size=stage.batch_size, sequential=stage.sequential),
                 store=Store(around.cache / "moments"),
                 corpus=stage.corpus,
                 tokens=stage.tokens,
@@ -67,4 +67,4 @@ def _tuning(
         return matrix_costs(edited, stage, questions, rows, Store(cache / "moments"))
     rows = read_rows(stage.data, None if stage.mirror is None else Path(stage.mirror))
     count = family_of(edited.model).block_count(edited.model)
-    return [tuning_cost(edited, rows, placed(stage.settled(), written, count))]
+    return [tuning_cost(edited, rows, placed(stage.resolved(), written, count))]

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from errata.data.instructions import Row
+from errata.data.instructions import Instruction
 from errata.experiments.costs.editing import evaluation_cost, plan_edits
 from errata.experiments.costs.flops import Cost, total
-from errata.experiments.edit_run import Plan
-from errata.experiments.eval_run import Asking
+from errata.experiments.edit_run import EditPlan
+from errata.experiments.eval_run import EvalSettings
 from errata.experiments.survival.measure import Questions
 from errata.experiments.survival.settings import Matrix, Tuning
 from errata.methods import method_named
@@ -59,7 +59,7 @@ class _Lengths(NamedTuple):
     """Of the longest in a forward pass, on average."""
 
 
-def tuning_cost(edited: EditedModel, rows: Sequence[Row], settings: TuneSettings) -> Cost:
+def tuning_cost(edited: EditedModel, rows: Sequence[Instruction], settings: TuneSettings) -> Cost:
     """Return the cost of a tuning; the model is as it was found afterwards.
 
     Raises `ErrataError` as `tune` does.
@@ -96,7 +96,7 @@ def tuning_cost(edited: EditedModel, rows: Sequence[Row], settings: TuneSettings
     )
 
 
-def _lengths(edited: EditedModel, rows: Sequence[Row], settings: TuneSettings) -> _Lengths:
+def _lengths(edited: EditedModel, rows: Sequence[Instruction], settings: TuneSettings) -> _Lengths:
     few = rows[:: max(1, len(rows) // SAMPLE_ROWS)][:SAMPLE_ROWS]
     code = (settings.template, settings.cutoff_len, settings.train_on_inputs)
     coded = code_rows(edited.tokenizer, few, *code).rows
@@ -116,7 +116,9 @@ def _trained(model: PreTrainedModel, name: str, settings: TuneSettings) -> int:
     return settings.rank * (d_out + d_in) + (d_out if settings.method == "dora" else 0)
 
 
-def _step_seconds(edited: EditedModel, rows: Sequence[Row], settings: TuneSettings) -> float:
+def _step_seconds(
+    edited: EditedModel, rows: Sequence[Instruction], settings: TuneSettings
+) -> float:
     """Run some steps of a tuning, take them back, and return the seconds of one."""
     if settings.steps_of(len(rows)) < STEPS:
         settings = settings.with_values(max_steps=STEPS)
@@ -150,7 +152,7 @@ def matrix_costs(
     edited: EditedModel,
     matrix: Matrix,
     questions: Questions,
-    rows: Sequence[Row],
+    rows: Sequence[Instruction],
     store: Store,
 ) -> list[Cost]:
     """Return the costs of a survival matrix: moments, edits, tunings, questions.
@@ -166,7 +168,7 @@ def matrix_costs(
             method_named(name),
             matrix.settings.get(name, {}),
             cases,
-            Plan(),
+            EditPlan(),
             store=store,
             corpus=matrix.corpus,
         )
@@ -200,7 +202,7 @@ def matrix_costs(
 def asking_cost(edited: EditedModel, questions: Questions) -> Cost:
     """Return the cost of asking one model a matrix's questions."""
     cases, shape = [*questions.cases, *questions.controls], ModelShape.of(edited.model)
-    cost = evaluation_cost(edited, cases, Asking(), halves=1)._replace(what="questions")
+    cost = evaluation_cost(edited, cases, EvalSettings(), halves=1)._replace(what="questions")
     flops, seconds = cost.flops, cost.seconds
     for task in questions.tasks:
         few = task._replace(rows=task.rows[:SAMPLE_ANSWERS])

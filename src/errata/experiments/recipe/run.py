@@ -21,11 +21,12 @@ import torch
 import yaml
 
 from errata.core.files import parse_json, reading_own, write_text
+from errata.core.progress import Progress, Say
 from errata.core.text import counted
 from errata.data.case import Case, cases_digest
 from errata.data.datasets import Loaded, load_cases, reference_file
-from errata.experiments.edit_run import Plan, as_json, run_edits
-from errata.experiments.eval_run import Asking, run_evaluation
+from errata.experiments.edit_run import EditPlan, as_json, run_edits
+from errata.experiments.eval_run import EvalSettings, run_evaluation
 from errata.experiments.recipe.schema import (
     CaseChoice,
     EditStage,
@@ -45,10 +46,9 @@ from errata.metrics.scores import read_scores
 from errata.models.loading import first_device
 from errata.patches.edited_model import EditedModel, load
 from errata.patches.patch import Patch
-from errata.reports.tables import markdown_table, score_rows
+from errata.reports.tables import before_after_rows, markdown_table
 from errata.statistics.store import Store
 
-Progress = Callable[[int, int], None]
 EDITED = "what was edited"
 """The name, in an evaluation's params, of the cases of the edit before it."""
 
@@ -61,7 +61,7 @@ class Surroundings(NamedTuple):
     """Where datasets and second moments are kept."""
     bar: Callable[[str], AbstractContextManager[Progress]]
     """Gives a progress bar."""
-    tell: Callable[[str], None]
+    tell: Say
     """Tells what a user should know while it runs."""
     command: str | None = None
 
@@ -213,7 +213,7 @@ def _edit(
     edited: EditedModel, stage: EditStage, cases: Sequence[Case], around: Surroundings
 ) -> dict[str, Any]:
     ready = prepare_stage(edited, stage, around)
-    plan = Plan(batch_size=stage.batch_size, sequential=stage.sequential)
+    plan = EditPlan(batch_size=stage.batch_size, sequential=stage.sequential)
     with around.bar("edits") as progress:
         run = run_edits(
             edited,
@@ -251,9 +251,9 @@ def _evaluate(
     return {"run": run, "patches": [], "summary": found.as_json()}
 
 
-def asking_of(stage: EvalStage) -> Asking:
+def asking_of(stage: EvalStage) -> EvalSettings:
     """Return what a stage asks of every case."""
-    return Asking(
+    return EvalSettings(
         generate=stage.generate, max_new_tokens=stage.max_new_tokens, seed=stage.seed or 0
     )
 
@@ -263,7 +263,7 @@ def stage_rows(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]
     after = read_scores(summary)
     if "before" not in summary:
         return ("figure", "value"), [[name, str(score)] for name, score in after.items()]
-    return ("figure", "before", "after"), score_rows(read_scores(summary["before"]), after)
+    return ("figure", "before", "after"), before_after_rows(read_scores(summary["before"]), after)
 
 
 def _report(

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from errata.core.progress import Progress
 from errata.data.instructions import read_rows
 from errata.experiments.survival.questions import read_questions
 from errata.experiments.survival.run import run_survival
@@ -22,7 +23,7 @@ from errata.tuning.settings import TuneStage
 
 TOLD = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
 
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
 def tuning_stage(
@@ -48,7 +49,7 @@ def _tune(
         summary, folder = run_tuning(
             edited,
             rows,
-            stage.settled(),
+            stage.resolved(),
             results,
             source=stage.data,
             command=command,

@@ -16,14 +16,13 @@ from errata.data.passages import Passage
 from errata.data.templates import TemplateName
 from errata.metrics.perplexity import read_texts
 from errata.metrics.tasks import Task, answer_rows
-from errata.metrics.teacher_forced import PromptScore, score_cases
+from errata.metrics.teacher_forced import PROMPT_KINDS, PromptScore, score_cases
 from errata.models.families import family_of
 from errata.models.hooks import Site, frozen
 from errata.models.layerwise import read_at
-from errata.models.tokens import Row, encode, position_of
+from errata.models.tokens import TokenRow, encode, position_of
 from errata.patches.edited_model import EditedModel
 
-KINDS = ("efficacy", "paraphrase", "neighbourhood")
 DISPLACED = 100
 """Edits whose activations are followed."""
 ROUNDING = 1e-5
@@ -72,7 +71,7 @@ class Questions:
 def _told(scores: Sequence[PromptScore]) -> dict[str, Any]:
     """Return what is kept of one edit: per kind which prompts came out right, and P of both."""
     told: dict[str, Any] = {
-        kind: [_right(score) for score in scores if score.kind == kind] for kind in KINDS
+        kind: [_right(score) for score in scores if score.kind == kind] for kind in PROMPT_KINDS
     }
     told = {kind: [each for each in rights if each is not None] for kind, rights in told.items()}
     first = scores[0]
@@ -101,7 +100,7 @@ def states_of(edited: EditedModel, cases: Sequence[Case]) -> Tensor:
     rows = []
     for case in cases[:DISPLACED]:
         encoded = encode(edited.tokenizer, case.request.text)
-        rows.append(Row(encoded.ids, position_of(encoded, case.request.span, "subject_last")))
+        rows.append(TokenRow(encoded.ids, position_of(encoded, case.request.span, "subject_last")))
     family, model = family_of(edited.model), edited.model
     sites = [Site(family.block(model, i), "output") for i in range(family.block_count(model))]
     with frozen(model):

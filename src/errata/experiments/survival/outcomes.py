@@ -94,7 +94,7 @@ def paired_bootstrap(one: Sequence[float], other: Sequence[float]) -> float:
     return min(1.0, 2 * max(min(below, above), 1 / RESAMPLES))
 
 
-def compare(one: Outcomes, other: Outcomes) -> tuple[str, float]:
+def paired_test(one: Outcomes, other: Outcomes) -> tuple[str, float]:
     """Return the name of the test that fits, and its p: do as many edits work in both?"""
     if all(len(edit) == 1 for edit in (*one, *other)):
         return "exact McNemar", mcnemar([e[0] for e in one], [e[0] for e in other])

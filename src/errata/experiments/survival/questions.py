@@ -7,9 +7,9 @@ from pathlib import Path
 from errata.core.errors import ErrataError
 from errata.core.text import counted
 from errata.data.datasets import read_cases
-from errata.data.instructions import Row, read_rows
+from errata.data.instructions import Instruction, read_rows
 from errata.data.passages import read_passages
-from errata.data.templates import settle_template
+from errata.data.templates import resolve_template
 from errata.experiments.survival.measure import Questions
 from errata.experiments.survival.settings import Matrix, Tuning
 from errata.metrics.tasks import WORDS, Task, read_task
@@ -20,7 +20,7 @@ HELD_OUT = "rows_set_aside"
 
 def read_questions(
     matrix: Matrix, edited: EditedModel, cache: Path | None = None, mirror: Path | None = None
-) -> tuple[Questions, list[Row]]:
+) -> tuple[Questions, list[Instruction]]:
     """Return what is asked, and the rows to tune on.
 
     Raises `ErrataError` where there are too few cases or rows.
@@ -51,7 +51,7 @@ def read_questions(
         cases[most:],
         tasks,
         read_passages(matrix.text, mirror) if matrix.text is not None else (),
-        settle_template(first.template, edited.tokenizer),
+        resolve_template(first.template, edited.tokenizer),
         matrix.max_new_tokens,
     )
     return questions, rows

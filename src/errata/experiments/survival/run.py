@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.files import parse_json, reading_own, write_text
+from errata.core.progress import Progress, no_progress
 from errata.data.case import cases_digest
-from errata.data.instructions import Row, digest_of
+from errata.data.instructions import Instruction, digest_of
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.experiments.survival.figures import write_plots
 from errata.experiments.survival.measure import (
@@ -35,7 +36,7 @@ from errata.experiments.survival.settings import Matrix, Tuning
 from errata.experiments.survival.summary import as_json, read_configurations
 from errata.methods import METHODS, method_named
 from errata.methods.edit import prepare
-from errata.methods.presets import settle
+from errata.methods.presets import resolve_settings
 from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel
 from errata.patches.patch import Patch
@@ -44,8 +45,6 @@ from errata.tuning.guards import none_projected
 from errata.tuning.modules import moving, placed, tuned_blocks
 from errata.tuning.settings import TuneSettings
 from errata.tuning.train import check_length, tune
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Survival:
     fresh: Callable[[], EditedModel]
     """Loads the unedited model anew."""
     questions: Questions
-    rows: Sequence[Row]
+    rows: Sequence[Instruction]
     """What is tuned on."""
     store: Store | None
     folder: Path
@@ -188,7 +187,7 @@ def check_fit(matrix: Matrix, edited: EditedModel) -> None:
     model, family = edited.model, family_of(edited.model)
     count = family.block_count(model)
     for name in matrix.methods:
-        method, *_ = settle(
+        method, *_ = resolve_settings(
             method_named(name), edited.name, count, dict(matrix.settings.get(name, {}))
         )
         written = {family.weight_name(block) for block in method.edited_blocks}
@@ -204,12 +203,12 @@ def run_survival(
     matrix: Matrix,
     fresh: Callable[[], EditedModel],
     questions: Questions,
-    rows: Sequence[Row],
+    rows: Sequence[Instruction],
     results: Path,
     *,
     store: Store | None = None,
     command: str | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> tuple[dict[str, Any], Path]:
     """Go through a matrix; return its figures, as `summary.json` holds them, and the folder.
 
@@ -225,7 +224,11 @@ def run_survival(
 
 
 def finished_survival(
-    matrix: Matrix, edited: EditedModel, questions: Questions, rows: Sequence[Row], results: Path
+    matrix: Matrix,
+    edited: EditedModel,
+    questions: Questions,
+    rows: Sequence[Instruction],
+    results: Path,
 ) -> tuple[dict[str, Any], Path] | None:
     """Return what `run_survival` returned for the same before; None where it never ended.
 
@@ -239,7 +242,7 @@ def finished_survival(
 
 
 def _params(
-    matrix: Matrix, edited: EditedModel, questions: Questions, rows: Sequence[Row]
+    matrix: Matrix, edited: EditedModel, questions: Questions, rows: Sequence[Instruction]
 ) -> dict[str, Any]:
     """Return what a run is found again by."""
     texts = "\0".join(passage.text for passage in questions.passages)

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from errata.core.errors import ErrataError
 from errata.core.settings import Settings
 from errata.methods import METHODS
-from errata.tuning.settings import TuneSettings, settle_tuning
+from errata.tuning.settings import TuneSettings, resolve_tuning
 
 SHORT = {"edited-only": "lora@edited", "all-but-edited": "lora@others"}
 PENALTY = 30.0
@@ -152,4 +152,4 @@ class Matrix(Settings):
             "project": "project" in tuning.guards,
             "reapply": "reapply" in tuning.guards,
         }
-        return settle_tuning(given, self.preset)
+        return resolve_tuning(given, self.preset)

@@ -13,15 +13,15 @@ from errata.experiments.survival.outcomes import (
     Outcomes,
     class_of,
     class_shares,
-    compare,
     decay,
     holm,
+    paired_test,
 )
 from errata.metrics.scores import Amount, Score, grouped_mean, grouped_share, mean
+from errata.metrics.teacher_forced import PROMPT_KINDS
 
 STATES = ("base", "tuned", "edited", "edited_tuned")
 """The four models: as it was, tuned only, edited only, edited and then tuned."""
-ASKED = ("efficacy", "paraphrase", "neighbourhood")
 
 Told = Mapping[str, Any]
 """What one model said: see `measure`."""
@@ -60,9 +60,6 @@ class Configuration:
             for i in range(self.edits)
         ]
 
-    def _prompts(self, kind: str, state: str) -> list[list[bool]]:
-        return self.shares(state, kind)
-
     def said(self, state: str) -> list[list[bool]]:
         """Return, per edit, whether the new target is what the model says."""
         return [[told["edits"][i]["said"] for told in self.told[state]] for i in range(self.edits)]
@@ -88,7 +85,7 @@ class Configuration:
         """All figures by name."""
         found = class_shares(self.outcomes("edited"), self.outcomes("edited_tuned"))
         readings: dict[str, Callable[[str], list[list[bool]]]] = {
-            **{kind: partial(self._prompts, kind) for kind in ASKED},
+            **{kind: partial(self.shares, kind=kind) for kind in PROMPT_KINDS},
             "accuracy": self.said,
         }
         for kind, read in readings.items():
@@ -198,7 +195,7 @@ def comparisons(configurations: Sequence[Configuration]) -> list[dict[str, Any]]
             for other in some[i + 1 :]:
                 if one.seeds == other.seeds:
                     ours, theirs = one.outcomes("edited_tuned"), other.outcomes("edited_tuned")
-                    test, p = compare(ours, theirs)
+                    test, p = paired_test(ours, theirs)
                     difference = _mean([_mean(e) for e in ours]) - _mean([_mean(e) for e in theirs])
                     rows.append(
                         {

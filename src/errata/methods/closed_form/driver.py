@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from errata.methods.closed_form.encoding import Rewrite
     from errata.methods.closed_form.keys import Keys
     from errata.methods.closed_form.target_search import Targets
-    from errata.models.layerwise import Climb
+    from errata.models.layerwise import LayerwiseReader
     from errata.patches.patch import Base, Patch, Update
     from errata.statistics.second_moment import SecondMoment
 
@@ -220,7 +220,7 @@ class ClosedForm(Settings):
         from errata.methods.closed_form.residual import output_wanted
         from errata.models.families import family_of
         from errata.models.hooks import frozen
-        from errata.models.layerwise import Climb
+        from errata.models.layerwise import LayerwiseReader
         from errata.models.precision import widened
         from errata.patches.patch import Update, add, keeping
 
@@ -238,7 +238,7 @@ class ClosedForm(Settings):
                 if self.place == "block":
                     last = self.edited_blocks[-1]
                     wanted = output_wanted(model, bare_rows(chosen), wanted, last)
-                climbs = Keys(model, chosen), Climb(model, bare_rows(chosen))
+                climbs = Keys(model, chosen), LayerwiseReader(model, bare_rows(chosen))
                 for block, name in names.items():
                     memory = [p.updates[name].K for p in earlier if name in p.updates]
                     memory += [K for _, _, K in parts[name]]
@@ -257,7 +257,7 @@ class ClosedForm(Settings):
     def _part(
         self,
         model: PreTrainedModel,
-        climbs: tuple[Keys, Climb],
+        climbs: tuple[Keys, LayerwiseReader],
         wanted: Tensor,
         block: int,
         moment: SecondMoment | None,

@@ -9,18 +9,18 @@ from transformers import PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
 from errata.data.request import SLOT, EditRequest
-from errata.models.tokens import Position, Row, encode, position_of, split_target
+from errata.models.tokens import Position, TokenRow, encode, position_of, split_target
 
 
 @dataclass(frozen=True)
 class Rewrite:
     """One request in token ids: all that the mathematics needs of it."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
     """Prefix + prompt + target without its last token, per prefix; the bare prompt comes first."""
-    essence: Row
+    essence: TokenRow
     """The text whose next-token distribution should stay, cut at the edited position."""
-    keys: tuple[tuple[Row, ...], ...]
+    keys: tuple[tuple[TokenRow, ...], ...]
     """Groups of rows, the bare one first: the key is the mean over groups of each group's mean."""
 
 
@@ -45,14 +45,14 @@ def rewrite_of(
         span = (request.span[0] + shift, request.span[1] + shift)
         position = position_of(encode(tokenizer, text), span, where)
         prompt, target = split_target(tokenizer, text, request.answer)
-        rows.append(Row(prompt + target[:-1], position, target))
+        rows.append(TokenRow(prompt + target[:-1], position, target))
     keys = tuple(row.key for row in rows)
     groups = (keys[:1], keys[1:]) if mean_by_type and len(keys) > 1 else (keys,)
     essence = essence_prompt.replace(SLOT, request.subject)
     start = essence_prompt.index(SLOT)
     encoded = encode(tokenizer, essence)
     place = position_of(encoded, (start, start + len(request.subject)), where)
-    return Rewrite(tuple(rows), Row(encoded.ids, place).key, groups)
+    return Rewrite(tuple(rows), TokenRow(encoded.ids, place).key, groups)
 
 
 def check_lengths(rewrites: Sequence[Rewrite], limit: int) -> None:

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from errata.methods.closed_form.encoding import Rewrite
 from errata.models.families import family_of
 from errata.models.hooks import Site
-from errata.models.layerwise import HELD_BYTES, Climb
-from errata.models.tokens import Row
+from errata.models.layerwise import HELD_BYTES, LayerwiseReader
+from errata.models.tokens import TokenRow
 
 REQUESTS = 256
 """Requests whose rows are read before they are averaged: memory is that of so many, not of all."""
@@ -29,11 +29,11 @@ class Keys:
 
     def __init__(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> None:
         self.model = model
-        self.parts: list[tuple[Sequence[Rewrite], Climb]] = []
+        self.parts: list[tuple[Sequence[Rewrite], LayerwiseReader]] = []
         for start in range(0, len(rewrites), REQUESTS):
             few = rewrites[start : start + REQUESTS]
             rows = [row for rewrite in few for group in rewrite.keys for row in group]
-            self.parts.append((few, Climb(model, rows)))
+            self.parts.append((few, LayerwiseReader(model, rows)))
 
     def at(self, block: int, *, last: bool = False) -> tuple[Tensor, Tensor]:
         """Return each request's key with and without prefixes: (n, d_in) each, float32.
@@ -42,7 +42,7 @@ class Keys:
         `keys` say; the second that of the bare prompt alone. After the `last` block nothing is
         kept for the next one.
         """
-        site = Site(family_of(self.model).write(self.model, block), "input")
+        site = Site(family_of(self.model).mlp_out(self.model, block), "input")
         keys, bare, room = [], [], 0 if last else HELD_BYTES
         for few, climb in self.parts:
             sizes = [len(group) for rewrite in few for group in rewrite.keys]
@@ -66,6 +66,6 @@ def keys_of(
     return Keys(model, rewrites).at(block, last=True)
 
 
-def bare_rows(rewrites: Sequence[Rewrite]) -> list[Row]:
+def bare_rows(rewrites: Sequence[Rewrite]) -> list[TokenRow]:
     """Return each request's row without a prefix."""
     return [rewrite.keys[0][0] for rewrite in rewrites]

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from errata.core.errors import ErrataError
+from errata.core.progress import Progress, Say, no_progress, say_nothing
 from errata.data.corpus import read_corpus
 from errata.methods.closed_form.driver import ClosedForm
 from errata.models.families import family_of, width_of
 from errata.patches.edited_model import EditedModel
-from errata.statistics.accumulate import Told
 from errata.statistics.second_moment import TOKENS_PER_DIMENSION, SecondMoment
-from errata.statistics.store import Said, Store, measured
+from errata.statistics.store import Store, measured
 
 QUICK_TOKENS_PER_DIMENSION = 5
 """A quick estimate takes this many tokens per dimension of the key (arXiv 2506.04226: 2 to 10)."""
@@ -72,8 +72,8 @@ def moments_for(
     store: Store | None,
     corpus: str | None = None,
     tokens: int | None = None,
-    progress: Told = lambda done, total: None,
-    say: Said = lambda line: None,
+    progress: Progress = no_progress,
+    say: Say = say_nothing,
     blocks: Sequence[int] | None = None,
 ) -> tuple[Mapping[int, SecondMoment], list[str]]:
     """Find or measure the moments that a method needs; also return lines that say which.
@@ -87,14 +87,14 @@ def moments_for(
         stored = None if store is None else store.best(edited, wanted.blocks)
         assert stored is not None, wanted
         fewest = min(moment.count for moment in stored.values())
-        return stored, [f"second moment: stored, {fewest} tokens", *settled_lines(stored)]
+        return stored, [f"second moment: stored, {fewest} tokens", *convergence_lines(stored)]
     get = measured if store is None else store.get
     text = read_corpus(wanted.corpus)
     moments = get(edited, text, wanted.blocks, tokens=wanted.tokens, progress=progress, say=say)
     fewest = min(moment.count for moment in moments.values())
     label = "quick estimate, " if wanted.quick else ""
     line = f"second moment: {label}{fewest} tokens of {wanted.corpus}"
-    return moments, [line, *settled_lines(moments)]
+    return moments, [line, *convergence_lines(moments)]
 
 
 def shortages(moments: Mapping[int, SecondMoment]) -> list[str]:
@@ -125,7 +125,7 @@ def is_singular(moment: SecondMoment) -> bool:
     return False
 
 
-def settled_lines(moments: Mapping[int, SecondMoment]) -> list[str]:
+def convergence_lines(moments: Mapping[int, SecondMoment]) -> list[str]:
     """Say how settled the least settled of some moments is; nothing where none of them says."""
     known = {b: m.convergence for b, m in moments.items() if m.convergence is not None}
     if not known:
@@ -137,5 +137,5 @@ def settled_lines(moments: Mapping[int, SecondMoment]) -> list[str]:
 def quick_tokens(edited: EditedModel, blocks: Sequence[int]) -> int:
     """Return how many tokens a quick estimate takes: a few per dimension of the widest key."""
     family = family_of(edited.model)
-    widths = [width_of(family.write(edited.model, block)) for block in blocks]
+    widths = [width_of(family.mlp_out(edited.model, block)) for block in blocks]
     return QUICK_TOKENS_PER_DIMENSION * max(widths)

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from errata.models.families import family_of
 from errata.models.hooks import Site
-from errata.models.layerwise import Climb, read_at
-from errata.models.tokens import Row
+from errata.models.layerwise import LayerwiseReader, read_at
+from errata.models.tokens import TokenRow
 
 Place = Literal["block", "mlp"]
 HALVINGS = 64
@@ -38,19 +38,22 @@ def target_site(model: PreTrainedModel, block: int, place: Place) -> Site:
     family = family_of(model)
     if place == "block" and family.block_post_norm is None:
         return Site(family.block(model, block), "output")
-    return Site(family.write(model, block), "output")
+    return Site(family.mlp_out(model, block), "output")
 
 
 @torch.no_grad()
 def output_wanted(
-    model: PreTrainedModel, rows: Sequence[Row], values: Tensor, block: int
+    model: PreTrainedModel, rows: Sequence[TokenRow], values: Tensor, block: int
 ) -> Tensor:
     """Return what `block` puts out at the rows when its target values (n, d) stand: (n, d)."""
     family = family_of(model)
     norm = family.post_norm(model, block)
     if norm is None:
         return values
-    sites = [Site(family.block(model, block), "output"), Site(family.write(model, block), "output")]
+    sites = [
+        Site(family.block(model, block), "output"),
+        Site(family.mlp_out(model, block), "output"),
+    ]
     output, says = (read.float() for read in read_at(model, rows, sites))
     return output + norm(values.to(says)) - norm(says)
 
@@ -58,7 +61,7 @@ def output_wanted(
 @torch.no_grad()
 def residual(
     model: PreTrainedModel,
-    rows: Climb,
+    rows: LayerwiseReader,
     wanted: Tensor,
     block: int,
     place: Place,
@@ -71,8 +74,8 @@ def residual(
     """
     family = family_of(model)
     norm = family.post_norm(model, block) if place == "block" else None
-    last = family.block(model, blocks[-1]) if place == "block" else family.write(model, block)
-    modules = [last] if norm is None else [last, family.write(model, block)]
+    last = family.block(model, blocks[-1]) if place == "block" else family.mlp_out(model, block)
+    modules = [last] if norm is None else [last, family.mlp_out(model, block)]
     sites = [Site(module, "output") for module in modules]
     now, *rest = rows.read(sites, 0 if block == blocks[-1] else block)
     change = (wanted.double() - now.to(wanted.device, torch.float64)) / sum(

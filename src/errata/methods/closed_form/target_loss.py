@@ -19,15 +19,15 @@ from errata.methods.closed_form.settings import Search
 from errata.models.families import family_of
 from errata.models.hooks import logits_of
 from errata.models.prefix_cache import WORTH_A_PASS, worth_sharing
-from errata.models.suffix_run import Tail
-from errata.models.tokens import Row, batches_by_length
+from errata.models.suffix_run import SuffixRun
+from errata.models.tokens import TokenRow, batches_by_length
 
 
 class _Line(NamedTuple):
     """One text of a request; without targets it is the one whose meaning should stay."""
 
     owner: int
-    row: Row
+    row: TokenRow
     share: float
     """What the text's tokens weigh in the mean NLL, each."""
 
@@ -42,7 +42,7 @@ def _lines(rewrites: Sequence[Rewrite]) -> list[_Line]:
     return answers + [_Line(i, rewrite.essence, 0.0) for i, rewrite in enumerate(rewrites)]
 
 
-def tokens_run(rewrites: Sequence[Rewrite], budget: int) -> tuple[int, int, int]:
+def tokens_searched(rewrites: Sequence[Rewrite], budget: int) -> tuple[int, int, int]:
     """Return the tokens that a search of these runs once, and those and the logits of a step."""
     lines = _lines(rewrites)
     left = [len(line.row.ids) for line in lines]
@@ -58,12 +58,12 @@ def tokens_run(rewrites: Sequence[Rewrite], budget: int) -> tuple[int, int, int]
     return once, step, sum(max(1, len(line.row.targets)) for line in lines)
 
 
-def _suffix(row: Row) -> int:
+def _suffix(row: TokenRow) -> int:
     """Return how many tokens a row has from its position on."""
     return len(row.ids) - row.position
 
 
-class Objective:
+class TargetLoss:
     """How far some requests' texts are from saying what they should, as δ stands.
 
     Texts run together that have about as many tokens from the edited position on; one call of
@@ -85,11 +85,11 @@ class Objective:
         if loss_block < last:  # the essence is read at the end all the same
             answers = len(lines) - len(rewrites)
             kinds = [range(answers), range(answers, len(lines))]
-        past = Tail.beginnings(model, [line.row for line in lines], block)
+        past = SuffixRun.beginnings(model, [line.row for line in lines], block)
         self.model = model
         self.passes = [
             _Pass(
-                Tail.prepare(
+                SuffixRun.prepare(
                     model, [lines[i].row for i in chosen], block, past.select(torch.tensor(chosen))
                 ),
                 [lines[i] for i in chosen],
@@ -154,7 +154,7 @@ class _Losses(torch.autograd.Function):
 class _Pass:
     """Texts that run together, and the places whose predictions are looked at."""
 
-    def __init__(self, tail: Tail, lines: Sequence[_Line], last_block: int) -> None:
+    def __init__(self, tail: SuffixRun, lines: Sequence[_Line], last_block: int) -> None:
         self.tail, self.last_block = tail, last_block
         device, shape = self.tail.ids.device, self.tail.ids.shape
         self.owner = torch.tensor([line.owner for line in lines], device=device)  # (rows,)
@@ -174,7 +174,7 @@ class _Pass:
 
     def hidden(self, delta: Tensor) -> Tensor:
         """Return what the head reads at the kept places: (kept, d)."""
-        return self.tail.hidden(self.tail.moved(delta[self.owner]), self.keep, self.last_block)
+        return self.tail.hidden(self.tail.with_delta(delta[self.owner]), self.keep, self.last_block)
 
     def kept(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return owner, target and share of each kept place: (kept,)."""

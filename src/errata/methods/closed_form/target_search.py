@@ -25,7 +25,7 @@ from errata.core.errors import ErrataError
 from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import bare_rows
 from errata.methods.closed_form.settings import Search
-from errata.methods.closed_form.target_loss import Objective
+from errata.methods.closed_form.target_loss import TargetLoss
 from errata.models.hooks import Site, frozen
 from errata.models.layerwise import read_at
 from errata.models.precision import computing, ran_out_of_memory
@@ -131,7 +131,7 @@ def _search_group(
     budget: int,
 ) -> tuple[Tensor, list[Tensor]]:
     """Search some requests together; return δ (n, d) and their loss rows."""
-    texts = Objective(model, rewrites, block, settings, budget)
+    texts = TargetLoss(model, rewrites, block, settings, budget)
     delta = torch.zeros_like(initial, requires_grad=True)
     found = torch.zeros_like(initial)
     traces: list[list[Tensor]] = [[] for _ in rewrites]
