@@ -7,12 +7,12 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from errata.experiments.case_records import RunRecord
 from errata.experiments.published_results import (
     published_lists,
     published_summary,
-    read_reference_runs,
+    read_published_run,
 )
-from errata.experiments.results import RunRecord
 from errata.metrics.likelihood import perplexity
 from errata.metrics.text_quality import TfIdf, n_gram_entropy, words
 from errata.models.generation import free_texts
@@ -71,7 +71,8 @@ def check_tfidf(recorded: Recorded, told: Mapping[str, Any]) -> None:
 def check_summaries(recorded: Recorded) -> None:
     """Case files of other people's runs, summarised in every way that was recorded."""
     told = recorded.json("summarize")
-    runs = read_reference_runs(recorded.folder / "goldens" / recorded.name / "summarize_cases")
+    folder = recorded.folder / "goldens" / recorded.name / "summarize_cases"
+    runs = [run for path in sorted(folder.iterdir()) if (run := read_published_run(path))]
     assert told, "summarize.json is empty"
     for how, expected in told.items():
         chosen = chosen_runs(runs, how)
