@@ -16,9 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.data.case import Case
 from errata.metrics.likelihood import answer_row
-from errata.metrics.teacher_forced import prompts_of, score_cases
+from errata.metrics.prompts import prompts_of
+from errata.metrics.teacher_forced import score_cases
 from errata.models.hooks import frozen
 from errata.models.tokens import pad_right
+from errata.patches.edited_model import EditedModel
 from measure import (
     Timing,
     cpu_seconds,
@@ -93,12 +95,14 @@ def case(build: Callable[[], PreTrainedModel]) -> Timing:
         for _ in range(3):
             taken, wants = cpu_seconds(partial(plain_scores, model, reads, sample))
             theirs.append(share * taken)
-            taken, found = cpu_seconds(partial(score_cases, model, reads, asked))
+            taken, found = cpu_seconds(
+                partial(score_cases, EditedModel(model, reads, "benchmark"), asked)
+            )
             mine.append(taken)
             for scores, wanted in zip(found, wants, strict=False):
                 ours = [s.nll for score in scores for s in (score.new, score.true) if s is not None]
                 apart = max(apart, *(abs(one - two) for one, two in zip(ours, wanted, strict=True)))
-        flops = flops_of(partial(score_cases, model, reads, asked))
+        flops = flops_of(partial(score_cases, EditedModel(model, reads, "benchmark"), asked))
     return Timing(
         plain_seconds=statistics.median(theirs),
         seconds=statistics.median(mine),

@@ -76,7 +76,7 @@ def test_a_model_without_patches(folder: Path) -> None:
     found = evaluated(folder)
     edited: EditedModel = load(str(folder / "model"))
     cases = read_cases(str(folder / "cases.json"))
-    expected = summarise(score_cases(edited.model, edited.tokenizer, cases))
+    expected = summarise(score_cases(edited, cases))
     assert found["summary"] == {name: score.model_dump() for name, score in expected.items()}
     for name in ("efficacy", "paraphrase", "neighbourhood", "score"):
         assert set(found["summary"][name]) == {"value", "low", "high", "n"}

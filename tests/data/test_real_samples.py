@@ -12,7 +12,7 @@ import pytest
 from errata.core.errors import ErrataError
 from errata.data.case import Case
 from errata.data.datasets import DATASETS, load_cases, read_cases
-from errata.metrics.teacher_forced import prompts_of
+from errata.metrics.prompts import prompts_of
 
 FULL = "counterfact_full.json"
 SAMPLES = {

@@ -53,7 +53,7 @@ def test_answers_that_are_no_numbers_are_no_scores(pico: EditedModel) -> None:
     with torch.no_grad():
         pico.model.lm_head.weight.mul_(float("nan"))
     with pytest.raises(ErrataError, match=r"not finite in torch\.float32"):
-        likelihoods(pico.model, pico.tokenizer, [("The sea", " rose")])
+        likelihoods(pico, [("The sea", " rose")])
     with pytest.raises(ErrataError, match=r"not finite in torch\.float32"):
         sample_prefixes(pico.model, pico.tokenizer, [2], 0)
 

@@ -14,8 +14,8 @@ from errata.data.case import Case
 from errata.experiments.costs.editing import edit_costs, evaluation_cost
 from errata.experiments.costs.flops import Cost, patch_bytes, reading_flops, search_flops, total
 from errata.experiments.edit_run import EditPlan, run_edits
-from errata.experiments.eval_run import EvalSettings
 from errata.methods.closed_form.keys import Keys, bare_rows
+from errata.metrics.base import EvalSettings
 from errata.metrics.teacher_forced import score_cases
 from errata.models.families import family_of
 from errata.models.hooks import Site
@@ -92,7 +92,7 @@ def test_reading_is_what_pytorch_counts(model_type: str) -> None:
 def test_scoring_is_what_pytorch_counts() -> None:
     edited = edited_model("llama")
     ours = evaluation_cost(edited, CASES, EvalSettings(), halves=2).flops
-    theirs = counted(lambda: score_cases(edited.model, edited.tokenizer, CASES))
+    theirs = counted(lambda: score_cases(edited, CASES))
     assert ours == pytest.approx(2 * theirs, rel=0.02)
 
 

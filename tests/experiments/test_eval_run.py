@@ -10,7 +10,8 @@ import pytest
 
 from errata.data.case import Case
 from errata.experiments import eval_run
-from errata.experiments.eval_run import EvalSettings, Evaluation, run_evaluation
+from errata.experiments.eval_run import Evaluation, run_evaluation
+from errata.metrics.base import EvalSettings
 from errata.patches.edited_model import EditedModel
 from laws.bench import edited_model, patch_of
 from tiny import FACTS
@@ -52,7 +53,7 @@ def outcome(folder: Path) -> dict[str, bytes]:
 def stop_after(patch: pytest.MonkeyPatch, groups: int) -> list[int]:
     """Let the process die when so many groups of cases were asked; return what counts them."""
     asked: list[int] = []
-    real = eval_run.score_cases
+    real = eval_run.score_metrics
 
     def score(*arguments: Any) -> Any:
         if len(asked) == groups:
@@ -60,7 +61,7 @@ def stop_after(patch: pytest.MonkeyPatch, groups: int) -> list[int]:
         asked.append(len(arguments[2]))
         return real(*arguments)
 
-    patch.setattr(eval_run, "score_cases", score)
+    patch.setattr(eval_run, "score_metrics", score)
     return asked
 
 

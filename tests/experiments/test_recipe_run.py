@@ -17,6 +17,7 @@ from errata.experiments import edit_run, eval_run
 from errata.experiments.recipe import run as stages
 from errata.experiments.recipe.run import Outcome, Surroundings, run_recipe
 from errata.experiments.recipe.schema import Recipe, recipe_of
+from errata.metrics import generated
 from errata.patches.edited_model import EditedModel, load
 from errata.patches.patch import Patch
 from laws.bench import PREFIXES, weights
@@ -124,8 +125,9 @@ def die_in(patch: pytest.MonkeyPatch, module: Any, name: str, after: int) -> Non
         (EditedModel, "compute", 1),
         (edit_run, "_write_results", 0),
         (stages, "run_evaluation", 0),
-        (eval_run, "_write_results", 0),
-        (eval_run, "answer_cases", 0),
+        (eval_run, "_write", 0),
+        (eval_run, "score_metrics", 0),
+        (generated, "answer_cases", 0),
         (stages, "_report", 0),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

@@ -118,11 +118,11 @@ def test_what_is_told_is_what_happened(whole: tuple[dict[str, Any], Path], tmp_p
             (edited, told["tuned"]),
             (control, json.loads((folder / told["control"]).read_text("utf-8"))),
         ):
-            for i, scores in enumerate(score_cases(model.model, model.tokenizer, CASES[:3])):
+            for i, scores in enumerate(score_cases(model, CASES[:3])):
                 for kind in ("efficacy", "paraphrase", "neighbourhood"):
                     expected = [score.success for score in scores if score.kind == kind]
                     assert kept["edits"][i][kind] == expected
-            known = score_cases(model.model, model.tokenizer, CASES[3:])[0][0]
+            known = score_cases(model, CASES[3:])[0][0]
             assert kept["controls"][0]["known"] == (known.true.nll < known.new.nll)
 
 

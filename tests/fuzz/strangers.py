@@ -26,7 +26,7 @@ from errata.experiments.results import read_runs
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.methods import METHODS
 from errata.methods.published_hparams import read_hparams
-from errata.metrics.teacher_forced import prompts_of
+from errata.metrics.prompts import prompts_of
 from errata.patches.adapter import read_adapter
 from errata.patches.patch import Patch
 from errata.statistics.second_moment import SecondMoment

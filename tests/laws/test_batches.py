@@ -196,10 +196,10 @@ def near(ours: Likelihood, theirs: Likelihood) -> bool:
 @over_tokenizers
 def test_likelihoods_do_not_depend_on_company(model_type: str, bos: bool) -> None:
     edited = edited_model(model_type, bos=bos)
-    together = likelihoods(edited.model, edited.tokenizer, PAIRS)
-    short = likelihoods(edited.model, edited.tokenizer, PAIRS, budget=20)
+    together = likelihoods(edited, PAIRS)
+    short = likelihoods(edited, PAIRS, budget=20)
     for pair, one, other in zip(PAIRS, together, short, strict=True):
-        (alone,) = likelihoods(edited.model, edited.tokenizer, [pair])
+        (alone,) = likelihoods(edited, [pair])
         assert near(one, alone)
         assert near(one, other)
 
@@ -208,9 +208,7 @@ def test_likelihoods_do_not_depend_on_company(model_type: str, bos: bool) -> Non
 @over_tokenizers
 def test_likelihoods_are_those_of_a_plain_forward(model_type: str, bos: bool) -> None:
     edited = edited_model(model_type, bos=bos)
-    for (prompt, answer), ours in zip(
-        PAIRS, likelihoods(edited.model, edited.tokenizer, PAIRS), strict=True
-    ):
+    for (prompt, answer), ours in zip(PAIRS, likelihoods(edited, PAIRS), strict=True):
         start = len(encode(edited.tokenizer, prompt).ids)
         ids = torch.tensor([encode(edited.tokenizer, prompt + answer).ids])
         assert (ids[0, 0] == edited.tokenizer.bos_token_id) == bos
@@ -238,7 +236,7 @@ def test_how_the_tokenizer_pads_and_what_else_it_tells_makes_no_difference(
         edited.tokenizer.model_input_names = inputs
         method = quick(method_name, contexts={"prefix_lengths": (2,)})
         patch = edited.edit(FACTS[:2], method, moments=moments_of(model_type))
-        scores = likelihoods(edited.model, edited.tokenizer, PAIRS)
+        scores = likelihoods(edited, PAIRS)
         made.append((patch, scores, edited.generate("The sea", 3)))
     assert made[0] == made[1]
 

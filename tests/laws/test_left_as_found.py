@@ -119,7 +119,7 @@ def test_reading_a_model_leaves_everything_as_found(model_type: str) -> None:
     before = found(edited.model)
     sample_prefixes(edited.model, edited.tokenizer, (2, 3), 0)
     measure(edited.model, [(1, 2, 3), (4, 5)], [0, 2])
-    likelihoods(edited.model, edited.tokenizer, [("The sea", " is blue")])
+    likelihoods(edited, [("The sea", " is blue")])
     edited.generate("The sea", 3)
     assert edited.base.model_type == edited.model.config.model_type
     assert found(edited.model) == before

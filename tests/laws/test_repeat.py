@@ -156,7 +156,7 @@ def test_an_edit_makes_its_target_likelier(model_type: str, method_name: str) ->
     # At the very token behind which it is asked for: random models hand little on between tokens.
     request = EditRequest(prompt="They all came to {}", subject="Velmora", target="Pell")
     edited, pairs = edited_model(model_type), [(request.text, request.answer)]
-    (before,) = likelihoods(edited.model, edited.tokenizer, pairs)
+    (before,) = likelihoods(edited, pairs)
     search = {"steps": 12, "learning_rate": 1.0, "clamp": 20.0, "kl_weight": 0.0}
     weak = {"moment_weight": 1e-3, "ridge": 1e-4, "relative_threshold": True}
     known = type(quick(method_name)).model_fields
@@ -168,6 +168,6 @@ def test_an_edit_makes_its_target_likelier(model_type: str, method_name: str) ->
     )
     unedited = weights(edited.model)
     edited.edit([request], method, moments=moments_of(model_type))
-    (after,) = likelihoods(edited.model, edited.tokenizer, pairs)
+    (after,) = likelihoods(edited, pairs)
     assert after.nll < before.nll - 0.2
     assert weights(edited.model) != unedited

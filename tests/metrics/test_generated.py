@@ -17,7 +17,8 @@ from errata.metrics.text_quality import (
 )
 from errata.models.generation import continuations, free_texts
 from errata.models.tokens import encode
-from laws.bench import over_shapes
+from errata.patches.edited_model import EditedModel
+from laws.bench import edited_model, over_shapes
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 PROMPTS = ["The harbour of", "The Lantern Bridge is in the city of Ostrava", "They", "They"]
@@ -131,7 +132,7 @@ def test_answers_are_those_that_count_at_each_prompt() -> None:
         neighbour_answers=(said[0].strip(),),
         same_subject=(Probe(prompt="The sea", answer="Nobody"),),
     )
-    (found,) = answer_cases(model, tokenizer, [case], 4)
+    (found,) = answer_cases(EditedModel(model, tokenizer, "tiny"), [case], 4)
     assert [(one.kind, one.begins) for one in found] == [
         ("efficacy", False),
         ("neighbourhood", True),
@@ -162,7 +163,6 @@ def test_similarity_is_a_cosine_of_known_words() -> None:
 
 
 def test_texts_are_scored_case_by_case() -> None:
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     told = Case(
         request=FACTS[0],
         generation_prompts=("The Lantern Bridge is", "Lantern Bridge, where"),
@@ -171,7 +171,7 @@ def test_texts_are_scored_case_by_case() -> None:
     )
     silent = Case(request=FACTS[1])
     first, second = write_cases(
-        model, tokenizer, [told, silent], words=word_weights([told, silent]), tokens=24
+        edited_model("llama"), [told, silent], words=word_weights([told, silent]), tokens=24
     )
     assert len(first.texts) == 2
     assert first.fluency == pytest.approx(sum(map(n_gram_entropy, first.texts)) / 2)

@@ -14,7 +14,7 @@ from errata.cli.main import app
 from errata.core.errors import ErrataError
 from errata.data.passages import articles, passage, read_passages, spaced_as_written
 from errata.metrics.perplexity import Windowed, cut_for, read_texts, windows_of
-from errata.patches.edited_model import load
+from errata.patches.edited_model import EditedModel, load
 from tiny import POSITIONS, SENTENCES, tiny_model, tiny_tokenizer
 
 STORED = (
@@ -41,7 +41,7 @@ def test_every_token_is_predicted_once_from_as_many_as_fit(window: int, stride: 
 def test_padded_batches_of_texts_read_like_each_window_alone() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     texts = [passage(text) for text in SENTENCES]
-    found = read_texts(model, tokenizer, texts, window=16, stride=5)
+    found = read_texts(EditedModel(model, tokenizer, "tiny"), texts, window=16, stride=5)
     total, count = 0.0, 0
     for text in SENTENCES:
         ids = [0, *tokenizer(text, add_special_tokens=False)["input_ids"]]
@@ -111,7 +111,7 @@ def test_word_perplexity_is_that_of_lm_eval(errata_data: Path, tmp_path: Path) -
     edited = load(str(errata_data / "models" / "stories260K"))
     theirs = run_harness(edited, ["wikitext"], mirror=tmp_path, add_bos=False)
     passages = [passage(page, wikitext=True) for page in pages]
-    ours = read_texts(edited.model, edited.tokenizer, passages).figures()
+    ours = read_texts(edited, passages).figures()
     for name in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
         assert ours[name].value == pytest.approx(theirs["wikitext"][name].value, rel=1e-5)
 

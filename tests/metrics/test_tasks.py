@@ -163,7 +163,7 @@ def test_lm_eval_scores_the_model_as_it_stands(tmp_path: Path) -> None:
     mirror.mkdir(parents=True)
     edited = pico()
     pairs = [(text[:20], f" {letter}") for text in SENTENCES for letter in "jz"]
-    likely = likelihoods(edited.model, edited.tokenizer, pairs)
+    likely = likelihoods(edited, pairs)
     assert len({len(each.correct) for each in likely}) == 1
     docs = [
         {"q": text[:20], "choices": ["j", "z"], "gold": int(e.nll < a.nll)}

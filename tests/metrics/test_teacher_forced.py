@@ -13,16 +13,10 @@ from errata.core.errors import ErrataError
 from errata.data.case import Case, Probe
 from errata.data.request import EditRequest
 from errata.metrics.likelihood import Likelihood, answer_row, perplexity, score_token_rows
-from errata.metrics.teacher_forced import (
-    PROMPT_KINDS,
-    PromptScore,
-    prompts_of,
-    record_of,
-    score_cases,
-    score_of,
-    summarise,
-)
+from errata.metrics.prompts import PROMPT_KINDS, prompts_of
+from errata.metrics.teacher_forced import PromptScore, record_of, score_cases, score_of, summarise
 from errata.models.tokens import TokenRow
+from laws.bench import edited_model
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 CASE = Case(
@@ -101,7 +95,7 @@ def test_answers_of_neighbours_come_one_each() -> None:
 
 
 def test_kinds_are_never_averaged_together() -> None:
-    summary = summarise(score_cases(tiny_model("llama"), tiny_tokenizer(), [CASE, QUESTION]))
+    summary = summarise(score_cases(edited_model("llama"), [CASE, QUESTION]))
     assert {name: score.n for name, score in summary.items() if "_" not in name} == {
         "efficacy": 1,
         "paraphrase": 2,
@@ -111,7 +105,7 @@ def test_kinds_are_never_averaged_together() -> None:
     assert summary["efficacy_tokens"].n == len(
         answer_row(tiny_tokenizer(), QUESTION.request.text, " botany").targets
     )
-    only = summarise(score_cases(tiny_model("llama"), tiny_tokenizer(), [QUESTION]))
+    only = summarise(score_cases(edited_model("llama"), [QUESTION]))
     assert not {*PROMPT_KINDS, "score"} & set(only)
     assert {"efficacy_tokens", "efficacy_accuracy"} <= set(only)
 

@@ -60,9 +60,7 @@ def own_cases(recorded: Recorded) -> list[Case]:
 
 def test_own_scores_are_those_of_plain_forwards(recorded: Recorded) -> None:
     cases = own_cases(recorded)
-    for case, rows in zip(
-        cases, score_cases(recorded.model, recorded.tokenizer, cases), strict=True
-    ):
+    for case, rows in zip(cases, score_cases(recorded, cases), strict=True):
         answers = dict(zip(case.neighbours, case.neighbour_answers, strict=False))
         for row in rows:
             true = answers.get(row.prompt, case.target_true)

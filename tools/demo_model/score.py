@@ -24,7 +24,7 @@ from errata.experiments.edit_run import EditPlan, run_edits
 from errata.methods import METHODS
 from errata.methods.edit import prepare
 from errata.methods.presets import presets
-from errata.metrics.teacher_forced import PROMPT_KINDS
+from errata.metrics.prompts import PROMPT_KINDS
 from errata.patches.edited_model import load
 from errata.reports.tables import markdown_table
 

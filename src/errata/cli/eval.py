@@ -82,7 +82,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score a model on a dataset; with patches, before and after side by side."""
-    from errata.experiments.eval_run import EvalSettings, evaluate_model, run_evaluation
+    from errata.experiments.eval_run import evaluate_model, run_evaluation
+    from errata.metrics.base import EvalSettings
 
     name = dataset or ("demo" if model == "demo" else None)
     if name is None:

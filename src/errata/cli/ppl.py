@@ -70,8 +70,7 @@ def ppl(
         as_it_is = edited.without_patches() if label == "before" else nullcontext()
         with as_it_is, console.bar(f"reading, {label}") as progress:
             read = read_texts(
-                edited.model,
-                edited.tokenizer,
+                edited,
                 passages,
                 window=window,
                 stride=stride,

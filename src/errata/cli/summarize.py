@@ -15,16 +15,7 @@ from errata.core.text import counted
 
 if TYPE_CHECKING:
     from errata.experiments.case_records import RunRecord
-
-TABLES = {
-    "teacher-forced, success": ("efficacy", "paraphrase", "neighbourhood", "score"),
-    "teacher-forced, tokens": ("efficacy_tokens", "paraphrase_tokens", "neighbourhood_tokens"),
-    "written by itself": (
-        *("efficacy_generated", "paraphrase_generated", "neighbourhood_generated"),
-    ),
-    "texts": ("fluency", "consistency", "essence_perplexity"),
-}
-"""Figures that stand side by side when there are several runs, apart by the way of asking."""
+    from errata.metrics.scores import Score
 
 
 def summarize(
@@ -70,16 +61,14 @@ def summarize(
 
 def _as_json(run: RunRecord) -> dict[str, Any]:
     from errata.experiments.published_results import published_summary
+    from errata.metrics.scores import before_after_json
 
-    halves = {half: run.summary(half) for half in ("before", "after")}
-    plain = {
-        half: {n: s.model_dump() for n, s in scores.items()} for half, scores in halves.items()
-    }
+    before, after = run.summary("before"), run.summary("after")
     return {
         "run": str(run.folder),
         "cases": len(run.cases),
         "unreadable": list(run.unreadable),
-        "summary": {**plain["after"], **({"before": plain["before"]} if plain["before"] else {})},
+        "summary": before_after_json(before or None, after),
         "published": {
             name: [None if math.isnan(x) else x for x in pair]
             for name, pair in published_summary(run).items()
@@ -92,7 +81,7 @@ def _title(run: RunRecord) -> str:
 
 
 def _show_one(run: RunRecord) -> None:
-    from errata.reports.tables import before_after_rows
+    from errata.reports.tables import before_after_rows, score_rows
 
     console.fact(_title(run))
     console.fact("means over cases with 95 % intervals; n is the number of prompts")
@@ -100,13 +89,15 @@ def _show_one(run: RunRecord) -> None:
     if before:
         console.table(("figure", "before", "after"), before_after_rows(before, after))
     else:
-        console.table(("figure", "value"), [[name, str(score)] for name, score in after.items()])
+        console.table(("figure", "value"), score_rows(after))
 
 
 def _show_many(runs: list[RunRecord]) -> None:
+    from errata.metrics.registry import comparison_tables
+
     summaries = [run.summary("after") for run in runs]
     console.fact("after editing; means over cases with 95 % intervals, shares in %")
-    for title, columns in TABLES.items():
+    for title, columns in comparison_tables().items():
         rows = [
             [run.name, str(len(run.cases)), *(_cell(summary, name) for name in columns)]
             for run, summary in zip(runs, summaries, strict=True)
@@ -118,8 +109,8 @@ def _show_many(runs: list[RunRecord]) -> None:
             console.table(("run", "cases", *heads), rows)
 
 
-def _cell(summary: Mapping[str, Any], name: str) -> str:
-    return str(summary[name]).rpartition(" n=")[0].replace(" %", "") if name in summary else "-"
+def _cell(summary: Mapping[str, Score], name: str) -> str:
+    return summary[name].short() if name in summary else "-"
 
 
 def _show_published(runs: list[RunRecord]) -> None:

@@ -29,7 +29,6 @@ from errata.experiments.survival.settings import Matrix, defaults_for
 from errata.methods import METHODS
 
 if TYPE_CHECKING:
-    from errata.metrics.scores import Score
     from errata.patches.edited_model import EditedModel
 
 SHOWN = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
@@ -201,17 +200,12 @@ def _show(model: str, matrix: Matrix, summary: dict[str, Any], folder: Path, bef
     rows = []
     for cell in summary["configurations"]:
         scores = [Score(**cell[name]) if name in cell else None for name in SHOWN]
-        told = ["-" if score is None else _brief(score) for score in scores]
+        told = ["-" if score is None else score.short() for score in scores]
         rows.append([cell["method"], str(cell["edits"]), cell["tuning"], *told])
     heads = (name.replace("_", " ") for name in SHOWN)
     console.table(("method", "edits", "tuning", *heads), rows)
     console.fact(f"kept {folder}")
     console.next_step(f"less {folder / 'report.md'}")
-
-
-def _brief(score: Score) -> str:
-    """Write a share or an amount, its interval as one word."""
-    return str(score).rpartition(" n=")[0].replace(" %", "").replace(", ", ",")
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from errata.data.datasets import read_cases
 from errata.experiments.edit_run import EditPlan, Run, run_edits
 from errata.methods import METHODS
 from errata.methods.edit import Prepared, prepare
-from errata.metrics.teacher_forced import PROMPT_KINDS
+from errata.metrics.prompts import PROMPT_KINDS
 from errata.patches.edited_model import EditedModel, load
 from errata.statistics.store import Store
 

@@ -22,8 +22,8 @@ from errata.data.case import Case
 from errata.experiments.edit_run import EditPlan, Run, run_edits
 from errata.experiments.run_folder import run_folder
 from errata.methods.closed_form.driver import ClosedForm
+from errata.metrics.prompts import PROMPT_KINDS
 from errata.metrics.scores import Score
-from errata.metrics.teacher_forced import PROMPT_KINDS
 from errata.patches.edited_model import EditedModel
 from errata.reports.tables import markdown_table
 from errata.statistics.second_moment import SecondMoment

@@ -22,11 +22,12 @@ from errata.core.progress import Progress, no_progress
 from errata.core.settings import Settings
 from errata.data.case import Case
 from errata.data.request import EditRequest
+from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import run_folder
 from errata.methods.closed_form.driver import ClosedForm
 from errata.methods.closed_form.prefixes import sample_prefixes
 from errata.metrics.likelihood import likelihoods
-from errata.metrics.scores import Score
+from errata.metrics.scores import Score, before_after_json
 from errata.metrics.teacher_forced import PromptScore, record_of, score_cases, score_of, summarise
 from errata.patches.edited_model import EditedModel, Moments
 from errata.patches.patch import Patch
@@ -221,7 +222,7 @@ class _Work:
                     scores += [[score_of(row) for row in rows] for rows in kept]
                 continue
             chunk = cases[start : start + CASES_PER_PART]
-            found = score_cases(self.edited.model, self.edited.tokenizer, chunk)
+            found = score_cases(self.edited, chunk)
             write_text(path, json.dumps([[record_of(score) for score in row] for row in found]))
             scores += found
         return scores
@@ -231,29 +232,26 @@ class _Work:
 
 
 def _write_results(run: Run, cases: Sequence[Case], command: str | None) -> None:
-    lines = [
-        json.dumps(case_record(case, before, after), ensure_ascii=False)
-        for case, before, after in zip(cases, run.before, run.after, strict=True)
-    ]
-    write_text(run.folder / "cases.jsonl", "\n".join(lines) + "\n")
     summary = run.summary
     rows = before_after_rows(summary["before"], summary["after"])
     first, last = run.patches[0].name, run.patches[-1].name
-    report = [
-        f"# {run.folder.parent.name}, {run.folder.name}",
-        markdown_table(("figure", "before", "after"), rows),
-        f"Requests: {len(cases)}. Patches: " + (first if first == last else f"{first} to {last}."),
-        *([f"Made by `{command}`."] if command else []),
-    ]
-    write_text(run.folder / "report.md", "\n\n".join(report) + "\n")
-    write_text(run.folder / "summary.json", json.dumps(as_json(summary), indent=1) + "\n")
+    write_results(
+        run.folder,
+        f"{run.folder.parent.name}, {run.folder.name}",
+        [
+            markdown_table(("figure", "before", "after"), rows),
+            f"Requests: {len(cases)}. Patches: "
+            + (first if first == last else f"{first} to {last}."),
+        ],
+        as_json(summary),
+        records=map(case_record, cases, run.before, run.after),
+        command=command,
+    )
 
 
 def as_json(summary: dict[str, dict[str, Score]]) -> dict[str, Any]:
     """Return the scores after editing by name, and those before under `before`."""
-    after = {name: score.model_dump() for name, score in summary["after"].items()}
-    before = {name: score.model_dump() for name, score in summary["before"].items()}
-    return {**after, "before": before}
+    return before_after_json(summary["before"], summary["after"])
 
 
 def case_record(
@@ -271,9 +269,7 @@ def case_record(
 
 def already_said(edited: EditedModel, requests: Sequence[EditRequest]) -> tuple[str, ...]:
     """Return a note about the requests whose target the model says already, if there are any."""
-    found = likelihoods(
-        edited.model, edited.tokenizer, [(request.text, request.answer) for request in requests]
-    )
+    found = likelihoods(edited, [(request.text, request.answer) for request in requests])
     held = [number for number, each in enumerate(found, start=1) if each.likeliest]
     if not held:
         return ()

@@ -1,6 +1,6 @@
 """Result folders of the published implementations (kmeng01/rome, memit, AlphaEdit).
 
-Each is read as a `RunRecord`; `published_summary` is the table in the references' own form.
+Each is read as a `RunRecord`; `published_summary` is their own table of results.
 """
 
 from __future__ import annotations
@@ -19,30 +19,29 @@ from errata.experiments.case_records import (
     PUBLISHED_KINDS,
     UNREADABLE,
     CaseRecord,
-    Half,
     RunRecord,
-    checked,
-    is_nan,
-    number,
 )
+from errata.metrics.base import is_nan, number
 from errata.metrics.likelihood import Likelihood
+from errata.metrics.registry import Outcomes
 from errata.metrics.scores import harmonic_mean
-from errata.metrics.teacher_forced import PromptScore
+from errata.metrics.teacher_forced import PromptScore, TeacherForced, checked
+from errata.metrics.text_quality import TextQuality, Written
 
 CASE_FILE = re.compile(r".*case_(\d+)\.json")
 UNSCALED = ("time", "essence_score")
-"""What the references do not multiply by 100."""
+"""Parts of the names of scores that are not multiplied by 100."""
 
 
 def case_files(folder: Path) -> list[Path]:
-    """Return the references' case files of a folder, by case id."""
+    """Return a folder's case files of a published implementation, by case id."""
     found = [(int(match[1]), path) for path in folder.glob("*case_*.json")
              if (match := CASE_FILE.fullmatch(path.name))]  # fmt: skip
     return [path for _, path in sorted(found)]
 
 
 def read_published_run(folder: Path) -> RunRecord | None:
-    """Return a run of a reference repository; None where a folder has no case files."""
+    """Return a run of a published implementation; None for a folder without case files."""
     if not (files := case_files(folder)):
         return None
     cases, unreadable = [], []
@@ -55,45 +54,49 @@ def read_published_run(folder: Path) -> RunRecord | None:
 
 
 def _reference_case(row: Mapping[str, Any]) -> CaseRecord:
-    halves = {"before": row.get("pre") or {}, "after": row.get("post") or {}}
-    figures = {
-        half: {
-            ours: number(told[theirs])
-            for theirs, ours in FIGURES.items()
-            if theirs in told and not is_nan(told[theirs])
-        }
-        for half, told in halves.items()
-    }
+    stored = {"before": row.get("pre") or {}, "after": row.get("post") or {}}
     seconds = None if row.get("time") is None else number(row["time"])
-    before, after = map(_reference_scores, halves.values())
-    return CaseRecord(row["case_id"], before, after, figures, seconds=seconds)
+    return CaseRecord(row["case_id"], {h: _outcomes(s) for h, s in stored.items()}, seconds)
 
 
-def _reference_scores(told: Mapping[str, Any]) -> Half:
+def _outcomes(stored: Mapping[str, Any]) -> Outcomes:
+    """Read one half of a case: likelihoods, and scores of generated texts."""
+    figures = {
+        ours: number(stored[theirs])
+        for theirs, ours in FIGURES.items()
+        if theirs in stored and not is_nan(stored[theirs])
+    }
+    written = Written((), *(figures.get(ours) for ours in FIGURES.values()))
+    return Outcomes({TeacherForced.name: [_reference_scores(stored)], TextQuality.name: [written]})
+
+
+def _reference_scores(stored: Mapping[str, Any]) -> list[PromptScore]:
     """Read one half: NLLs of both targets per prompt (CounterFact), or tokens alone (zsRE)."""
     scores = []
     for theirs, kind in PUBLISHED_KINDS.items():
-        probs, correct = told.get(f"{theirs}_prompts_probs"), told.get(f"{theirs}_prompts_correct")
-        aside = kind == "neighbourhood"
+        probs = stored.get(f"{theirs}_prompts_probs")
+        correct = stored.get(f"{theirs}_prompts_correct")
+        is_neighbour = kind == "neighbourhood"
         if probs is not None:
             for i, nll in enumerate(probs):
                 hits: tuple[bool, ...] = (bool(correct[i]),) if correct else ()
-                new = Likelihood(number(nll["target_new"]), all(hits), () if aside else hits)
-                true = Likelihood(number(nll["target_true"]), all(hits), hits if aside else ())
+                on_new, on_true = ((), hits) if is_neighbour else (hits, ())
+                new = Likelihood(number(nll["target_new"]), all(hits), on_new)
+                true = Likelihood(number(nll["target_true"]), all(hits), on_true)
                 scores.append(checked(PromptScore(kind, "", new, true)))
         elif correct:
             hits = tuple(map(bool, correct))
             answer, none = Likelihood(math.nan, all(hits), hits), Likelihood(math.nan, False)
             scores.append(
                 PromptScore(kind, "", none, answer, own=True)
-                if aside
+                if is_neighbour
                 else PromptScore(kind, "", answer, None)
             )
     return scores
 
 
 def published_lists(run: RunRecord) -> dict[str, list[float]]:
-    """Return, under the references' names, each case's mean of every figure it has."""
+    """Return each case's mean of every score it has, by the published implementations' names."""
     lists: dict[str, list[float]] = {}
 
     def put(name: str, values: Sequence[Any]) -> None:
@@ -103,7 +106,8 @@ def published_lists(run: RunRecord) -> dict[str, list[float]]:
     for case in run.cases:
         if case.seconds is not None:
             put("time", [case.seconds])
-        for half, scores in (("pre", case.before), ("post", case.after)):
+        for ours, half in (("before", "pre"), ("after", "post")):
+            scores = case.outcome(ours, TeacherForced.name) or []
             for theirs, kind in PUBLISHED_KINDS.items():
                 rows = [row for row in scores if row.kind == kind]
                 compared = [row for row in rows if row.success is not None]
@@ -111,14 +115,15 @@ def published_lists(run: RunRecord) -> dict[str, list[float]]:
                 put(f"{half}_{theirs}_diff", [row.magnitude for row in compared])
                 exact = [row.accurate for row in compared if row.accurate is not None]
                 put(f"{half}_{theirs}_acc", exact or [t for row in rows for t in row.tokens or ()])
-            told = case.figures.get("before" if half == "pre" else "after", {})
-            for theirs, ours in FIGURES.items():
-                put(f"{half}_{theirs}", [told[ours]] if ours in told else [])
+            written = case.outcome(ours, TextQuality.name)
+            for theirs, name in FIGURES.items():
+                value = getattr(written, name, None)
+                put(f"{half}_{theirs}", [] if value is None else [value])
     return lists
 
 
 def published_summary(run: RunRecord) -> dict[str, tuple[float, float]]:
-    """Return means and population standard deviations over cases, as the references print them.
+    """Return means and population standard deviations over cases, in the published form.
 
     All but seconds and perplexities are multiplied by 100 and rounded to two decimals; the
     score is the harmonic mean of three rounded means and has no deviation (NaN).

@@ -1,18 +1,20 @@
-"""Results on disk: every run at and below a folder, whoever wrote it, as a `RunRecord`.
+"""Results on disk: every run in a folder and its subfolders, as a `RunRecord`.
 
 A run of errata is a folder with `cases.jsonl`; one of kmeng01/rome, memit or AlphaEdit a folder
 of `<N>_edits-case_<ID>.json` (see `published_results`). Each format has a reader in `READERS`,
 which returns None for a folder that is not of its format.
 
-Differs from kmeng01/memit: a file that cannot be read is left out and named, where the
-reference counts the file before it twice; `first` asks every case for its id, where the
-reference stops at the first larger one.
+Differs from kmeng01/memit: an unreadable file is skipped and reported, where the reference counts
+the file before it twice; `first` checks the id of every case, where the reference stops at the
+first larger one.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from errata.core.errors import ErrataError
 from errata.core.files import parse_json
@@ -21,18 +23,14 @@ from errata.experiments.case_records import (
     UNREADABLE,
     CaseRecord,
     RunRecord,
-    checked,
-    checked_answer,
-    number,
 )
 from errata.experiments.published_results import read_published_run
 from errata.experiments.run_folder import folders_within, unfinished_runs
-from errata.metrics.generated import Answer
-from errata.metrics.teacher_forced import score_of
+from errata.metrics.registry import Outcomes
 
 
 def read_own_run(folder: Path) -> RunRecord | None:
-    """Return a run of errata; None where a folder has no `cases.jsonl`."""
+    """Return a run of errata; None for a folder without `cases.jsonl`."""
     if not (folder / "cases.jsonl").is_file():
         return None
     cases, unreadable = [], []
@@ -41,32 +39,31 @@ def read_own_run(folder: Path) -> RunRecord | None:
         if line.strip():
             try:
                 row = parse_json(line)
-                before, after = (
-                    [checked(score_of(prompt)) for prompt in row.get(half) or ()]
-                    for half in ("before", "after")
-                )
-                answers = {
-                    half: [checked_answer(Answer(**answer)) for answer in kept]
-                    for half, kept in (row.get("answers") or {}).items()
-                }
-                told = {
-                    half: {name: number(value) for name, value in figures.items()}
-                    for half, figures in (row.get("figures") or {}).items()
-                }
-                cases.append(CaseRecord(row.get("case_id"), before, after, told, answers))
+                halves = {half: Outcomes.of([_half(row, half)]) for half in ("before", "after")}
+                cases.append(CaseRecord(row.get("case_id"), halves))
             except UNREADABLE:
                 unreadable.append(f"cases.jsonl, line {at}")
     return RunRecord(folder, tuple(cases), tuple(unreadable))
 
 
+def _half(row: Mapping[str, Any], half: str) -> dict[str, Any]:
+    """Return what `Outcomes.record` returned for one half of a line of `cases.jsonl`."""
+    others = {
+        key: value[half]
+        for key, value in row.items()
+        if key not in ("request", "before", "after") and isinstance(value, dict) and half in value
+    }
+    return {"scores": row.get(half), **others}
+
+
 READERS = (read_own_run, read_published_run)
-"""Formats of a run's results, tried in order."""
+"""Readers of result formats, tried in order."""
 
 
 def read_runs(folder: Path) -> list[RunRecord]:
-    """Return all runs at and below a folder, ours and the references', unfinished ones left out.
+    """Return all finished runs in a folder and its subfolders, ours and the references'.
 
-    Raises `ErrataError` when there is none, or none of which a case can be read.
+    Raises `ErrataError` if there is none, or none with a readable case.
     """
     if not folder.is_dir():
         raise ErrataError(f"there is no folder {folder}", "name a folder that holds runs")

@@ -22,10 +22,11 @@ from errata.core.progress import Progress, no_progress
 from errata.core.settings import Settings
 from errata.data.instructions import digest_of
 from errata.data.templates import TemplateName, resolve_template
+from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import run_folder
 from errata.metrics import lm_eval
 from errata.metrics import tasks as commonsense
-from errata.metrics.scores import Amount, Score
+from errata.metrics.scores import Amount, Score, plain_scores
 from errata.patches.edited_model import EditedModel
 from errata.reports.tables import markdown_table
 
@@ -88,17 +89,22 @@ def run_tasks(
     }
     halves = ("before", "after") if edited.patches else ("after",)
     found: dict[str, Found] = {}
-    lines: list[str] = []
+    records: list[dict[str, Any]] = []
     with run_folder(results, "tasks", params, command) as (folder, _):
         for half in halves:
             as_it_is = edited.without_patches() if half == "before" else nullcontext()
             with as_it_is:
-                found[half] = _written(edited, tasks, asking, folder, half, lines, progress)
+                found[half] = _written(edited, tasks, asking, folder, half, records, progress)
                 found[half] |= _likelier(edited, asking, folder, half)
-        write_text(folder / "answers.jsonl", "".join(f"{line}\n" for line in lines))
-        write_text(folder / "report.md", _report(edited, found, folder, command))
-        plain = {half: as_json(some) for half, some in found.items()}
-        write_text(folder / "summary.json", json.dumps(plain, indent=1) + "\n")
+        write_results(
+            folder,
+            f"tasks, {folder.name}: {edited.name}",
+            _sections(found),
+            {half: as_json(tasks) for half, tasks in found.items()},
+            records=records,
+            records_name="answers.jsonl",
+            command=command,
+        )
         shutil.rmtree(folder / "parts", ignore_errors=True)
     return found, folder
 
@@ -120,7 +126,7 @@ def _written(
     asking: TaskSettings,
     folder: Path,
     half: str,
-    lines: list[str],
+    records: list[dict[str, Any]],
     progress: Progress,
 ) -> Found:
     found: Found = {}
@@ -140,7 +146,7 @@ def _written(
         found[task.name] = {"protocol": asking.protocol, "figures": figures}
         for row, each in zip(task.rows, answered, strict=True):
             record = {"half": half, "task": task.name, "right": row.right, **each._asdict()}
-            lines.append(json.dumps(record, ensure_ascii=False))
+            records.append(record)
     return found
 
 
@@ -178,23 +184,20 @@ def _kept(score: Score) -> tuple[bool, dict[str, Any]]:
 def as_json(found: Found) -> dict[str, Any]:
     """Return figures as plain numbers."""
     return {
-        task: {**each, "figures": {n: s.model_dump() for n, s in each["figures"].items()}}
-        for task, each in found.items()
+        task: {**each, "figures": plain_scores(each["figures"])} for task, each in found.items()
     }
 
 
-def _report(edited: EditedModel, found: dict[str, Found], folder: Path, command: str | None) -> str:
+def _sections(found: dict[str, Found]) -> list[str]:
+    """Return the sections of the report."""
     rows = [
         [task, each["protocol"], half, name, str(score)]
         for half, some in found.items()
         for task, each in some.items()
         for name, score in each["figures"].items()
     ]
-    parts = [
-        f"# tasks, {folder.name}: {edited.name}",
+    return [
         markdown_table(("task", "protocol", "patches", "figure", "value"), rows),
         "`accuracy` counts a text without an answer word as not right; `broken_format` is the "
         "share of such texts. Figures of the two protocols are not comparable.",
-        *([f"Made by `{command}`."] if command else []),
     ]
-    return "\n\n".join(parts) + "\n"

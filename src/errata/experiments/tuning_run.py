@@ -145,7 +145,7 @@ def _kept(edited: EditedModel, patches: Sequence[Patch]) -> list[Likelihood]:
     pairs = [
         (request.text, request.answer) for patch in patches for request in patch.provenance.requests
     ]
-    return likelihoods(edited.model, edited.tokenizer, pairs) if pairs else []
+    return likelihoods(edited, pairs) if pairs else []
 
 
 def _summary(

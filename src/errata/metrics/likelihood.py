@@ -1,9 +1,9 @@
-"""How likely a model finds an answer after a prompt, given the answer's own earlier tokens.
+"""Likelihoods of answers after prompts (teacher forcing), in batches by length.
 
-Rows of token ids are scored in batches by length. A row that is the beginning of another
-one (the same prompt with another target, a prompt that several records ask) is read off
-that other row: in a causal model what comes later changes nothing before it. So the two
-targets of a prompt cost one row unless both are longer than a token.
+A row of token ids that is a prefix of another row (the same prompt with another target, a prompt
+that several cases share) is read off that other row: in a causal model later tokens change
+nothing before them. So the two targets of a prompt cost one row unless both are longer than a
+token.
 """
 
 from __future__ import annotations
@@ -26,39 +26,42 @@ from errata.models.tokens import (
     pad_right,
     split_target,
 )
+from errata.patches.edited_model import EditedModel
 
 
 class Likelihood(NamedTuple):
-    """How a model takes an answer after a prompt."""
+    """The likelihood of an answer after a prompt."""
 
     nll: float
     """Mean negative log-likelihood per answer token, nats."""
     likeliest: bool
-    """Whether every answer token is the argmax, given those before it."""
+    """Whether every answer token is the argmax given the tokens before it."""
     correct: tuple[bool, ...] = ()
-    """The same for each answer token."""
+    """Whether each answer token is the argmax."""
 
 
 def likelihoods(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
-    budget: int = TOKENS_AT_ONCE,
+    edited: EditedModel, pairs: Sequence[tuple[str, str]], budget: int = TOKENS_AT_ONCE
 ) -> list[Likelihood]:
-    """Score (prompt, answer) pairs, the answer with its separator."""
-    rows, room = [answer_row(tokenizer, *pair) for pair in pairs], positions_of(model)
+    """Return the likelihood of the answer of each (prompt, answer) pair.
+
+    Answers include their separator, prompts pass through `EditedModel.rendered`; `budget` is the
+    maximum number of tokens per batch. Raises `ErrataError` for pairs longer than the context.
+    """
+    rows = [answer_row(edited.tokenizer, edited.rendered(prompt), end) for prompt, end in pairs]
+    room = positions_of(edited.model)
     for (prompt, _), row in zip(pairs, rows, strict=True):
         if len(row.ids) > room:
             raise ErrataError(
                 f"{prompt[:60]!r}… is {len(row.ids)} tokens long with its answer; "
-                f"the model reads {room}",
+                f"the model's context is {room}",
                 "shorten the prompt, or leave its record out",
             )
-    return score_token_rows(model, rows, budget)
+    return score_token_rows(edited.model, rows, budget)
 
 
 def answer_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> TokenRow:
-    """Encode prompt and answer together; the row's targets are the answer's tokens."""
+    """Encode a prompt with its answer as one row, whose targets are the answer's tokens."""
     ids, targets = split_target(tokenizer, prompt, answer)
     return TokenRow(ids + targets[:-1], len(ids) - 1, targets)
 
@@ -67,7 +70,10 @@ def answer_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> 
 def score_token_rows(
     model: PreTrainedModel, rows: Sequence[TokenRow], budget: int = TOKENS_AT_ONCE
 ) -> list[Likelihood]:
-    """Score the targets of each row at its last `len(targets)` places."""
+    """Return the likelihood of each row's targets at its last `len(targets)` positions.
+
+    Raises `ErrataError` if logits are NaN in the model's dtype.
+    """
     found: dict[int, Likelihood] = {}
     shared = _shared(rows)
     with frozen(model):
@@ -90,11 +96,11 @@ def _batches(rows: Sequence[TokenRow], held: Sequence[int], budget: int) -> list
 
 
 def _shared(rows: Sequence[TokenRow]) -> dict[int, list[int]]:
-    """Return, per row that must be run, the rows that can be read off it, itself included."""
+    """Return, per row that must run, the rows that are read off it, itself included."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].ids, reverse=True)
     shared: dict[int, list[int]] = {}
     holder = -1
-    for i in order:  # in this order a row comes right after those that it is the beginning of
+    for i in order:  # in this order a row follows those that it is a prefix of
         if holder < 0 or rows[holder].ids[: len(rows[i].ids)] != rows[i].ids:
             holder = i
         shared.setdefault(holder, []).append(i)
@@ -136,10 +142,11 @@ def _read(
 def perplexity(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int = 100
 ) -> float:
-    """Return exp(-Σ log p / N) of a text cut to `max_tokens` tokens, as kmeng01/rome takes it.
+    """Return exp(-Σ log p / N) of a text truncated to `max_tokens` tokens, as in kmeng01/rome.
 
-    The sum runs over the N - 1 tokens that have one before them, and N counts the first as
-    well, so this is a little below the perplexity that language models are compared by.
+    The sum runs over the N - 1 tokens that have a predecessor while N counts the first one as
+    well, so this is slightly below the usual perplexity. Raises `ErrataError` for a text of less
+    than two tokens.
     """
     ids = encode(tokenizer, text).ids[:max_tokens]
     if len(ids) < 2:

@@ -14,13 +14,12 @@ from typing import Any
 
 from errata.core.errors import ErrataError
 from errata.data.hub import mirrored
-from errata.metrics.scores import Amount, Score, share
+from errata.metrics.scores import Z95, Amount, Score, share
 from errata.models.hooks import frozen
 from errata.patches.edited_model import EditedModel
 
 PROTOCOL = "lm-eval's own harness"
 _SHARES = ("acc", "acc_norm", "exact_match", "em", "f1", "mcc", "acc_mutual_info")
-_Z = 1.959963984540054
 
 
 def run_harness(
@@ -102,7 +101,7 @@ def _figures(
             scores[label] = score
             continue
         error = values.get(f"{name}_stderr,{kept}")
-        half = _Z * error if isinstance(error, int | float) else 0.0
+        half = Z95 * error if isinstance(error, int | float) else 0.0
         kind = Score if name in _SHARES else Amount
         scores[label] = kind(value=value, low=value - half, high=value + half, n=n)
     return scores

@@ -29,6 +29,7 @@ from errata.metrics.likelihood import score_token_rows
 from errata.metrics.scores import Amount
 from errata.models.families import positions_of
 from errata.models.tokens import TOKENS_AT_ONCE, TokenRow
+from errata.patches.edited_model import EditedModel
 
 WINDOW = 2048
 """Longest window where none is named: lm-eval's for models that do not tell their length."""
@@ -130,8 +131,7 @@ def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def read_texts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    edited: EditedModel,
     passages: Sequence[Passage],
     *,
     window: int | None = None,
@@ -139,6 +139,7 @@ def read_texts(
     progress: Progress = no_progress,
 ) -> PerplexityResult:
     """Let a model read texts; see the module's head for windows and what is counted."""
+    model, tokenizer = edited.model, edited.tokenizer
     cut, first = cut_for(model, window, stride), first_token(tokenizer)
     rows = []
     for each in passages:

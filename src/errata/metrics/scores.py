@@ -1,8 +1,8 @@
-"""Reports: scores with 95 % confidence intervals, as JSON and Markdown.
+"""Scores with 95 % confidence intervals.
 
 A score is {value, low, high, n}, shares from 0 to 1. Shares of yes/no outcomes get Wilson
-intervals, means of other numbers a percentile bootstrap with a fixed seed. Prompts of one
-case share its fate: the grouped forms average within a case first and widen the interval.
+intervals, means of other numbers a percentile bootstrap with a fixed seed. Prompts of one case
+are not independent: the grouped forms average within a case first and widen the interval.
 """
 
 from __future__ import annotations
@@ -18,74 +18,81 @@ from errata.core.settings import Settings
 
 Array = NDArray[np.float64]
 
-_Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+Z95 = 1.959963984540054
+"""Normal quantile of a two-sided 95 % interval."""
 
 
 class Score(Settings):
-    """A figure with its 95 % confidence interval and the number of things it was taken over."""
+    """A share from 0 to 1 with its 95 % confidence interval and the number of outcomes."""
 
     value: float
-    """The figure."""
+    """The point estimate."""
     low: float
     """Lower end of the interval."""
     high: float
     """Upper end of the interval."""
     n: int
-    """How many outcomes it is the mean of."""
+    """Number of outcomes."""
 
     @property
     def alone(self) -> bool:
-        """Whether it is the mean of one number, and its interval only that number again."""
+        """Whether it is a single number, whose interval is empty."""
         return self.n == 1 and self.low == self.high
 
     def as_json(self) -> dict[str, Any]:
-        """Return {value, low, high, n}, without the ends of an interval that says nothing."""
+        """Return {value, low, high, n}, with None for the ends of an empty interval."""
         return self.model_dump() | ({"low": None, "high": None} if self.alone else {})
 
-    def __str__(self) -> str:
+    def short(self) -> str:
+        """Return the value and its interval without unit and `n`, as in `75.0 [30.1, 95.4]`."""
         value, low, high = (f"{100 * x:z.1f}" for x in (self.value, self.low, self.high))
-        return f"{value} %" + ("" if self.alone else f" [{low}, {high}]") + f" n={self.n}"
+        return value if self.alone else f"{value} [{low}, {high}]"
+
+    def __str__(self) -> str:
+        value, space, interval = self.short().partition(" ")
+        return f"{value} %{space}{interval} n={self.n}"
 
 
 class Amount(Score):
-    """A figure that is no share: a perplexity, an entropy in bits."""
+    """A number that is not a share: a perplexity, an entropy in bits."""
+
+    def short(self) -> str:
+        """Return the value and its interval without `n`, as in `5.82 [5.72, 5.89]`."""
+        return f"{self.value:z.3g} [{self.low:z.3g}, {self.high:z.3g}]"
 
     def __str__(self) -> str:
-        return f"{self.value:z.3g} [{self.low:z.3g}, {self.high:z.3g}] n={self.n}"
+        return f"{self.short()} n={self.n}"
 
 
-AMOUNTS = ("fluency", "essence_perplexity")
-"""Figures that are no shares."""
+def plain_scores(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Return scores by name as JSON values."""
+    return {name: score.model_dump() for name, score in scores.items()}
 
 
-def named(name: str, score: Score) -> Score:
-    """Return a score in the form that the figure of this name has."""
-    return Amount(**score.model_dump()) if name in AMOUNTS else score
-
-
-def read_scores(summary: Mapping[str, Mapping[str, float]]) -> dict[str, Score]:
-    """Return scores by name from what `summary.json` holds, those under `before` left out."""
-    found = {n: Score.model_validate(s) for n, s in summary.items() if n != "before"}
-    return {name: named(name, score) for name, score in found.items()}
+def before_after_json(
+    before: Mapping[str, Score] | None, after: Mapping[str, Score]
+) -> dict[str, Any]:
+    """Return the scores after editing by name and, if there are any, those before as `before`."""
+    return plain_scores(after) | ({} if before is None else {"before": plain_scores(before)})
 
 
 def share(outcomes: Sequence[bool]) -> Score | None:
-    """Return the share of true outcomes with its Wilson interval; None when there are none."""
+    """Return the share of true outcomes with its Wilson interval; None without outcomes."""
     n = len(outcomes)
     return _wilson(sum(outcomes) / n, n, n) if n else None
 
 
 def _wilson(p: float, size: float, n: int) -> Score:
     """Return Wilson's interval around a share `p` of `size` independent outcomes."""
-    middle = (p + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
-    half = _Z / (1 + _Z**2 / size) * math.sqrt(p * (1 - p) / size + _Z**2 / (4 * size**2))
+    middle = (p + Z95**2 / (2 * size)) / (1 + Z95**2 / size)
+    half = Z95 / (1 + Z95**2 / size) * math.sqrt(p * (1 - p) / size + Z95**2 / (4 * size**2))
     return Score(
         value=p, low=max(0.0, min(p, middle - half)), high=min(1.0, max(p, middle + half)), n=n
     )
 
 
 def mean(values: Sequence[float], resamples: int = 2000) -> Score | None:
-    """Return the mean with a percentile bootstrap interval; None when there are no values."""
+    """Return the mean with a percentile bootstrap interval; None without values."""
     if not values:
         return None
     data = np.asarray(values, dtype=float)
@@ -96,7 +103,7 @@ def mean(values: Sequence[float], resamples: int = 2000) -> Score | None:
 def intervals(data: NDArray[Any], resamples: int = 2000) -> tuple[Array, Array]:
     """Return the ends of percentile bootstrap intervals of means over the first axis.
 
-    `data` is (n, …), both ends are (…); what is drawn is the same for all and for every call.
+    `data` is (n, …), both ends are (…); all elements and all calls use the same resamples.
     """
     data, count = np.asarray(data, dtype=float), len(data)
     if count == 1:
@@ -108,7 +115,7 @@ def intervals(data: NDArray[Any], resamples: int = 2000) -> tuple[Array, Array]:
 
 
 def grouped_share(groups: Sequence[Sequence[bool]]) -> Score | None:
-    """Return the mean over groups of each group's share; None when there are no outcomes.
+    """Return the mean over groups of each group's share; None without outcomes.
 
     Outcomes of one group (the neighbours of one case) are not independent, so Wilson's
     interval is taken at the effective sample size p(1-p) / variance over groups (Korn and
@@ -128,14 +135,14 @@ def grouped_share(groups: Sequence[Sequence[bool]]) -> Score | None:
 
 
 def grouped_mean(groups: Sequence[Sequence[float]]) -> Score | None:
-    """Return the mean over groups of each group's mean, groups resampled as wholes."""
+    """Return the mean over groups of each group's mean; whole groups are resampled."""
     groups = [group for group in groups if group]
     score = mean([sum(group) / len(group) for group in groups])
     return None if score is None else score.with_values(n=sum(map(len, groups)))
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Return the harmonic mean of numbers that are not negative: 0 when one of them is 0."""
+    """Return the harmonic mean of non-negative numbers: 0 if one of them is 0."""
     if min(values) <= 0:
         return 0.0
     return len(values) / sum(1 / value for value in values)

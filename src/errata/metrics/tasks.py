@@ -130,7 +130,7 @@ def answer_rows(
         texts = continuations(
             edited.model,
             edited.tokenizer,
-            [asked.prompt for asked in prompts],
+            [edited.rendered(asked.prompt) for asked in prompts],
             max_new_tokens,
             beams=beams,
         )

@@ -57,34 +57,39 @@ def free_texts(
     top_k: int = 5,
     seed: int = 0,
     budget: int = TOKENS_AT_ONCE,
+    *,
+    rendered: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return prompts with what the model writes on, up to `tokens` tokens with the prompt.
+    """Return each prompt with its sampled continuation, up to `tokens` tokens in all.
 
-    Sampled from the `top_k` likeliest tokens and never stopped, as kmeng01/rome makes the
-    texts that fluency and consistency are taken from. Prompts of one length share a batch.
+    Sampled from the `top_k` likeliest tokens without stopping, as kmeng01/rome makes the texts
+    for fluency and consistency. Prompts of one length share a batch. `rendered` are the prompts
+    as the model gets them; what they add is in neither the texts nor their length.
     """
-    tokens = min(tokens, positions_of(model))
-    coded = [encode(tokenizer, prompt).ids for prompt in prompts]
-    by_length: defaultdict[int, list[int]] = defaultdict(list)
-    for i, ids in enumerate(coded):
-        by_length[len(ids)].append(i)
+    room = positions_of(model)
+    tokens = min(tokens, room)
+    plain = [encode(tokenizer, prompt).ids for prompt in prompts]
+    coded = plain if rendered is None else [encode(tokenizer, text).ids for text in rendered]
+    by_length: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, (ids, shown) in enumerate(zip(coded, plain, strict=True)):
+        by_length[len(ids), min(tokens - len(shown), room - len(ids))].append(i)
     texts = list(prompts)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        for length, members in sorted(by_length.items()):
-            if length >= tokens:
+        for (length, new_tokens), members in sorted(by_length.items()):
+            if new_tokens < 1:
                 continue
             sampling = {"do_sample": True, "top_k": top_k} if top_k > 1 else {}
             settings = _settings(
-                model, tokenizer, stop=False, max_new_tokens=tokens - length, **sampling
+                model, tokenizer, stop=False, max_new_tokens=new_tokens, **sampling
             )
-            size = max(1, budget // tokens)
+            size = max(1, budget // (length + new_tokens))
             for start in range(0, len(members), size):
                 batch = members[start : start + size]
                 rows = [coded[i] for i in batch]
                 for i, new in zip(batch, _written(model, rows, settings), strict=True):
-                    whole = [*coded[i], *new.tolist()]
+                    whole = [*plain[i], *new.tolist()]
                     texts[i] = str(tokenizer.decode(whole, skip_special_tokens=True))
     return texts
 

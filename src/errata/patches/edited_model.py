@@ -174,6 +174,10 @@ class EditedModel:
         self._originals = {}
         self.__dict__.pop("base", None)
 
+    def rendered(self, prompt: str) -> str:
+        """Return a prompt as the model gets it."""
+        return prompt
+
     @torch.no_grad()
     def generate(self, prompt: str, max_new_tokens: int = 32) -> str:
         """Continue a prompt greedily, until the model ends it; return the new text."""

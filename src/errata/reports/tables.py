@@ -14,6 +14,11 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(lines)
 
 
+def score_rows(scores: Mapping[str, Score]) -> list[list[str]]:
+    """Return table rows: a score's name and its value."""
+    return [[name, str(score)] for name, score in scores.items()]
+
+
 def before_after_rows(before: Mapping[str, Score], after: Mapping[str, Score]) -> list[list[str]]:
-    """Return table rows: what was scored, before, after."""
+    """Return table rows: a score's name, its value before and after."""
     return [[name, str(before.get(name, "-")), str(after.get(name, "-"))] for name in after]

@@ -33,13 +33,14 @@ from errata.experiments.costs.flops import (
     written_tokens,
 )
 from errata.experiments.edit_run import EditPlan
-from errata.experiments.eval_run import CASES_AT_ONCE, EvalSettings, Evaluation, evaluate_model
+from errata.experiments.eval_run import CASES_AT_ONCE, Evaluation, evaluate_model
 from errata.methods import ClosedForm
 from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.memory import group_bytes
 from errata.methods.closed_form.moments import moments_wanted
 from errata.methods.presets import resolve_settings
-from errata.metrics.teacher_forced import prompts_of
+from errata.metrics.base import EvalSettings
+from errata.metrics.prompts import prompts_of
 from errata.models.families import family_of
 from errata.models.precision import solving_device, widened_bytes
 from errata.models.shape import ModelShape

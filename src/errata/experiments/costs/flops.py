@@ -19,7 +19,7 @@ from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import Keys, bare_rows
 from errata.methods.closed_form.target_loss import tokens_searched
 from errata.metrics.likelihood import answer_row, tokens_scored
-from errata.metrics.teacher_forced import prompts_of
+from errata.metrics.prompts import prompts_of
 from errata.models.families import family_of, oriented
 from errata.models.layerwise import HELD_BYTES, LayerwiseReader
 from errata.models.shape import ModelShape

@@ -23,11 +23,11 @@ from errata.data.instructions import Instruction
 from errata.experiments.costs.editing import evaluation_cost, plan_edits
 from errata.experiments.costs.flops import Cost, total
 from errata.experiments.edit_run import EditPlan
-from errata.experiments.eval_run import EvalSettings
 from errata.experiments.survival.measure import Questions
 from errata.experiments.survival.settings import Matrix, Tuning
 from errata.methods import method_named
 from errata.methods.closed_form.memory import LOGITS, MLPS, STREAMS
+from errata.metrics.base import EvalSettings
 from errata.metrics.tasks import BEAMS, answer_rows
 from errata.models.families import family_of, oriented, weight_of
 from errata.models.shape import ModelShape, weight_bytes

@@ -26,7 +26,7 @@ from errata.core.text import counted
 from errata.data.case import Case, cases_digest
 from errata.data.datasets import Loaded, load_cases, reference_file
 from errata.experiments.edit_run import EditPlan, as_json, run_edits
-from errata.experiments.eval_run import EvalSettings, run_evaluation
+from errata.experiments.eval_run import run_evaluation
 from errata.experiments.recipe.schema import (
     CaseChoice,
     EditStage,
@@ -42,7 +42,8 @@ from errata.methods import method_named
 from errata.methods.edit import Prepared, prepare
 from errata.methods.presets import merged
 from errata.methods.published_hparams import read_hparams
-from errata.metrics.scores import read_scores
+from errata.metrics.base import EvalSettings
+from errata.metrics.registry import read_scores
 from errata.models.loading import first_device
 from errata.patches.edited_model import EditedModel, load
 from errata.patches.patch import Patch

@@ -15,8 +15,9 @@ from errata.data.case import Case
 from errata.data.passages import Passage
 from errata.data.templates import TemplateName
 from errata.metrics.perplexity import read_texts
+from errata.metrics.prompts import PROMPT_KINDS
 from errata.metrics.tasks import Task, answer_rows
-from errata.metrics.teacher_forced import PROMPT_KINDS, PromptScore, score_cases
+from errata.metrics.teacher_forced import PromptScore, score_cases
 from errata.models.families import family_of
 from errata.models.hooks import Site, frozen
 from errata.models.layerwise import read_at
@@ -44,16 +45,15 @@ class Questions:
 
     def ask(self, edited: EditedModel, count: int | None = None) -> dict[str, Any]:
         """Return what a model says about the first `count` cases and all else, for JSON."""
-        model, tokenizer = edited.model, edited.tokenizer
         cases = [*self.cases[:count], *self.controls]
-        scored = score_cases(model, tokenizer, cases)
+        scored = score_cases(edited, cases)
         edits = len(self.cases[:count])
         found: dict[str, Any] = {
             "edits": [_told(scores) for scores in scored[:edits]],
             "controls": [_known(scores[0]) for scores in scored[edits:]],
         }
         if self.passages:
-            figures = read_texts(model, tokenizer, self.passages).figures()
+            figures = read_texts(edited, self.passages).figures()
             found["perplexity"] = figures["token_perplexity"].model_dump()
         if self.tasks:
             found["tasks"] = {

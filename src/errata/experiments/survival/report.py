@@ -80,9 +80,9 @@ def _block_rows(configurations: Sequence[Configuration]) -> Iterable[dict[str, A
             yield row
 
 
-def shown(score: Score | None) -> str:
+def _cell(score: Score | None) -> str:
     """Return a figure as tables show it."""
-    return "-" if score is None else str(score).rpartition(" n=")[0].replace(" %", "")
+    return "-" if score is None else score.short()
 
 
 def _survival_table(configurations: Sequence[Configuration]) -> str:
@@ -91,7 +91,7 @@ def _survival_table(configurations: Sequence[Configuration]) -> str:
         *("paraphrase_decay", "neighbourhood_decay"),
     )
     rows = [
-        [each.method, str(each.edits), each.tuning, *(shown(each.figures.get(c)) for c in columns)]
+        [each.method, str(each.edits), each.tuning, *(_cell(each.figures.get(c)) for c in columns)]
         for each in configurations
     ]
     heads = (c.replace("_", " ") for c in columns)
@@ -102,7 +102,7 @@ def _models_table(configurations: Sequence[Configuration], figure: str) -> str:
     rows = [
         [
             *(each.method, str(each.edits), each.tuning),
-            *(shown(each.figures.get(f"{figure}_{state}")) for state in STATES),
+            *(_cell(each.figures.get(f"{figure}_{state}")) for state in STATES),
         ]
         for each in configurations
         if f"{figure}_base" in each.figures

@@ -17,8 +17,8 @@ from errata.experiments.survival.outcomes import (
     holm,
     paired_test,
 )
+from errata.metrics.prompts import PROMPT_KINDS
 from errata.metrics.scores import Amount, Score, grouped_mean, grouped_share, mean
-from errata.metrics.teacher_forced import PROMPT_KINDS
 
 STATES = ("base", "tuned", "edited", "edited_tuned")
 """The four models: as it was, tuned only, edited only, edited and then tuned."""
