@@ -1,1 +1,1 @@
-"""What editing and tuning cost a model elsewhere: perplexity on text, accuracy at tasks."""
+"""What an edit changed and what it broke: metrics on cases, perplexity on text, tasks."""

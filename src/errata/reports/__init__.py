@@ -1,1 +1,1 @@
-"""How results look: tables and figures, for runs and the command line alike."""
+"""Tables and figures of results, for runs and the command line."""

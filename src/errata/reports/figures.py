@@ -1,8 +1,7 @@
-"""Pictures of causal traces and of sweeps, by matplotlib (the extra `plot`), as PNG, PDF or SVG.
+"""What all figures share: creating and saving them with matplotlib (the extra `plot`).
 
-Tokens stand on the axis as a person reads them, the subject's with a star, what was restored in
-the title. Characters that no installed font can draw are shown by their code, and named. The
-figure grows with tokens and blocks, so that long prompts and deep models stay legible.
+Characters that no installed font has are shown as their code points. Figures grow with the
+number of tokens and blocks, so that long prompts and deep models stay legible.
 """
 
 from __future__ import annotations
@@ -34,10 +33,11 @@ STYLES: Sequence[tuple[Any, str]] = (
     ((0, (1, 1)), "v"),
     ((0, (6, 1)), "P"),
 )
-"""Dashes and marker of each line; with widths that fall, lines that coincide all stay visible."""
+"""Dashes and marker of each line; as widths decrease, lines that coincide all stay visible."""
 ACROSS = 3
+"""Panels in a row, at most."""
 LONGEST = 28
-"""Characters of a token that are shown."""
+"""Maximum number of characters of a token label."""
 
 
 def can_plot() -> bool:
@@ -48,7 +48,7 @@ def can_plot() -> bool:
 
 
 def blank_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, in inches; raises `ErrataError` without the extra."""
+    """Return an empty figure of a size in inches; raises `ErrataError` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -58,20 +58,23 @@ def blank_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, whole or not at all; its suffix tells the format."""
+def save_figure(figure: Figure, path: Path, dpi: int = 160) -> None:
+    """Write a figure atomically in the format of the path's suffix, one of `FORMATS`.
+
+    Raises `ErrataError` for another suffix.
+    """
     if path.suffix.removeprefix(".") not in FORMATS:
         raise ErrataError(
-            f"a picture cannot be kept as {path.name}", f"choose of {', '.join(FORMATS)}"
+            f"cannot save a figure as {path.name}", f"use a suffix of {', '.join(FORMATS)}"
         )
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=160)
+        figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=dpi)
 
 
 def draw_line(
     axis: Axes, blocks: Array, ends: tuple[Array, Array, Array], label: str, number: int
 ) -> None:
-    """Draw one line over blocks with its interval; the later its number, the finer."""
+    """Draw a line over blocks with its interval; lines with higher numbers are thinner."""
     value, low, high = ends
     (dashes, marker), colour = STYLES[number], LINES[number]
     finer = 0.68**number
@@ -85,20 +88,24 @@ def draw_line(
         markersize=2.5 + 5.5 * finer,
     )
     axis.fill_between(blocks, low, high, color=colour, alpha=0.15, linewidth=0)
-    _whole_numbers(axis)
+    use_integer_ticks(axis)
     axis.tick_params(labelsize=7)
     axis.set_xlabel("block", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _whole_numbers(axis: Axes) -> None:
+def use_integer_ticks(axis: Axes) -> None:
+    """Put the ticks of the horizontal axis at integers only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _panels(count: int, wide: float, tall: float, left: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its panels, at most three in a row, which share their vertical axis."""
+def panel_grid(count: int, wide: float, tall: float, left: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure and `count` panels, at most `ACROSS` in a row, with a common vertical axis.
+
+    A panel is `wide` by `tall` inches; `left` inches are added for labels.
+    """
     across = min(ACROSS, count)
     down = -(-count // across)
     figure = blank_figure(across * wide + left, down * tall + 0.5)
@@ -109,13 +116,16 @@ def _panels(count: int, wide: float, tall: float, left: float) -> tuple[Figure, 
 
 
 def readable(token: str) -> str:
-    """Return a token on one line, cut where it is very long."""
+    """Return a token as a label on one line, truncated to `LONGEST` characters."""
     piece = token.strip(" ").replace("\n", "↵").replace("\t", "⇥") or "␣"
     return piece if len(piece) <= LONGEST else piece[: LONGEST - 1] + "…"
 
 
-def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str], str]:
-    """Return texts that can be drawn, the fonts to do so with, and the characters none has."""
+def with_fonts(texts: Sequence[str]) -> tuple[list[str], list[str], str]:
+    """Return texts that matplotlib can draw, the font families for them, and missing characters.
+
+    A character that no installed font has is replaced by its code point, as in ⟨1F600⟩.
+    """
     from matplotlib import font_manager
     from matplotlib.ft2font import FT2Font
 

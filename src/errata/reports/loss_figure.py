@@ -1,34 +1,41 @@
-"""The loss of a tuning as numbers and as a picture."""
+"""The loss curve of fine-tuning: `loss.json` and `loss.png`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from errata.core.files import replacing, write_text
+from errata.core.files import write_text
+from errata.reports.figures import blank_figure, can_plot, save_figure
 from errata.tuning.train import TuningResult
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SMOOTHED = 0.05
-"""The line runs over the mean of this share of all steps."""
+"""Length of the moving average, as a share of all steps."""
 
 
 def mean_label(steps: int) -> str:
-    """Name the line of means over so many steps."""
+    """Return the legend of the moving average over `steps` steps."""
     return f"mean of {steps} step{'s' * (steps != 1)}"
 
 
 def write_curve(tuned: TuningResult, folder: Path) -> list[Path]:
-    """Write `loss.json` and, where Matplotlib is installed, `loss.png`; return what was written."""
-    numbers = folder / "loss.json"
-    write_text(
-        numbers,
-        json.dumps({"train": tuned.losses, "validation": tuned.validation}, indent=1) + "\n",
-    )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    """Write `loss.json` and, if matplotlib is installed, `loss.png`; return the paths."""
+    numbers, picture = folder / "loss.json", folder / "loss.png"
+    losses = {"train": tuned.losses, "validation": tuned.validation}
+    write_text(numbers, json.dumps(losses, indent=1) + "\n")
+    if not can_plot():
         return [numbers]
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    save_figure(draw_losses(tuned), picture, dpi=120)
+    return [numbers, picture]
+
+
+def draw_losses(tuned: TuningResult) -> Figure:
+    """Return a figure of training loss by step, its moving average, and validation loss."""
+    figure = blank_figure(6.4, 3.6)
     axes = figure.add_subplot()
     steps, losses = zip(*tuned.losses, strict=True)
     axes.plot(steps, losses, color="#9db7d5", linewidth=0.8, label="each step")
@@ -37,13 +44,10 @@ def write_curve(tuned: TuningResult, folder: Path) -> list[Path]:
              for i in range(len(losses))]  # fmt: skip
     axes.plot(steps, means, color="#1f4e79", linewidth=1.6, label=mean_label(width))
     if tuned.validation:
-        at, aside = zip(*tuned.validation, strict=True)
-        axes.plot(at, aside, "o-", color="#c0504d", markersize=3, label="rows set aside")
+        at, held_out = zip(*tuned.validation, strict=True)
+        axes.plot(at, held_out, "o-", color="#c0504d", markersize=3, label="rows set aside")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per learnt token")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    picture = folder / "loss.png"
-    with replacing(picture) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    return [numbers, picture]
+    return figure

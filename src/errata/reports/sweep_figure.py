@@ -1,4 +1,4 @@
-"""The figure of a block sweep: scores of an edit at each block."""
+"""The figure of a block sweep: scores of edits at each block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ SWEPT = ("efficacy", "paraphrase", "neighbourhood", "same_subject_accuracy")
 def draw_sweep(
     swept: Mapping[int, Mapping[str, Score]], traced: Mapping[str, Sequence[Score]], method: str
 ) -> Figure:
-    """Draw what edits at each block did, and effects of a trace of the same facts, over blocks."""
+    """Return a figure of scores of edits at each block, beside tracing effects of the same facts.
+
+    `swept` holds scores by block; `traced` per line one score per block of the model.
+    """
     blocks = np.array(list(swept))
     names = [n for n in SWEPT if all(n in scores for scores in swept.values())]
     panels = {

@@ -1,4 +1,8 @@
-"""Figures of causal traces: one question as heat maps, averages as heat maps and lines."""
+"""Figures of causal traces: one fact as heat maps, averages as heat maps and lines.
+
+Tokens are labels of the vertical axis, those of the subject with a star; the title says what was
+restored.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from errata.core.text import probability
 from errata.reports.figures import (
     ACROSS,
     Array,
-    _drawable,
-    _panels,
-    _whole_numbers,
     draw_line,
+    panel_grid,
     readable,
+    use_integer_ticks,
+    with_fonts,
 )
 from errata.tracing.averages import ROLES, Averages
 from errata.tracing.settings import TITLES, Kind
@@ -35,10 +39,10 @@ COLOURS: Mapping[Kind, str] = {
 
 
 def draw_trace(trace: Trace) -> tuple[Figure, str]:
-    """Draw one fact's trace, a heat map per kind; also return the characters no font has."""
-    drawable, families, missing = _drawable(_labels(trace))
+    """Return the figure of one trace, a heat map per kind, and the characters that no font has."""
+    drawable, families, missing = with_fonts(_labels(trace))
     wide, tall = _extent(trace.blocks, len(trace.places))
-    figure, axes = _panels(len(trace.kinds), wide + 0.9, tall + 1.0, 1.6)
+    figure, axes = panel_grid(len(trace.kinds), wide + 0.9, tall + 1.0, 1.6)
     low = float(trace.low.mean())
     for index, (axis, kind) in enumerate(zip(axes, trace.kinds, strict=True)):
         image = _heat(axis, trace.mean(kind), COLOURS[kind], low)
@@ -48,14 +52,14 @@ def draw_trace(trace: Trace) -> tuple[Figure, str]:
         axis.set_xlabel("block", fontsize=8)
         bar = figure.colorbar(image, ax=axis, shrink=min(1.0, 3.0 / tall), pad=0.02)
         bar.ax.tick_params(labelsize=7)
-    answer, _, lacks = _drawable([f"P({trace.answer})"])
+    answer, _, lacks = with_fonts([f"P({trace.answer})"])
     ends = f"{probability(trace.high)} clean, {probability(low)} corrupted"
     figure.suptitle(f"{answer[0]}: {ends}", fontsize=10, fontfamily=families)
     return figure, "".join(sorted(set(missing + lacks)))
 
 
 def titled(kind: Kind, window: int) -> str:
-    """Return what was restored, with the window where it has one."""
+    """Return a panel's title: what was restored, with the size of the window if there is one."""
     title = f"restored: {TITLES[kind]}"
     if kind not in ("mlp", "attn"):
         return title
@@ -63,10 +67,10 @@ def titled(kind: Kind, window: int) -> str:
 
 
 def draw_averages(averages: Averages, window: int) -> Figure:
-    """Draw average indirect effects as heat maps of role by block, one per kind."""
+    """Return a figure of average indirect effects: a heat map of role by block for each kind."""
     kinds, held = list(averages.effects), _held(averages)
     wide, _ = _extent(averages.blocks, len(ROLES))
-    figure, axes = _panels(len(kinds), wide + 0.9, 2.3, 1.6)
+    figure, axes = panel_grid(len(kinds), wide + 0.9, 2.3, 1.6)
     for index, (axis, kind) in enumerate(zip(axes, kinds, strict=True)):
         image = _heat(axis, averages.values(kind)[held], COLOURS[kind], 0.0)
         if index % ACROSS == 0:
@@ -79,9 +83,9 @@ def draw_averages(averages: Averages, window: int) -> Figure:
 
 
 def draw_lines(averages: Averages, window: int) -> Figure:
-    """Draw average indirect effects as lines over blocks, with their 95 % intervals."""
+    """Return a figure of average indirect effects: lines over blocks with 95 % intervals."""
     kinds = list(averages.effects)
-    figure, axes = _panels(len(kinds), max(3.2, 0.06 * averages.blocks + 1.4), 3.1, 0.4)
+    figure, axes = panel_grid(len(kinds), max(3.2, 0.06 * averages.blocks + 1.4), 3.1, 0.4)
     blocks = np.arange(averages.blocks, dtype=float)
     for axis, kind in zip(axes, kinds, strict=True):
         value, low, high = (averages.values(kind, end) for end in ("value", "low", "high"))
@@ -97,7 +101,7 @@ def draw_lines(averages: Averages, window: int) -> Figure:
 
 
 def _held(averages: Averages) -> list[int]:
-    """Return the roles that some fact has."""
+    """Return the indices of the roles that at least one fact has."""
     return [i for i, role in enumerate(ROLES) if any(role in e for e in averages.effects.values())]
 
 
@@ -111,7 +115,7 @@ def _heat(axis: Axes, values: Array, colours: str, low: float) -> Any:
     image = axis.imshow(
         values, cmap=colours, vmin=low, vmax=top, aspect="auto", interpolation="nearest"
     )
-    _whole_numbers(axis)
+    use_integer_ticks(axis)
     axis.tick_params(axis="x", labelsize=7)
     return image
 

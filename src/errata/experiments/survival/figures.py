@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from errata.core.files import replacing
 from errata.experiments.survival.measure import ROUNDING
 from errata.experiments.survival.summary import Configuration
+from errata.reports.figures import blank_figure, can_plot, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#1f4e79", "#c0504d", "#5a8f3c", "#7d5ba6", "#d08c2f", "#4bacc6", "#7f7f7f",
            "#222222", "#c78fb5", "#8c6d31")  # fmt: skip
@@ -21,10 +24,8 @@ CLASS_COLOURS = {
 
 
 def write_plots(folder: Path, configurations: Sequence[Configuration]) -> list[Path]:
-    """Write the pictures; none where Matplotlib is not installed. Return what was written."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    """Write the figures, none if matplotlib is not installed; return their paths."""
+    if not can_plot():
         return []
     most = max(each.edits for each in configurations)
     largest = [each for each in configurations if each.edits == most]
@@ -34,11 +35,8 @@ def write_plots(folder: Path, configurations: Sequence[Configuration]) -> list[P
         ("probabilities", _probabilities, largest),
         ("displacement", _displacement, largest),
     ):
-        figure = Figure(layout="constrained")
-        draw(figure, some)
         path = folder / f"{name}.png"
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+        save_figure(draw(some), path, dpi=110)
         found.append(path)
     return found
 
@@ -47,12 +45,12 @@ def _unique(values: Sequence[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _survival(figure: Any, configurations: Sequence[Configuration]) -> None:
+def _survival(configurations: Sequence[Configuration]) -> Figure:
     """Success before (dashes) and after tuning, by tuning, method and number of edits."""
     counts = sorted({each.edits for each in configurations})
     methods = _unique([each.method for each in configurations])
     tunings = _unique([each.tuning for each in configurations])
-    figure.set_size_inches(max(5.0, 1.0 + 0.62 * len(tunings) * len(counts) + 2), 4.2)
+    figure = blank_figure(max(5.0, 1.0 + 0.62 * len(tunings) * len(counts) + 2), 4.2)
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     width = 0.8 / len(methods)
     for panel, count in zip(panels, counts, strict=True):
@@ -82,13 +80,14 @@ def _survival(figure: Any, configurations: Sequence[Configuration]) -> None:
     panels[0].set_ylabel("edits that work after tuning, %\n(dots: before)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(methods), frameon=False)
+    return figure
 
 
-def _probabilities(figure: Any, configurations: Sequence[Configuration]) -> None:
+def _probabilities(configurations: Sequence[Configuration]) -> Figure:
     """P(new) of every edit before and after tuning, coloured by its class."""
     methods = _unique([each.method for each in configurations])
     tunings = _unique([each.tuning for each in configurations])
-    figure.set_size_inches(max(4.8, 1.6 * len(tunings) + 0.8), 1.7 * len(methods) + 0.8)
+    figure = blank_figure(max(4.8, 1.6 * len(tunings) + 0.8), 1.7 * len(methods) + 0.8)
     panels = figure.subplots(len(methods), len(tunings), sharex=True, sharey=True, squeeze=False)
     for each in configurations:
         row, column = methods.index(each.method), tunings.index(each.tuning)
@@ -121,14 +120,15 @@ def _probabilities(figure: Any, configurations: Sequence[Configuration]) -> None
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False,
                   markerscale=2)  # fmt: skip
+    return figure
 
 
-def _displacement(figure: Any, configurations: Sequence[Configuration]) -> None:
+def _displacement(configurations: Sequence[Configuration]) -> Figure:
     """How far edit and tuning move the last subject token's state, by block, and their cosine."""
     methods = _unique([each.method for each in configurations])
     tunings = _unique([each.tuning for each in configurations])
     width = max(6.4, 3.1 * len(methods) + 1.2)
-    figure.set_size_inches(width, 5.4)
+    figure = blank_figure(width, 5.4)
     panels = figure.subplots(2, len(methods), sharex=True, sharey="row", squeeze=False)
     for column, method in enumerate(methods):
         above, below = panels[0][column], panels[1][column]
@@ -156,6 +156,7 @@ def _displacement(figure: Any, configurations: Sequence[Configuration]) -> None:
     columns = min(int(width / 1.55), len(labels))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False,
                   fontsize=9)  # fmt: skip
+    return figure
 
 
 def _line(
