@@ -54,7 +54,7 @@ LIGHT = (
 HEAVY = ("torch", "transformers", "accelerate", "safetensors.torch")
 EXTRAS = (
     *("peft", "datasets", "lm_eval", "sklearn", "nltk"),
-    *("submitit", "matplotlib", "gradio", "plotly"),
+    *("submitit", "matplotlib", "gradio", "plotly", "statsmodels"),
 )
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

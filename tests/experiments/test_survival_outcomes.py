@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from errata.core.errors import ErrataError
 from errata.experiments.survival.outcomes import (
     CLASSES,
     class_shares,
@@ -70,15 +74,43 @@ def test_seeds_do_not_pass_for_more_edits() -> None:
     assert tripled.high - tripled.low == pytest.approx(single.high - single.low, rel=0.1)
 
 
-def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    for both, only_one, only_other in ((5, 7, 1), (0, 3, 3), (9, 0, 0), (2, 20, 6)):
-        one = [True] * both + [True] * only_one + [False] * only_other
-        other = [True] * both + [False] * only_one + [True] * only_other
-        count = only_one + only_other
-        expected = stats.binomtest(only_one, count).pvalue if count else 1.0
-        assert mcnemar(one, other) == pytest.approx(expected)
-        assert mcnemar(one, other) == mcnemar(other, one)
+outcome_pairs = st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60)
+
+
+@settings(max_examples=100, deadline=None)
+@given(outcome_pairs)
+def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(
+    pairs: list[tuple[bool, bool]],
+) -> None:
+    """Against the sum of the binomial coefficients of its tail, for any pairs or none."""
+    one, other = [a for a, _ in pairs], [b for _, b in pairs]
+    only_one = sum(a and not b for a, b in pairs)
+    only_other = sum(b and not a for a, b in pairs)
+    n, k = only_one + only_other, min(only_one, only_other)
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    assert mcnemar(one, other) == pytest.approx(min(1.0, 2 * tail / 2**n), rel=1e-12)
+    assert mcnemar(one, other) == mcnemar(other, one)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_holm_steps_down_through_the_sorted_values(values: list[float]) -> None:
+    """Against the definition: p times the number of values left, never less than the one before."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    adjusted, highest = [0.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
+        adjusted[i] = highest
+    assert holm(values) == pytest.approx(adjusted, rel=1e-12)
+
+
+def test_without_statsmodels_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    for test in (lambda: mcnemar([True], [False]), lambda: holm([0.5])):
+        with pytest.raises(ErrataError, match="needs statsmodels") as raised:
+            test()
+        assert raised.value.hints == ("pip install 'errata[tune]'",)
+    assert holm([]) == []
 
 
 def test_the_test_follows_the_number_of_seeds() -> None:

@@ -11,11 +11,12 @@ the edits that are drawn anew for intervals, so seeds do not pass for more edits
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 
+from errata.core.errors import ErrataError
 from errata.metrics.scores import Score, grouped_share, share
 
 CLASSES = ("stable", "erased", "emergent", "impossible")
@@ -76,13 +77,24 @@ def _resampled(figure: Callable[[np.ndarray], float], count: int) -> tuple[float
     return value, min(value, float(low)), max(value, float(high))
 
 
+def require_statsmodels() -> None:
+    """Raise `ErrataError` if statsmodels, which has the tests of significance, is not installed."""
+    if find_spec("statsmodels") is None:
+        raise ErrataError(
+            "comparing configurations needs statsmodels, which is not installed",
+            "pip install 'errata[tune]'",
+        )
+
+
 def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
-    """Return the two-sided p of McNemar's exact test on paired yes-or-no outcomes."""
-    only_one = sum(a and not b for a, b in zip(one, other, strict=True))
-    only_other = sum(b and not a for a, b in zip(one, other, strict=True))
-    n, k = only_one + only_other, min(only_one, only_other)
-    tail = sum(math.comb(n, i) for i in range(k + 1))
-    return min(1.0, 2 * tail / 2**n)
+    """Return the two-sided p value of McNemar's exact test on paired binary outcomes."""
+    require_statsmodels()
+    from statsmodels.stats.contingency_tables import mcnemar as exact_test
+
+    table = np.zeros((2, 2))
+    for pair in zip(one, other, strict=True):
+        table[int(pair[0]), int(pair[1])] += 1
+    return float(exact_test(table, exact=True).pvalue)
 
 
 def paired_bootstrap(one: Sequence[float], other: Sequence[float]) -> float:
@@ -103,10 +115,10 @@ def paired_test(one: Outcomes, other: Outcomes) -> tuple[str, float]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p values adjusted for their number (Holm 1979)."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    adjusted, highest = [0.0] * len(values), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
-        adjusted[i] = highest
-    return adjusted
+    """Return p values adjusted for multiple testing by Holm's method (1979)."""
+    if not values:
+        return []
+    require_statsmodels()
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(values, method="holm")[1]]

@@ -31,6 +31,7 @@ from errata.experiments.survival.measure import (
     save_states,
     states_of,
 )
+from errata.experiments.survival.outcomes import require_statsmodels
 from errata.experiments.survival.report import write_tables
 from errata.experiments.survival.settings import Matrix, Tuning
 from errata.experiments.survival.summary import as_json, read_configurations
@@ -184,6 +185,8 @@ class Survival:
 
 def check_fit(matrix: Matrix, edited: EditedModel) -> None:
     """Raise `ErrataError` where blocks, matrices or lengths are not such as the model has."""
+    if len(matrix.methods) * len(matrix.tunings) > 1:
+        require_statsmodels()
     model, family = edited.model, family_of(edited.model)
     count = family.block_count(model)
     for name in matrix.methods:
