@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from errata.data.case import Case, Probe
-from errata.metrics.generated import answer_cases, stands_in, summarise_answers
+from errata.metrics.generated import answer_cases, contains_answer, summarise_answers
 from errata.metrics.text_quality import (
     TfIdf,
     n_gram_entropy,
@@ -112,13 +112,13 @@ def test_the_model_s_positions_are_the_limit() -> None:
     ],
 )
 def test_answers_are_whole_words(answer: str, text: str, begins: bool, holds: bool) -> None:
-    assert stands_in(answer, text, at_start=True) is begins
-    assert stands_in(answer, text) is holds
+    assert contains_answer(answer, text, at_start=True) is begins
+    assert contains_answer(answer, text) is holds
 
 
 def test_scripts_without_spaces_have_no_word_borders() -> None:
-    assert not stands_in("巴黎", "巴黎是首都", at_start=True)
-    assert stands_in("巴黎", "巴黎是首都", at_start=True, spaced=False)
+    assert not contains_answer("巴黎", "巴黎是首都", at_start=True)
+    assert contains_answer("巴黎", "巴黎是首都", at_start=True, spaced=False)
 
 
 def test_answers_are_those_that_count_at_each_prompt() -> None:

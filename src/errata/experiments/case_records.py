@@ -59,8 +59,8 @@ class RunRecord:
 
     def first(self, count: int) -> RunRecord:
         """Return the run with only the cases whose id is below `count`."""
-        kept = tuple(case for case in self.cases if isinstance(case.id, int) and case.id < count)
-        return RunRecord(self.folder, kept, self.unreadable)
+        chosen = tuple(case for case in self.cases if isinstance(case.id, int) and case.id < count)
+        return RunRecord(self.folder, chosen, self.unreadable)
 
     def summary(self, half: str) -> dict[str, Score]:
         """Return every score of one half, `before` or `after`, by name."""

@@ -1,9 +1,9 @@
-"""A run of tasks on one model, kept part by part.
+"""Task runs: generated answers and tasks of lm-eval on one model, stored part by part.
 
     results/tasks/run_<NNN>/  params.json answers.jsonl summary.json report.md
 
-Both protocols stand side by side under their names. Written answers are kept in parts until
-the run is whole, a task of lm-eval once it is done; a run that was stopped goes on there.
+Results of the two protocols have separate names. Generated answers are stored in parts, tasks of
+lm-eval once each is finished; an interrupted run resumes from there.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ from errata.patches.edited_model import EditedModel
 from errata.reports.tables import markdown_table
 
 Found = dict[str, dict[str, Any]]
-"""Per task: its `protocol`, and its `figures` by name."""
+"""Per task: its `protocol`, and its scores by name as `figures`."""
 
 
 class TaskSettings(Settings):
-    """What is asked, and how."""
+    """Tasks, their data, and how answers are generated."""
 
     tasks: tuple[str, ...] = ()
-    """Tasks whose answers are written: the eight by name, `all`, files, or hf:DATASET."""
+    """Tasks with generated answers: the eight by name, `all`, files, or hf:DATASET."""
     harness: tuple[str, ...] = ()
     """Tasks of lm-eval."""
     data: str = "dataset"
-    """The folder that holds <task>/test.json."""
+    """The folder that contains <task>/test.json."""
     limit: int | None = Field(None, ge=1)
-    """Rows of each task."""
+    """Maximum number of rows per task."""
     template: TemplateName = "auto"
-    """How an instruction becomes a prompt."""
+    """Prompt template of an instruction."""
     beams: int = Field(4, ge=1)
-    """Beams of the search; the study's are 4."""
+    """Number of beams; 4 in the paper."""
     max_new_tokens: int = Field(32, ge=1)
-    """Longest written answer, in tokens."""
+    """Maximum length of a generated answer, in tokens."""
     shots: int | None = None
-    """Examples before each question, for lm-eval."""
+    """Number of few-shot examples, for lm-eval."""
     mirror: str | None = None
-    """A folder with copies of Hub datasets."""
+    """Folder with copies of Hub datasets."""
     harness_folder: str | None = None
-    """Task files of your own, for lm-eval."""
+    """Folder with custom task files, for lm-eval."""
 
     @property
     def protocol(self) -> str:
-        """The protocol of written answers, in words."""
+        """Description of the protocol of generated answers."""
         return (
             f"written: {self.beams} beams, {self.max_new_tokens} new tokens, "
             "then the first answer word"
@@ -74,9 +74,10 @@ def run_tasks(
     command: str | None = None,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, Found], Path]:
-    """Ask a model, and the one without its patches if it has any; return what was found.
+    """Run tasks on a model and, if it has patches, on the model without them.
 
-    Found are `after` and, with patches, `before`. Raises `ErrataError` for unknown tasks.
+    Returns the results `after` and, with patches, `before`, and the run's folder. Raises
+    `ErrataError` for unknown tasks.
     """
     tasks = _tasks(asking)
     asking = asking.with_values(template=resolve_template(asking.template, edited.tokenizer))
@@ -92,10 +93,10 @@ def run_tasks(
     records: list[dict[str, Any]] = []
     with run_folder(results, "tasks", params, command) as (folder, _):
         for half in halves:
-            as_it_is = edited.without_patches() if half == "before" else nullcontext()
-            with as_it_is:
-                found[half] = _written(edited, tasks, asking, folder, half, records, progress)
-                found[half] |= _likelier(edited, asking, folder, half)
+            state = edited.without_patches() if half == "before" else nullcontext()
+            with state:
+                found[half] = _generated(edited, tasks, asking, folder, half, records, progress)
+                found[half] |= _harness(edited, asking, folder, half)
         write_results(
             folder,
             f"tasks, {folder.name}: {edited.name}",
@@ -116,11 +117,13 @@ def _tasks(asking: TaskSettings) -> list[commonsense.Task]:
     mirror = None if asking.mirror is None else Path(asking.mirror)
     read = [commonsense.read_task(name, Path(asking.data), asking.limit, mirror) for name in names]
     if len({task.name for task in read}) < len(read):
-        raise ErrataError("two tasks have one name", "name each once, and files differently")
+        raise ErrataError(
+            "two tasks have the same name", "list each task once, and give files different names"
+        )
     return read
 
 
-def _written(
+def _generated(
     edited: EditedModel,
     tasks: list[commonsense.Task],
     asking: TaskSettings,
@@ -154,12 +157,12 @@ def _from(progress: Progress, before: int, total: int) -> Progress:
     return lambda done, _: progress(before + done, total)
 
 
-def _likelier(edited: EditedModel, asking: TaskSettings, folder: Path, half: str) -> Found:
+def _harness(edited: EditedModel, asking: TaskSettings, folder: Path, half: str) -> Found:
     found: Found = {}
     for name in asking.harness:
         path = folder / "parts" / half / f"lm-eval_{name}.json"
         if path.exists():
-            kept = json.loads(path.read_text("utf-8"))
+            stored = json.loads(path.read_text("utf-8"))
         else:
             scores = lm_eval.run_harness(
                 edited,
@@ -169,20 +172,22 @@ def _likelier(edited: EditedModel, asking: TaskSettings, folder: Path, half: str
                 mirror=None if asking.mirror is None else Path(asking.mirror),
                 folder=None if asking.harness_folder is None else Path(asking.harness_folder),
             )
-            kept = {task: {n: _kept(s) for n, s in some.items()} for task, some in scores.items()}
-            write_text(path, json.dumps(kept))
-        for task, some in kept.items():
+            stored = {
+                task: {n: _stored(s) for n, s in some.items()} for task, some in scores.items()
+            }
+            write_text(path, json.dumps(stored))
+        for task, some in stored.items():
             figures = {n: (Amount if kind else Score)(**s) for n, (kind, s) in some.items()}
             found[f"lm-eval:{task}"] = {"protocol": lm_eval.PROTOCOL, "figures": figures}
     return found
 
 
-def _kept(score: Score) -> tuple[bool, dict[str, Any]]:
+def _stored(score: Score) -> tuple[bool, dict[str, Any]]:
     return isinstance(score, Amount), score.model_dump()
 
 
 def as_json(found: Found) -> dict[str, Any]:
-    """Return figures as plain numbers."""
+    """Return results as JSON values."""
     return {
         task: {**each, "figures": plain_scores(each["figures"])} for task, each in found.items()
     }

@@ -107,14 +107,18 @@ def answer_cases(
         for prompt in prompts:
             text, right = next(texts), prompt.right
             spaced = case.request.separator != ""
-            begins = None if right is None else stands_in(right, text, at_start=True, spaced=spaced)
-            holds = None if right is None else stands_in(right, text, spaced=spaced)
+            begins = (
+                None
+                if right is None
+                else contains_answer(right, text, at_start=True, spaced=spaced)
+            )
+            holds = None if right is None else contains_answer(right, text, spaced=spaced)
             answers.append(Answer(prompt.kind, prompt.text, text, begins, holds))
         found.append(answers)
     return found
 
 
-def stands_in(answer: str, text: str, *, at_start: bool = False, spaced: bool = True) -> bool:
+def contains_answer(answer: str, text: str, *, at_start: bool = False, spaced: bool = True) -> bool:
     """Whether a text contains an answer, or begins with it: whole words, case-insensitive.
 
     Scripts without spaces between words (`spaced=False`) have no word boundaries to match.

@@ -85,7 +85,7 @@ def score_token_rows(
 
 
 def tokens_scored(rows: Sequence[TokenRow], budget: int = TOKENS_AT_ONCE) -> int:
-    """Return how many tokens, padding included, `score_token_rows` runs through the model."""
+    """Return the number of tokens, padding included, that `score_token_rows` runs."""
     batches = _batches(rows, list(_shared(rows)), budget)
     return sum(len(held) * max(len(rows[i].ids) for i in held) for held in batches)
 
@@ -117,19 +117,19 @@ def _read(
     logits = logits_at(
         model, keep, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
     )
-    says = logits.float().log_softmax(-1)  # (kept, vocabulary)
-    place = (keep.flatten().cumsum(0) - 1).view(keep.shape).cpu()
-    asked = torch.cat(
-        [place[line, len(row.ids) - len(row.targets) : len(row.ids)] for line, _, row in members]
+    log_probs = logits.float().log_softmax(-1)  # (kept positions, vocabulary)
+    index = (keep.flatten().cumsum(0) - 1).view(keep.shape).cpu()
+    wanted = torch.cat(
+        [index[line, len(row.ids) - len(row.targets) : len(row.ids)] for line, _, row in members]
     ).to(ids.device)
     targets = torch.tensor([t for _, _, row in members for t in row.targets], device=ids.device)
-    nll = -says[asked, targets].cpu().double()
+    nll = -log_probs[wanted, targets].cpu().double()
     if nll.isnan().any():
         raise ErrataError(
-            f"the model's answers are not finite in {model.dtype}",
+            f"the model's logits are not finite in {model.dtype}",
             "load it in a wider dtype: --dtype float32, or bfloat16",
         )
-    right = (says.argmax(-1)[asked] == targets).tolist()
+    right = (log_probs.argmax(-1)[wanted] == targets).tolist()
     found, start = {}, 0
     for _, i, row in members:
         end = start + len(row.targets)

@@ -1,7 +1,7 @@
-"""Any task of lm-eval, by its own harness, on a model as it stands in memory.
+"""Tasks of lm-eval, run by its own harness on a model in memory.
 
-The harness compares log-likelihoods of given answers, so its accuracy is another figure than
-that of texts which a model writes (`commonsense`). Only this module imports `lm_eval`.
+The harness compares log-likelihoods of given answers, so its accuracy is not comparable with
+that of generated answers (`tasks`). Only this module imports `lm_eval`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def run_harness(
     folder: Path | None = None,
     add_bos: bool | None = None,
 ) -> dict[str, dict[str, Score]]:
-    """Return every figure of every task, by name.
+    """Return the scores of every task, by the names of task and score.
 
-    `mirror` holds copies of the Hub datasets that the tasks read (see `mirror`), `folder` task
-    files of your own. `add_bos` False keeps lm-eval from setting BOS twice in rolling
-    likelihoods. Yes-or-no figures get Wilson intervals, others lm-eval's standard error.
-    Raises `ErrataError` for tasks that are unknown or whose data cannot be had.
+    `mirror` is a folder with copies of the Hub datasets that the tasks read, `folder` one with
+    custom task files. `add_bos` False prevents a second BOS in rolling likelihoods. Binary
+    scores get Wilson intervals, others lm-eval's standard error. Raises `ErrataError` for
+    unknown tasks and for tasks whose data is not available.
     """
     try:
         import lm_eval
@@ -52,7 +52,7 @@ def run_harness(
         if unknown:
             raise ErrataError(
                 f"lm-eval knows no task {', '.join(unknown)}",
-                "`lm-eval ls tasks` lists them; files of your own: --harness-folder DIR",
+                "`lm-eval ls tasks` lists them; for custom task files: --harness-folder DIR",
             )
         model = HFLM(
             pretrained=edited.model,
@@ -68,7 +68,7 @@ def run_harness(
                 )  # fmt: skip
             except ErrataError:
                 raise
-            except Exception as error:  # whatever a task's data or code raises
+            except Exception as error:  # tasks' data and code raise anything
                 raise ErrataError(
                     f"lm-eval cannot run {', '.join(tasks)}: {type(error).__name__}: {error}",
                     "without network, give a folder with copies of the tasks' datasets: "
@@ -86,21 +86,21 @@ def _figures(
     samples: Sequence[Mapping[str, Any]],
     counts: Mapping[str, int] | None,
 ) -> dict[str, Score]:
-    """Return a task's figures with intervals; `n` is the number of its documents."""
+    """Return a task's scores with intervals; `n` is the number of its documents."""
     n = len(samples) or int((counts or {}).get("effective", 0)) or int(values.get("sample_len", 0))
     scores: dict[str, Score] = {}
     for key, value in values.items():
-        name, _, kept = key.partition(",")
-        if not kept or name.endswith("_stderr") or not isinstance(value, int | float):
+        name, _, filter_name = key.partition(",")
+        if not filter_name or name.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        label = name if kept == "none" else f"{name}_{kept}"
+        label = name if filter_name == "none" else f"{name}_{filter_name}"
         outcomes = [sample[name] for sample in samples if name in sample]
         if name in _SHARES and outcomes and all(each in (0, 1) for each in outcomes):
             score = share([bool(each) for each in outcomes])
             assert score is not None
             scores[label] = score
             continue
-        error = values.get(f"{name}_stderr,{kept}")
+        error = values.get(f"{name}_stderr,{filter_name}")
         half = Z95 * error if isinstance(error, int | float) else 0.0
         kind = Score if name in _SHARES else Amount
         scores[label] = kind(value=value, low=value - half, high=value + half, n=n)
@@ -109,7 +109,7 @@ def _figures(
 
 @contextmanager
 def _reading(mirror: Path | None) -> Iterator[None]:
-    """Let lm-eval's tasks find their datasets in a mirror for the time of the block."""
+    """Redirect the dataset downloads of lm-eval's tasks to a mirror within the block."""
     import datasets
 
     real = datasets.load_dataset
@@ -128,7 +128,7 @@ def _reading(mirror: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval's log to what is wrong."""
+    """Set lm-eval's log level to errors within the block."""
     log = logging.getLogger("lm_eval")
     level = log.level
     log.setLevel(logging.ERROR)

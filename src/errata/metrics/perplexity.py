@@ -2,15 +2,15 @@
 
     ppl = exp(Σ nll / N),  N the tokens predicted, the words, or the bytes
 
-Every token of a text is predicted once, the first one after the BOS (or, without one, the
-EOS). Windows hold `window` tokens; each but the first predicts the next `stride` tokens (the
-last one what is left), and sees as many before them as fit. With stride = window these are
-the windows of lm-eval's rolling log-likelihood. Padding fills batches and is never counted.
+Every token of a text is predicted once, the first one after the BOS token (or EOS, if there is no
+BOS). Windows hold `window` tokens; each but the first predicts the next `stride` tokens (the
+last one the rest) with as much left context as fits. With stride = window these are the windows
+of lm-eval's rolling log-likelihood. Padding is never counted.
 
-Differs from lm-eval: a tokenizer that puts BOS before a text puts it twice there, behind the
-one that starts the window, and it is predicted and counted; `add_bos_token=False` avoids that.
-Differs from kmeng01/rome, whose divisor counts the first token although nothing predicts
-it (`likelihood.perplexity` gives that one): N tokens take N - 1 predictions there.
+Differs from lm-eval: there a tokenizer that adds BOS to a text adds it after the one that starts
+the window, so a second BOS is predicted and counted; `add_bos_token=False` avoids that.
+Differs from kmeng01/rome, whose divisor counts the first token although nothing predicts it
+(see `likelihood.perplexity`): N tokens have N - 1 predictions there.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from errata.models.tokens import TOKENS_AT_ONCE, TokenRow
 from errata.patches.edited_model import EditedModel
 
 WINDOW = 2048
-"""Longest window where none is named: lm-eval's for models that do not tell their length."""
+"""Upper bound of the default window: lm-eval's for models of unknown context length."""
 LOGITS_AT_ONCE = 2**27
-"""Numbers in the logits of one forward pass, at most."""
+"""Maximum number of logits in a forward pass."""
 ROWS_AT_ONCE = 64
-"""Windows between two reports of progress."""
+"""Windows per report of progress."""
 
 
 class Windowed(NamedTuple):
-    """How texts were cut."""
+    """Length and stride of the windows of a text, in tokens."""
 
     window: int
     stride: int
 
 
 class PerplexityResult(NamedTuple):
-    """What a model made of some texts."""
+    """Negative log-likelihoods of the windows of texts, and what they are divided by."""
 
     nll: tuple[float, ...]
-    """Σ -log p of each window's new tokens, nats."""
+    """Σ -log p over the tokens that each window predicts, nats."""
     tokens: tuple[int, ...]
-    """How many those are."""
+    """Number of tokens that each window predicts."""
     words: int
     bytes: int
     cut: Windowed
@@ -60,8 +60,8 @@ class PerplexityResult(NamedTuple):
     def figures(self) -> dict[str, Amount]:
         """Return `token_perplexity`, `word_perplexity`, `byte_perplexity` and `bits_per_byte`.
 
-        Intervals: windows are drawn anew 2,000 times; words and bytes per token are taken as
-        given. `n` is the number of tokens, words or bytes.
+        Intervals: windows are resampled 2,000 times; words and bytes per token are held fixed.
+        `n` is the number of tokens, words or bytes.
         """
         counted = sum(self.tokens)
         rate, low, high = self._rates()
@@ -76,7 +76,7 @@ class PerplexityResult(NamedTuple):
         return found
 
     def _rates(self) -> tuple[float, float, float]:
-        """Return nats per token, and the ends of its interval."""
+        """Return nats per token and the ends of the interval."""
         nll, tokens = np.asarray(self.nll), np.asarray(self.tokens, dtype=float)
         rate, count = float(nll.sum() / tokens.sum()), len(nll)
         random = np.random.default_rng(0)
@@ -88,27 +88,27 @@ class PerplexityResult(NamedTuple):
 def cut_for(
     model: PreTrainedModel, window: int | None = None, stride: int | None = None
 ) -> Windowed:
-    """Return the window and stride to use; raises `ErrataError` for those that do not fit."""
+    """Return the window and stride to use; raises `ErrataError` if they are invalid."""
     most = positions_of(model)
     wide = min(most, WINDOW) if window is None else window
     step = wide if stride is None else stride
     if not 1 <= wide <= most:
         raise ErrataError(
-            f"a window of {wide} tokens does not fit a model that reads {most}",
+            f"a window of {wide} tokens exceeds the model's context of {most}",
             f"give a window between 1 and {most}",
         )
     if not 1 <= step <= wide:
         raise ErrataError(
-            f"a stride of {step} tokens would leave out some in windows of {wide}",
+            f"a stride of {step} tokens skips tokens in windows of {wide}",
             f"give a stride between 1 and {wide}",
         )
     return Windowed(wide, step)
 
 
 def windows_of(ids: Sequence[int], first: int, cut: Windowed) -> list[TokenRow]:
-    """Cut a text's tokens into rows whose targets are, together, every token once.
+    """Return rows of a text's tokens whose targets together are every token once.
 
-    `first` stands before the text and is not predicted.
+    `first` is the token before the text; it is not predicted.
     """
     rows, stream, done = [], (first, *ids), 0
     while done < len(ids):
@@ -120,7 +120,10 @@ def windows_of(ids: Sequence[int], first: int, cut: Windowed) -> list[TokenRow]:
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that stands before a text: BOS, or EOS where there is none."""
+    """Return the token to put before a text: BOS, or EOS if there is none.
+
+    Raises `ErrataError` if the tokenizer has neither.
+    """
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
@@ -138,7 +141,10 @@ def read_texts(
     stride: int | None = None,
     progress: Progress = no_progress,
 ) -> PerplexityResult:
-    """Let a model read texts; see the module's head for windows and what is counted."""
+    """Return the likelihood of texts, window by window; see the top of this module.
+
+    Raises `ErrataError` for an invalid window or stride, and for texts without tokens.
+    """
     model, tokenizer = edited.model, edited.tokenizer
     cut, first = cut_for(model, window, stride), first_token(tokenizer)
     rows = []
@@ -146,7 +152,7 @@ def read_texts(
         ids = tokenizer(each.text, add_special_tokens=False, verbose=False)["input_ids"]
         rows += windows_of(ids, first, cut)
     if not rows:
-        raise ErrataError("the texts hold no tokens", "give a text that says something")
+        raise ErrataError("the texts have no tokens", "give a text that is not empty")
     vocabulary = model.config.get_text_config().vocab_size
     budget = max(cut.window, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocabulary))
     nll: list[float] = []

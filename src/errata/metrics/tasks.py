@@ -1,15 +1,15 @@
-"""Tasks in the protocol of LLM-Adapters: the model writes, and the answer word is looked for.
+"""Tasks in the protocol of LLM-Adapters: generate text and search it for the answer word.
 
     generate (4 beams, 32 new tokens) → first of the task's words in the text → compare
 
-The eight commonsense sets hold rows {instruction, input, output, answer}. A text without any of
-the words breaks the format, which is counted apart from a wrong answer (arXiv 2304.01933 counts
-both as wrong, so its accuracy is `accuracy` here). Rows of other files may name their words at
-the end of the instruction, "Answer format: a/b"; where they do not, the answer has to stand in
-the text, and only an empty text breaks the format.
+The eight commonsense datasets have rows {instruction, input, output, answer}. A text without any
+of the words is a broken format, counted separately from a wrong answer (arXiv 2304.01933 counts
+both as wrong, so its accuracy is `accuracy` here). Rows of other files may list their words at
+the end of the instruction, "Answer format: a/b"; otherwise the text must contain the answer, and
+only an empty text is a broken format.
 
-Differs from AGI-Edgerunners/LLM-Adapters: that also sets a temperature, top-p and top-k, which
-beam search without sampling does not read.
+Differs from AGI-Edgerunners/LLM-Adapters: that also sets temperature, top-p and top-k, which
+beam search without sampling ignores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from errata.core.files import write_text
 from errata.core.progress import Progress, no_progress
 from errata.data.instructions import Instruction, read_rows
 from errata.data.templates import TemplateName, render_prompt
-from errata.metrics.generated import stands_in
+from errata.metrics.generated import contains_answer
 from errata.metrics.scores import Score, share
 from errata.models.generation import continuations
 from errata.patches.edited_model import EditedModel
@@ -43,11 +43,11 @@ WORDS: dict[str, tuple[str, ...]] = {
     "boolq": ("true", "false"),
     **{task: tuple(f"{word}{i}" for i in range(1, n + 1)) for task, (word, n) in _NUMBERED.items()},
 }
-"""The eight tasks and the words that answer them."""
+"""The eight tasks and their answer words."""
 BEAMS = 4
-"""Beams of the search for a written answer, as the study has them."""
+"""Number of beams, as in the paper."""
 ROWS_PER_PART = 32
-"""Rows that are asked together, kept together, and not asked again."""
+"""Rows that are answered and stored together; a part is the unit of resume."""
 
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
 
@@ -55,7 +55,7 @@ Outcome = Literal["right", "wrong", "broken"]
 
 
 class Answered(NamedTuple):
-    """What a model wrote for one row."""
+    """The text that a model generated for one row, and how it was judged."""
 
     text: str
     outcome: Outcome
@@ -71,13 +71,13 @@ class Task(NamedTuple):
 def read_task(name: str, data: Path, limit: int | None = None, mirror: Path | None = None) -> Task:
     """Read one of the eight from DATA/<name>/test.json, a file of rows, or hf:DATASET's test split.
 
-    Raises `ErrataError` when there is none.
+    Raises `ErrataError` if it does not exist.
     """
     path = data / name / "test.json"
     if name in WORDS and not path.is_file():
         raise ErrataError(
             f"there is no {path}",
-            "name the folder that holds <task>/test.json: --data DIR; LLM-Adapters publishes it "
+            "give the folder that contains <task>/test.json: --data DIR; LLM-Adapters publishes it "
             "as `dataset`",
         )
     is_file = Path(name).is_file() or name.startswith("hf:")
@@ -94,12 +94,14 @@ def read_task(name: str, data: Path, limit: int | None = None, mirror: Path | No
 
 
 def judge(task: str, row: Instruction, text: str) -> Outcome:
-    """Tell what a text is as an answer to a row of a task."""
+    """Return whether a text answers a row of a task correctly, wrongly, or in a broken format."""
     words = WORDS.get(task)
     if words is None and (named := _FORMAT.search(row.instruction)):
         words = tuple(named[1].split("/"))
     if words is None:
-        return "right" if stands_in(row.right, text) else "wrong" if text.strip() else "broken"
+        return (
+            "right" if contains_answer(row.right, text) else "wrong" if text.strip() else "broken"
+        )
     found = re.search("|".join(map(re.escape, words)), text)
     if found is None:
         return "broken"
@@ -116,13 +118,13 @@ def answer_rows(
     parts: Path | None = None,
     progress: Progress = no_progress,
 ) -> list[Answered]:
-    """Let a model answer a task's rows, part by part; parts kept in the folder are not redone."""
+    """Generate answers to a task's rows, part by part; finished parts in the folder are reused."""
     found: list[Answered] = []
     for start in range(0, len(task.rows), ROWS_PER_PART):
         path = None if parts is None else parts / f"{task.name}_{start:06d}.json"
         some = task.rows[start : start + ROWS_PER_PART]
         if path is not None and path.exists():
-            found += [Answered(*kept) for kept in json.loads(path.read_text("utf-8"))]
+            found += [Answered(*stored) for stored in json.loads(path.read_text("utf-8"))]
             continue
         prompts = [
             render_prompt(template, row.instruction, row.input, edited.tokenizer) for row in some
@@ -146,7 +148,7 @@ def answer_rows(
 
 
 def figures(answered: Sequence[Answered]) -> dict[str, Score]:
-    """Return the shares of answers that are right (`accuracy`), `wrong`, and `broken_format`."""
+    """Return the shares of correct answers (`accuracy`), `wrong` ones, and `broken_format`."""
     named: tuple[tuple[str, Outcome], ...] = (
         *(("accuracy", "right"), ("wrong", "wrong"), ("broken_format", "broken")),
     )
