@@ -54,7 +54,7 @@ def likelihoods(
         if len(row.ids) > room:
             raise ErrataError(
                 f"{prompt[:60]!r}… is {len(row.ids)} tokens long with its answer; "
-                f"the model's context is {room}",
+                f"the model's context is {room} tokens",
                 "shorten the prompt, or leave its record out",
             )
     return score_token_rows(edited.model, rows, budget)

@@ -94,7 +94,7 @@ def cut_for(
     step = wide if stride is None else stride
     if not 1 <= wide <= most:
         raise ErrataError(
-            f"a window of {wide} tokens exceeds the model's context of {most}",
+            f"a window of {wide} tokens exceeds the model's context of {most} tokens",
             f"give a window between 1 and {most}",
         )
     if not 1 <= step <= wide:
