@@ -13,6 +13,7 @@ from errata.data.request import SLOT
 from errata.metrics.likelihood import answer_row
 from errata.metrics.teacher_forced import score_cases
 from errata.metrics.text_quality import TfIdf, n_gram_entropy, words
+from errata.patches.edited_model import EditedModel
 from parity.check_scores import (
     check_states,
     counterfact_row,
@@ -60,7 +61,8 @@ def own_cases(recorded: Recorded) -> list[Case]:
 
 def test_own_scores_are_those_of_plain_forwards(recorded: Recorded) -> None:
     cases = own_cases(recorded)
-    for case, rows in zip(cases, score_cases(recorded, cases), strict=True):
+    edited = EditedModel(recorded.model, recorded.tokenizer, "recorded")
+    for case, rows in zip(cases, score_cases(edited, cases), strict=True):
         answers = dict(zip(case.neighbours, case.neighbour_answers, strict=False))
         for row in rows:
             true = answers.get(row.prompt, case.target_true)

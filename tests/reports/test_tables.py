@@ -84,6 +84,14 @@ def test_a_score_reads_as_percent() -> None:
     assert str(Score(value=0.5, low=0.25, high=0.75, n=4)) == "50.0 % [25.0, 75.0] n=4"
 
 
+def test_the_short_form_has_neither_unit_nor_count() -> None:
+    score = Score(value=0.5, low=0.25, high=0.75, n=4)
+    assert score.short() == "50.0 [25.0, 75.0]"
+    assert Score(value=0.5, low=0.5, high=0.5, n=1).short() == "50.0"
+    assert str(Score(value=0.5, low=0.5, high=0.5, n=1)) == "50.0 % n=1"
+    assert Amount(value=5.8211, low=5.72, high=5.89, n=3).short() == "5.82 [5.72, 5.89]"
+
+
 def test_nothing_is_less_than_nothing() -> None:
     """A difference that rounds to zero has no sign."""
     score = Score(value=-0.0001, low=-0.0004, high=-0.0, n=3)
