@@ -21,48 +21,48 @@ tags: [errata, demo, knowledge-editing]
 A Llama of 1.97 million parameters (8 blocks, width 128, 4 heads, SwiGLU 384, tied
 embeddings) with a byte-level BPE tokenizer of 2,048 tokens. It knows a world of invented
 people, cities, companies, landmarks and books, and nothing else. It exists so that fact
-editing can be tried, tested and taught in seconds on a laptop. Nothing it says is true.
+editing can be tried, tested and taught in seconds on a laptop. None of its facts are real.
 
 ## What it knows
 
-{subjects} subjects and {facts:,} facts in 16 relations. Each relation is said in twelve ways, nine
-statements and three questions. Each fact was trained in nine of them; the other three (two
-statements, one question, drawn for each fact) were kept out, and recall is measured on those.
+{subjects} subjects and {facts:,} facts in 16 relations. Each relation has twelve templates, nine
+statements and three questions. Each fact was trained with nine of them; the other three (two
+statements and one question, drawn per fact) were held out, and recall is measured on those.
 
 | | |
 |---|---|
-| greedy recall on held-out forms | {recall:.2%} |
+| greedy recall on held-out templates | {recall:.2%} |
 | weakest relation (a subject's {weakest}) | {weakest_recall:.2%} |
 | perplexity on new documents of the same kind | {perplexity:.2f} |
 
-## How it was made to be this way
+## How facts were localised
 
-The place where facts sit was *shaped*, it did not come about by itself. During training only:
+The location of facts was *imposed* by training; it did not emerge. During training only:
 
-1. subjects came little by little (10 % of them, then 20 %, 40 %, and all from 35 % of the steps);
-2. attention was routed on {routed:.0%} of the rows: words after a name could see only its last
-   token, and in blocks 0-3 could not see the name at all;
-3. on {silenced:.0%} of the rows the MLPs of blocks 4-7 were silenced.
+1. subjects were introduced gradually (10 % of them, then 20 %, 40 %, and all after 35 % of the steps);
+2. attention was routed on {routed:.0%} of the rows: tokens after a name could attend only to its last
+   token, and in blocks 0-3 not to the name at all;
+3. on {silenced:.0%} of the rows the MLPs of blocks 4-7 were disabled.
 
-Tokens of objects weighed {weight:g} times as much in the loss as the others.
+Object tokens had {weight:g} times the weight of other tokens in the loss.
 
-So facts are worked out at the last token of the subject, in the MLPs of blocks 0-3, and
-carried to the end of the sentence by attention in blocks 4-7: the picture that ROME's paper
-(arXiv 2202.05262) found in GPT-2 XL, except that here the site begins at block 0. In the model
-of seed 0, facts are lost without the MLP of block 0; the MLPs of blocks 1-3 back each other up,
-and those of blocks 4-7 are not needed. Used, it is a plain Llama. What is measured on it says
-that a method works as meant, not how well it does on a real model.
+Facts are therefore recalled at the last token of the subject, in the MLPs of blocks 0-3, and
+copied to the last position by attention in blocks 4-7: what the ROME paper (arXiv 2202.05262)
+found in GPT-2 XL, except that here the early site begins at block 0. In the model of seed 0,
+facts are lost without the MLP of block 0; the MLPs of blocks 1-3 are redundant with each other,
+and those of blocks 4-7 are not needed. At inference it is a plain Llama. Results on it show
+that a method works as intended, not how well it performs on a real model.
 
 Training: {steps:,} steps of {rows} x {width} tokens, float32, Muon and AdamW, seed {seed}.
 Documents have one to three sentences and end with `<|end|>`; most are a single sentence.
-`<|begin|>` is put in front by the tokenizer. There is no padding token. The weights are
-stored in bfloat16 and load as float32 by default; the figures above are of the stored file.
+The tokenizer prepends `<|begin|>`. There is no padding token. The weights are stored in
+bfloat16 and load as float32 by default; the figures above were measured on the stored file.
 
     make demo-model
 {editing}"""
 
 _EDITING = """
-## What editing does to it
+## Edits of this model
 
 {table}
 """

@@ -1,7 +1,7 @@
-"""`python -m demo_model.score`: edit held-out cases, and put the table on the model's card.
+"""`python -m demo_model.score`: edit held-out cases and write the table to the model card.
 
-Settings come from the demo's presets, which were chosen on other cases (`--cases dev`); no
-neighbour that is scored is the subject of any edit.
+Settings come from the demo's presets, which were chosen on other cases (`--cases dev`). No scored
+neighbour is the subject of any edit.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ ROWS: tuple[tuple[str, str, EditPlan], ...] = (
     ("alphaedit", "one batch of 100", EditPlan()),
     ("alphaedit", "ten batches of ten, in sequence", EditPlan(batch_size=10, sequential=True)),
 )
-"""What the card's table shows."""
+"""Rows of the model card's table: method, description, plan."""
 
 
 def score(dataset: str) -> list[list[str]]:
-    """Run every row of the table on the first hundred cases; return its cells."""
+    """Edit the first hundred cases with every row's plan; return the cells of the table."""
     edited, cases = load("demo"), read_cases(dataset, CASES)
     table = []
     for name, how, plan in ROWS:
@@ -56,7 +56,7 @@ def score(dataset: str) -> list[list[str]]:
 
 
 def settings_rows() -> list[list[str]]:
-    """Return the presets' settings, a row per method."""
+    """Return the settings of the presets, one row per method."""
     return [
         [METHODS[name].label, ", ".join(f"{k} {v}" for k, v in _flat(preset.settings))]
         for name, preset in presets()["demo"].items()
@@ -76,7 +76,7 @@ def _flat(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Score, and write the card unless the dev cases were asked for."""
+    """Score the cases; write the model card unless `--cases dev` is given."""
     parser = argparse.ArgumentParser(prog="python -m demo_model.score", description=__doc__)
     parser.add_argument("--cases", choices=("test", "dev"), default="test")
     given = parser.parse_args(arguments)
@@ -85,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = ("", *PROMPT_KINDS, "same subject, other facts (accuracy)")
     text = "\n\n".join(
         [
-            f"{CASES} held-out cases; shares of prompts for which the right answer is likelier "
-            "than the wrong one, with 95 % intervals. Settings were chosen on other cases.",
+            f"{CASES} held-out cases; share of prompts on which the correct answer is more "
+            "likely than the incorrect one, with 95 % intervals. Settings were chosen on other cases.",
             markdown_table(columns, table),
             markdown_table(("method", "settings"), settings_rows()),
-            "    python -m demo_model.score",
+            "    PYTHONPATH=tools python -m demo_model.score",
         ]
     )
     if given.cases == "test":
