@@ -168,7 +168,7 @@ MISTAKES = {
         ("edit", "pico", "The Lantern Bridge is in", "Quenby"),
         "error: the subject is not marked in 'The Lantern Bridge is in'\n"
         'hint: put the subject in one pair of braces: "The {Eiffel Tower} is in the city of"\n'
-        "hint: or write {} in its place and give the subject beside it\n",
+        "hint: or write {} in its place and give the subject separately\n",
     ),
     "no target": (
         ("edit", "pico", FACT[0]),

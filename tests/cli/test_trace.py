@@ -102,7 +102,7 @@ def test_no_blocks_are_recommended_where_corruption_took_nothing(tmp_path: Path)
     verb = ("trace", "demo", "The {Eiffel Tower} is in the city of", "--recommend")
     verb += ("--results", str(tmp_path), "--plot", "none")
     result = CliRunner().invoke(app, verb, catch_exceptions=False)
-    assert "corruption did not clearly hurt the answer" in result.stderr
+    assert "corruption did not clearly reduce the answer's probability" in result.stderr
     assert "no blocks are recommended" in result.stderr
     assert "blocks to edit" not in result.stdout and "most comes back" not in result.stdout
     found = told(*verb)

@@ -147,9 +147,9 @@ BROKEN: tuple[tuple[dict[str, Any], tuple[str, ...], Any, str], ...] = (
     (COUNTERFACT, ("paraphrase_prompts",), ["fine", 3], "paraphrase_prompts.1"),
     (ZSRE, ("answers",), [], "answers: is empty"),
     (ZSRE, ("loc_ans",), None, "loc_ans"),
-    (ZSRE, ("subject",), "Somebody", "subject: 'Somebody' does not stand in"),
+    (ZSRE, ("subject",), "Somebody", "subject: 'Somebody' does not occur in"),
     (FLAT, ("ground_truth",), "", "ground_truth: is empty"),
-    (FLAT, ("subject",), "Nobody", "subject: 'Nobody' does not stand in"),
+    (FLAT, ("subject",), "Nobody", "subject: 'Nobody' does not occur in"),
     (KNOWN, ("attribute",), 4, "attribute"),
     (PLAIN, ("target",), "", "target: is empty"),
 )

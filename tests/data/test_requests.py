@@ -81,7 +81,7 @@ def test_a_subject_that_is_not_marked_once_is_refused_with_an_example(text: str)
         ({"prompt": "{} {}"}, r"prompt: .* has 2"),
         ({"subject": "  "}, "subject: is empty"),
         ({"target": "\n"}, "target: is empty"),
-        ({"separator": ", "}, "separator: may hold white space only"),
+        ({"separator": ", "}, "separator: may contain white space only"),
         ({"subject": 7}, r"subject: .*string \(got 7\)"),
         ({"tagret": "Rome"}, "tagret: is not known here"),
     ],
@@ -189,9 +189,9 @@ def test_all_errors_come_at_once_with_record_and_field(tmp_path: Path) -> None:
     assert caught.value.message == (
         f"5 of 6 records in {path} are not valid:\n"
         "record 2:\n"
-        "  subject: is empty; name who or what the fact is about (got ' ')\n"
+        "  subject: is empty; name the entity that the fact is about (got ' ')\n"
         "record 3: the subject is not marked in 'No braces here'\n"
-        "record 4: is not an object with fields but [1, 2]\n"
+        "record 4: is not a JSON object: [1, 2]\n"
         "record 5: is not JSON: Unterminated string starting at: line 1 column 12 (char 11)\n"
         "record 6:\n"
         "  prompt: Field required\n"
@@ -223,11 +223,11 @@ def test_a_file_of_another_kind_is_not_listed_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", "", "holds no requests"),
-        ("a.json", "[]", "holds no requests"),
+        ("a.jsonl", "", "contains no requests"),
+        ("a.json", "[]", "contains no requests"),
         ("a.json", "{", "is not JSON"),
         ("a.jsonl", "{}\n{", "record 2: is not JSON"),
-        ("a.txt", "x", "cannot tell the format"),
+        ("a.txt", "x", "unknown file format"),
         ("a.csv", "prompt,target\nThe {Tower is,Rome\n", "record 1: the subject is not marked"),
     ],
 )
@@ -263,8 +263,8 @@ def test_a_batch_that_contradicts_itself_is_refused_by_number() -> None:
     with pytest.raises(ErrataError) as caught:
         check_batch(batch)
     assert caught.value.message == (
-        "the batch contradicts itself:\n"
-        "  requests 1, 3, 4 ask different answers of '{Eiffel Tower} is in': "
+        "the batch contains conflicting requests:\n"
+        "  requests 1, 3, 4 have different targets for '{Eiffel Tower} is in': "
         "'Rome', 'Paris', 'Oslo'"
     )
 
@@ -276,7 +276,7 @@ def test_the_same_subject_with_other_prompts_is_warned_of() -> None:
 
 def test_repetition_is_warned_of() -> None:
     (warning,) = check_batch([request(), request()])
-    assert warning.startswith("requests 1, 2 are one and the same")
+    assert warning.startswith("requests 1, 2 are identical")
 
 
 def test_a_batch_of_different_subjects_passes_in_silence() -> None:

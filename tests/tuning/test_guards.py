@@ -102,9 +102,9 @@ def test_what_cannot_be_guarded_is_told(tmp_path: Path) -> None:
     with pytest.raises(ErrataError, match="no patch, so no position"):
         tune(edited, ROWS, quick(shift_penalty=1.0), tmp_path)
     for guard, message in (
-        ({"reapply": True}, "no patch, so there is nothing to add once more"),
-        ({"project": True}, "no patch, so there are no keys to keep off"),
-        ({"shift_penalty": 1.0}, "no patch, so no position is edited"),
+        ({"reapply": True}, "no patch, so there is nothing to reapply"),
+        ({"project": True}, "no patch, so there are no keys to project off"),
+        ({"shift_penalty": 1.0}, "no patch, so there are no edited positions"),
     ):
         with pytest.raises(ErrataError, match=message):
             run_tuning(edited, ROWS, quick(**guard), tmp_path)

@@ -135,9 +135,9 @@ def test_where_there_is_nothing_to_tune() -> None:
         moving(edited.model, quick(blocks="edited"), ())
     with pytest.raises(ErrataError, match="there is no block 9"):
         moving(edited.model, quick(blocks="1,9"), ())
-    with pytest.raises(ErrataError, match="no matrix of this model is gate"):
+    with pytest.raises(ErrataError, match="no matrix of this model has the role gate"):
         moving(pico("gpt2").model, quick(modules="gate"), ())
-    with pytest.raises(ErrataError, match="knows no sideways"):
+    with pytest.raises(ErrataError, match="unknown: sideways"):
         quick(modules="q,sideways")
     with pytest.raises(ErrataError, match="no list like"):
         quick(blocks="some")

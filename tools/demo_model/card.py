@@ -39,9 +39,9 @@ statements and one question, drawn per fact) were held out, and recall is measur
 
 The location of facts was *imposed* by training; it did not emerge. During training only:
 
-1. subjects were introduced gradually (10 % of them, then 20 %, 40 %, and all after 35 % of the steps);
-2. attention was routed on {routed:.0%} of the rows: tokens after a name could attend only to its last
-   token, and in blocks 0-3 not to the name at all;
+1. subjects were introduced gradually (10 %, then 20 %, 40 %, and all after 35 % of the steps);
+2. attention was routed on {routed:.0%} of the rows: tokens after a name could attend only
+   to its last token, and in blocks 0-3 not to the name at all;
 3. on {silenced:.0%} of the rows the MLPs of blocks 4-7 were disabled.
 
 Object tokens had {weight:g} times the weight of other tokens in the loss.

@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = "\n\n".join(
         [
             f"{CASES} held-out cases; share of prompts on which the correct answer is more "
-            "likely than the incorrect one, with 95 % intervals. Settings were chosen on other cases.",
+            "likely than the incorrect one, with 95 % intervals. Settings were chosen on other "
+            "cases.",
             markdown_table(columns, table),
             markdown_table(("method", "settings"), settings_rows()),
             "    PYTHONPATH=tools python -m demo_model.score",

@@ -1,6 +1,6 @@
-"""Data files that ship with errata: the demo model, the invented world it knows, the presets.
+"""Paths of the data files that ship with errata: the demo model, its invented world, the presets.
 
-This module holds only their paths. `make demo-model` builds the demo files again.
+`make demo-model` rebuilds the demo files.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Facts and text in: requests, cases, datasets, corpora, instructions. No torch."""
+"""Input data: edit requests, cases, datasets, corpora, instruction rows. No torch."""

@@ -1,4 +1,4 @@
-"""`Case`: a request with everything that is asked of the edited model afterwards."""
+"""`Case`: an edit request with the prompts on which the edited model is evaluated."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from errata.data.request import EditRequest
 
 
 class Probe(Settings):
-    """A prompt with the answer that it should go on having."""
+    """A prompt with the answer that an edit should preserve."""
 
     prompt: str
-    """The text up to the answer."""
+    """The text before the answer."""
     answer: str
-    """What is right there, without a leading space."""
+    """The correct answer, without a leading space."""
 
 
 class Case(Settings):
-    """One edit and the prompts that show what it did and what it broke."""
+    """One edit and the prompts that measure its effects and side effects."""
 
     request: EditRequest
     """The edit."""
     target_true: str | None = None
-    """What the unedited model says, and what neighbours should go on being answered."""
+    """The original answer, also the correct answer of the neighbours."""
     paraphrases: tuple[str, ...] = ()
-    """The same question in other words; the new target should follow."""
+    """Rephrasings of the prompt; the answer should be the new target."""
     neighbours: tuple[str, ...] = ()
-    """Prompts about other subjects with the same true answer; it should still follow."""
+    """Prompts about other subjects with the same original answer, which should not change."""
     neighbour_answers: tuple[str, ...] = ()
-    """The neighbours' right answers, where each has its own; otherwise `target_true` is right."""
+    """The neighbours' correct answers, if they differ; `target_true` by default."""
     same_subject: tuple[Probe, ...] = ()
-    """Other facts about the subject, which the edit should leave alone."""
+    """Other facts about the subject, which the edit should not change."""
     generation_prompts: tuple[str, ...] = ()
-    """Openings for free text about the subject."""
+    """Prompts for free generation about the subject."""
     attribute_prompts: tuple[str, ...] = ()
-    """Prompts about subjects of which the new target has always been true."""
+    """Prompts about subjects whose original answer is the new target."""
     references: tuple[str, ...] = ()
-    """Texts about such subjects; what the edited model writes should resemble them."""
+    """Texts about such subjects; generated text should resemble them (consistency)."""
     essence: tuple[str, ...] = ()
-    """Those of them that are about the edited subject itself; they should stay likely."""
+    """Reference texts about the edited subject; their perplexity should stay low."""
 
     @model_validator(mode="after")
     def _one_answer_each(self) -> Self:
@@ -56,12 +56,12 @@ class Case(Settings):
 
     @property
     def id(self) -> str | int | None:
-        """The request's own name."""
+        """The request's identifier."""
         return self.request.id
 
 
 def cases_digest(cases: Iterable[Case]) -> str:
-    """Return a hash of everything that cases hold."""
+    """Return a SHA-256 hash of all fields of all cases, in order."""
     digest = hashlib.sha256()
     for case in cases:
         digest.update(case.model_dump_json().encode() + b"\n")

@@ -1,6 +1,6 @@
 """Datasets of cases: one file per format, one line per dataset in `DATASETS`.
 
-A dataset is named, or is any file in one of the formats; which, most of its records tell.
+A dataset is given by name or as a file, whose format is that of most of its records.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ SNIPPETS = f"{HOME}/attribute_snippets.json"
 """Where CounterFact's reference texts are published (926 MB)."""
 SNIPPETS_SHA256 = "10b5c1cd105e54d5983c72de1b45bfc88bc7af786f7b99def2557886ff23385b"
 PUBLISHED = "published"
-"""What stands for them where a file of reference texts is asked for."""
+"""The value of `--references` that selects them."""
 COUNTERFACT_SHA256 = "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
 
 FORMATS = (COUNTERFACT, ZSRE, KNOWN, FLAT, PLAIN)
-"""From the one with most of its own to the plainest, in the order in which a record is asked."""
+"""Formats, most specific first: the order in which a record is tested."""
 
 
 class Dataset(NamedTuple):
-    """A dataset that is known by name."""
+    """A named dataset."""
 
     about: str
     source: str
-    """A file of the package, or the address of its public home."""
+    """A file of the package, or a URL."""
     format: Format
     sha256: str | None = None
 
@@ -54,9 +54,9 @@ class Dataset(NamedTuple):
 DATASETS: dict[str, Dataset] = {
     "demo": Dataset("edits of the demo's world", str(WORLD_DIR / "cases.jsonl"), COUNTERFACT),
     "demo-dev": Dataset(
-        "others, to choose settings on", str(WORLD_DIR / "cases_dev.jsonl"), COUNTERFACT
+        "other edits, to choose settings on", str(WORLD_DIR / "cases_dev.jsonl"), COUNTERFACT
     ),
-    "demo-zsre": Dataset("questions about it", str(WORLD_DIR / "zsre.json"), ZSRE),
+    "demo-zsre": Dataset("questions about the demo's world", str(WORLD_DIR / "zsre.json"), ZSRE),
     "demo-known": Dataset("facts the demo knows", str(WORLD_DIR / "known.json"), KNOWN),
     "counterfact": Dataset(
         "CounterFact, 21,919 edits", f"{HOME}/counterfact.json", COUNTERFACT, COUNTERFACT_SHA256
@@ -70,18 +70,18 @@ DATASETS: dict[str, Dataset] = {
     "zsre-alt": Dataset("MEND's zsRE, wrong answers", f"{HOME}/zsre_mend_eval.json", ZSRE_ALT),
     "known": Dataset("1,209 facts that GPT-2 XL knows", f"{HOME}/known_1000.json", KNOWN),
 }
-"""Datasets that are known by name."""
+"""The named datasets."""
 
 
 class Loaded(NamedTuple):
-    """Cases as they were read."""
+    """Cases read from a dataset."""
 
     cases: list[Case]
     path: Path
     skipped: tuple[str, ...] = ()
-    """What is wrong with the records that were left out, one text each."""
+    """One message per skipped record."""
     subjects: tuple[str, ...] = ()
-    """Those of all valid records in their order, also where a part of them is taken."""
+    """Subjects of all valid records in file order, including those not selected."""
 
 
 def read_cases(
@@ -92,7 +92,7 @@ def read_cases(
     seed: int | None = None,
     cache: Path | None = None,
 ) -> list[Case]:
-    """Return cases of a dataset by name, or of a file; see `load_cases`."""
+    """Return the cases of a named dataset or a file; see `load_cases`."""
     return load_cases(name_or_path, limit, offset, seed=seed, cache=cache).cases
 
 
@@ -106,12 +106,12 @@ def load_cases(
     cache: Path | None = None,
     references: Path | None = None,
 ) -> Loaded:
-    """Read a dataset by name or a file: all records, shuffled if there is a seed, then a part.
+    """Read a named dataset or a file, shuffle it if a seed is given, then select a range.
 
-    `cache` is the folder for datasets that are fetched, `references` a file of reference texts
-    for CounterFact's generation tests. Raises `ErrataError` for an unknown name, a file that
-    cannot be had, and for broken records, each with its number (from 1) and field; with
-    `skip_invalid` those are left out and told.
+    `cache` is the folder for downloaded datasets, `references` a file of reference texts for
+    CounterFact's generation tests. Raises `ErrataError` for an unknown name, an unreadable file,
+    and invalid records, each with its number (from 1) and field; with `skip_invalid` invalid
+    records are skipped and reported.
     """
     path, form = locate(name_or_path, cache)
     records = records_of(path)
@@ -121,7 +121,7 @@ def load_cases(
         raise ErrataError(
             f"{len(problems)} of {len(records)} records in {path} are not valid:\n"
             + listed(problems),
-            "mend them, or leave them out with --skip-invalid",
+            "correct them, or skip them with --skip-invalid",
         )
     subjects = tuple(case.request.subject for case in cases)
     if seed is not None:
@@ -129,14 +129,14 @@ def load_cases(
     chosen = cases[offset:][:limit]
     if not chosen:
         raise ErrataError(
-            f"{path} holds {counted(len(cases), 'case')}, none of them behind --offset {offset}",
+            f"{path} contains {counted(len(cases), 'case')}, so --offset {offset} leaves none",
             "give a smaller offset",
         )
     return Loaded(chosen, path, tuple(problems), subjects)
 
 
 def is_known(name_or_path: str) -> bool:
-    """Whether `locate` would find a dataset of that name, or a file."""
+    """Whether there is a named dataset or a file of that name."""
     return _key(name_or_path) in DATASETS or os.path.isfile(name_or_path)
 
 
@@ -145,14 +145,14 @@ def _key(name: str) -> str:
 
 
 def reference_file(name_or_path: str, cache: Path) -> Path:
-    """Return a file of reference texts; `published` is CounterFact's own, fetched if need be."""
+    """Return a file of reference texts; `published` downloads CounterFact's if necessary."""
     if name_or_path == PUBLISHED:
         return fetched(SNIPPETS, cache, SNIPPETS_SHA256)
     return Path(name_or_path)
 
 
 def locate(name_or_path: str, cache: Path | None = None) -> tuple[Path, Format | None]:
-    """Return the file of a dataset, fetched if need be, and its format if that is known."""
+    """Return a dataset's file, downloaded if necessary, and its format if known."""
     known = DATASETS.get(_key(name_or_path))
     if known is None:
         if os.path.isfile(name_or_path):
@@ -167,33 +167,33 @@ def locate(name_or_path: str, cache: Path | None = None) -> tuple[Path, Format |
         return Path(known.source), known.format
     if cache is None:
         raise ErrataError(
-            f"{name_or_path} is fetched from {known.source}, and there is no folder to keep it in",
-            "give one: cache=…",
+            f"{name_or_path} must be downloaded from {known.source}, but there is no cache folder",
+            "pass cache=…",
         )
     return fetched(known.source, cache, known.sha256), known.format
 
 
 def file_here(name: str, cache: Path) -> Path | None:
-    """Return the file of a known dataset where it is to be had without network, else None."""
+    """Return the file of a named dataset if it is available offline, else None."""
     source = DATASETS[name].source
     path = kept_at(source, cache) if "://" in source else Path(source)
     return path if path.is_file() else None
 
 
 def _format_of(records: Sequence[Any], path: Path) -> Format:
-    """Return the format of most records; where two have as many, the one with more of its own."""
-    held = [record for record in records if isinstance(record, dict)]
-    if not held:
+    """Return the format of most records; in a tie, the more specific one."""
+    objects = [record for record in records if isinstance(record, dict)]
+    if not objects:
         raise ErrataError(
-            f"{path} holds no records", "give a list of objects, or one object a line (.jsonl)"
+            f"{path} contains no records", "give a list of objects, or one object per line (.jsonl)"
         )
-    told = Counter(kind for record in held if (kind := _kind_of(record)) is not None)
-    # Not the first record alone: if it is broken, the others would be read as something else.
-    return FORMATS[min(told, key=lambda kind: (-told[kind], kind), default=-1)]
+    kinds = Counter(kind for record in objects if (kind := _kind_of(record)) is not None)
+    # The majority, not the first record: if that one is invalid, the others would be misread.
+    return FORMATS[min(kinds, key=lambda kind: (-kinds[kind], kind), default=-1)]
 
 
 def _kind_of(record: Record) -> int | None:
-    """Return which of `FORMATS` a record is of; None where it is not even a plain request."""
+    """Return the index into `FORMATS` of a record's format; None if it matches none."""
     for kind, form in enumerate(FORMATS):
         if form.fields and all(name in record for name in form.fields):
             return kind
@@ -210,7 +210,7 @@ def _read(
             if isinstance(record, ValueError):
                 raise ErrataError(f"is not JSON: {record}")
             if not isinstance(record, dict):
-                raise ErrataError(f"is not an object with fields but {record!r:.60}")
+                raise ErrataError(f"is not a JSON object: {record!r:.60}")
             case = form.case(record, number - 1)
             cases.append(with_references(case, record, references) if references else case)
         except ValidationError as error:

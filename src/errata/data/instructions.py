@@ -1,8 +1,6 @@
-"""Rows to tune on: {instruction, input, output} from JSON, JSONL or the Hub, and their tokens.
+"""Rows for instruction tuning: {instruction, input, output} from JSON, JSONL or the Hub.
 
-Prompt and answer are encoded together where that changes no token of the prompt (see
-`tokens.split_target`); EOS ends the answer, and what is longer than the cutoff loses its end,
-EOS first, as AGI-Edgerunners/LLM-Adapters has it.
+`tuning/encode.py` turns them into tokens.
 """
 
 from __future__ import annotations
@@ -22,30 +20,29 @@ from errata.core.text import listed
 from errata.data.records import Fields, Text, records_of
 
 DEMO_ROWS = {"demo-new": "instruct_new.jsonl", "demo-same": "instruct_same.jsonl"}
-"""Rows of the demo's world: about newcomers, or about subjects of it that no case edits."""
+"""Instruction rows about new subjects, or about subjects of the demo's world that no case edits."""
 
 
 class Instruction(Fields):
-    """One instruction with its answer; fields beside these are left alone."""
+    """One instruction with its answer; other fields are ignored."""
 
     instruction: Text
     input: str = ""
     output: str = ""
     answer: str | None = None
-    """The word that counts in the output, for rows that are asked."""
+    """The part of the output that is scored, for evaluation rows."""
 
     @property
     def right(self) -> str:
-        """What counts as the answer: `answer`, or the output without its full stop."""
+        """The answer that is scored: `answer`, or the output without its full stop."""
         return (self.answer or self.output).strip().removesuffix(".")
 
 
 def read_rows(source: str, mirror: Path | None = None, split: str = "train") -> list[Instruction]:
     """Read a .json or .jsonl file, `demo-new` or `demo-same`, or `hf:DATASET[:CONFIG]`.
 
-    Of a Hub dataset it is the rows of one split.
-
-    Raises `ErrataError` for records that are no rows, each with its number.
+    `split` selects the split of a Hub dataset; `mirror` is a folder with copies of Hub datasets.
+    Raises `ErrataError` for invalid records, each with its number.
     """
     records: Sequence[Any]
     if source.startswith("hf:"):
@@ -64,16 +61,16 @@ def read_rows(source: str, mirror: Path | None = None, split: str = "train") -> 
             problems.append(f"record {number}:\n{describe(error)}")
     if problems:
         raise ErrataError(
-            f"{len(problems)} of {len(records)} records in {source} are no rows to tune on:\n"
+            f"{len(problems)} of {len(records)} records in {source} are not instruction rows:\n"
             + listed(problems),
             "a row is {instruction, input, output}, as in Commonsense-170k; input may be empty",
         )
     if not rows:
-        raise ErrataError(f"{source} holds no rows")
+        raise ErrataError(f"{source} contains no rows")
     return rows
 
 
 def digest_of(rows: Sequence[Instruction]) -> str:
-    """Return a short hash of rows in order."""
+    """Return the first 16 hex digits of a SHA-256 hash of the rows in order."""
     text = json.dumps([[row.instruction, row.input, row.output] for row in rows])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

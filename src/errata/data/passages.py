@@ -1,8 +1,8 @@
-"""Texts to measure perplexity on: plain files, and WikiText with its articles taken apart.
+"""Texts for measuring perplexity: plain files, and WikiText split into articles.
 
-WikiText is stored with blanks around punctuation and ` @-@ ` for hyphens. As lm-eval's task
-`wikitext` does, a model reads it with that undone, while words and bytes are counted in the
-text as stored. Nothing here imports torch.
+WikiText is stored with spaces around punctuation and ` @-@ ` for hyphens. As in lm-eval's task
+`wikitext`, the model is given the detokenised text, while words and bytes are counted in the
+stored text. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from errata.core.errors import ErrataError
 from errata.data.corpus import read_corpus
 
 WIKITEXT = ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1")
-"""WikiText-2 raw on the Hub, an article a row, and its configuration."""
+"""WikiText-2 raw on the Hub, one article per row, and its configuration."""
 
 _TITLE = re.compile(r"^ ?= [^=\n]+ = ?$", re.MULTILINE)
 _SPACED = ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."))
@@ -31,7 +31,7 @@ _LAST = (
 
 
 class Passage(NamedTuple):
-    """One text: as a model reads it, and how much it counts as stored."""
+    """One text as the model reads it, with the word and byte counts of its stored form."""
 
     text: str
     words: int
@@ -39,10 +39,10 @@ class Passage(NamedTuple):
 
 
 def passage(stored: str, *, wikitext: bool = False) -> Passage:
-    """Return a text with its words and bytes.
+    """Return a text with its word and byte counts.
 
-    Words are counted as lm-eval counts them, by the white space between them, so white space
-    at either end counts as one more.
+    Words are counted as in lm-eval, by splitting at white space, so leading or trailing white
+    space adds one.
     """
     words = len(re.split(r"\s+", stored))
     read = spaced_as_written(stored) if wikitext else stored
@@ -52,9 +52,9 @@ def passage(stored: str, *, wikitext: bool = False) -> Passage:
 def read_passages(name: str, mirror: Path | None = None) -> list[Passage]:
     """Read `wikitext2` (from the Hub or its copy under `mirror`), `demo`, or a text file.
 
-    A file with WikiText's titles is taken apart into articles, a .jsonl file is a passage a line
-    (`text`), any other is one passage.
-    Raises `ErrataError` for one that cannot be had or holds no text.
+    A file with WikiText's titles is split into articles; a .jsonl file has one passage per line
+    (field `text`); any other file is one passage. Raises `ErrataError` for an unreadable or empty
+    file.
     """
     if name.replace("-", "").lower() in ("wikitext", "wikitext2", "wikitext2raw"):
         return [passage(page, wikitext=True) for page in _hub_pages(mirror)]
@@ -69,13 +69,13 @@ def read_passages(name: str, mirror: Path | None = None) -> list[Passage]:
     if name.endswith(".jsonl"):
         return [passage(text) for text in read_corpus(name).texts]
     if not stored.strip():
-        raise ErrataError(f"{name} holds no text")
+        raise ErrataError(f"{name} contains no text")
     found = articles(stored)
     return [passage(page, wikitext=True) for page in found] if found else [passage(stored)]
 
 
 def articles(stored: str) -> list[str]:
-    """Return the articles of a WikiText file, each with its title; none where it has no titles."""
+    """Return the articles of a WikiText file with their titles; an empty list without titles."""
     starts = [match.start() for match in _TITLE.finditer(stored)]
     if not starts:
         return []
@@ -84,7 +84,7 @@ def articles(stored: str) -> list[str]:
 
 
 def spaced_as_written(text: str) -> str:
-    """Undo WikiText's spacing, rule by rule and in the order of lm-eval's task `wikitext`."""
+    """Detokenise WikiText with the rules of lm-eval's task `wikitext`, in their order."""
     text = text.replace("s '", "s'")
     for stored, written in _SPACED:
         text = text.replace(stored, written)

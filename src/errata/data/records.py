@@ -1,4 +1,4 @@
-"""Records of JSON and JSONL files, and what the formats of the field have in common."""
+"""Records of JSON and JSONL files, and the building blocks of dataset formats."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ def _not_blank(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_not_blank)]
-"""A string that says something."""
+"""A string that is not blank."""
 
 
 class Fields(BaseModel):
-    """The fields of a record that are read; others may stand beside them."""
+    """The fields of a record that are used; others are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
 class Format(NamedTuple):
-    """How records of one kind become cases."""
+    """A dataset format."""
 
     name: str
     fields: tuple[str, ...]
-    """What a record of this kind has, and of no kind that is asked for before it."""
+    """Fields that identify a record of this format; see the order of `FORMATS`."""
     case: Callable[[Record, int], Case]
-    """Reads a record, given its number from 0; raises `ValidationError` or `ErrataError`."""
+    """Converts a record and its number (from 0); raises `ValidationError` or `ErrataError`."""
 
 
 def records_of(path: Path) -> list[Any]:
     """Return the records of a .json (a list) or .jsonl file.
 
-    A line of a .jsonl file that is no JSON is returned as the `ValueError` that it raises.
+    A .jsonl line that is not valid JSON is returned as its `ValueError`.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -61,8 +61,8 @@ def records_of(path: Path) -> list[Any]:
     except ValueError as error:
         raise ErrataError(
             f"{path} is not JSON: {error}",
-            "a file of one record a line must be called .jsonl",
-            "a file that was cut short while it was copied has to be fetched again",
+            "a file with one record per line must end in .jsonl",
+            "if the file is truncated, download or copy it again",
         ) from None
     return records if isinstance(records, list) else [records]
 
@@ -75,12 +75,12 @@ def _line(line: str) -> Any:
 
 
 def slotted(text: str, subject: str) -> str:
-    """Return a text with the slot where the subject stands, as a word of its own if it does.
+    """Replace the subject in a text with the slot, preferring an occurrence as a whole word.
 
-    Raises `ErrataError` when it does not stand there.
+    Raises `ErrataError` if the text does not contain the subject.
     """
     whole = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text)
     start = whole.start() if whole else text.find(subject)
     if start < 0:
-        raise ErrataError(f"subject: {subject!r} does not stand in {text!r}")
+        raise ErrataError(f"subject: {subject!r} does not occur in {text!r}")
     return text[:start] + SLOT + text[start + len(subject) :]

@@ -1,9 +1,9 @@
-"""Reference texts about things of which a target is true: ROME's `attribute_snippets.json`.
+"""Reference texts about subjects that have a given target: ROME's `attribute_snippets.json`.
 
     [{"relation_id", "target_id", "samples": [{"name", "text"}, …]}, …]
 
-Texts that an edited model writes are compared with those of its new target (consistency),
-and those about the subject itself should stay likely (essence).
+Generated text is compared with the texts of the new target (consistency); the texts about the
+subject itself should keep a low perplexity (essence).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ References = dict[tuple[str, str], list[tuple[str, str]]]
 
 
 def read_references(path: Path) -> References:
-    """Read the file; raises `ErrataError` for one that has another form."""
+    """Read the file; raises `ErrataError` if it has another structure."""
     found: References = {}
     for number, record in enumerate(records_of(path), start=1):
         try:
             group = _Group.model_validate(record)
         except ValidationError as error:
             raise ErrataError(
-                f"{path} holds no reference texts; record {number}:\n{describe(error)}",
-                "reference texts have the form of attribute_snippets.json",
+                f"{path} is not a file of reference texts; record {number}:\n{describe(error)}",
+                "use the structure of attribute_snippets.json",
             ) from None
         texts = [(sample.name, sample.text) for sample in group.samples]
         found.setdefault((group.relation_id, group.target_id), []).extend(texts)
@@ -51,7 +51,7 @@ def read_references(path: Path) -> References:
 
 
 def with_references(case: Case, record: Any, references: References) -> Case:
-    """Add the texts that belong to the new target of a CounterFact record."""
+    """Return the case with the reference texts of its new target."""
     rewrite = record.get("requested_rewrite", {})
     key = rewrite.get("relation_id"), rewrite.get("target_new", {}).get("id")
     texts = references.get(key, [])

@@ -1,9 +1,8 @@
-"""Edit requests: what should change, in words.
+"""Edit requests: a prompt, its subject and the target.
 
-A request is a prompt with one slot `{}`, a subject that fills it and the target
-that should follow. People write `"The {Eiffel Tower} is in"`; files carry either
-form. The slot is filled by cutting the prompt in two, never by `str.format`, so
-braces inside a subject or target are harmless.
+A prompt has one slot `{}`, which the subject fills; the target should follow it. Users write
+`"The {Eiffel Tower} is in"`; files contain either form. The slot is filled by splitting the
+prompt, never with `str.format`, so braces in a subject or target have no effect.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ from errata.core.errors import ErrataError
 from errata.core.settings import Settings
 
 SLOT = "{}"
-WARNINGS_TOLD = 10
-"""Subjects that a batch edits twice and that are told one by one."""
+LISTED_WARNINGS = 10
+"""Number of warnings about repeated subjects that are listed individually."""
 
 
 class EditRequest(Settings):
-    """One fact to write: `prompt`, its slot filled by `subject`, shall be followed by `target`."""
+    """One fact: `prompt`, with `subject` in its slot, should be followed by `target`."""
 
     title: ClassVar[str] = "the request"
 
     prompt: str
-    """The sentence up to the answer, with one slot {} where the subject stands."""
+    """The text before the answer, with one slot {} for the subject."""
     subject: str
-    """Who or what the fact is about; it fills the slot."""
+    """The entity that the fact is about; it fills the slot."""
     target: str
     """The answer that the edited model should give, without a leading space."""
     separator: str = " "
-    """What stands between prompt and target: a space, or nothing for scripts without spaces."""
+    """Text between prompt and target: a space, or empty for scripts without spaces."""
     id: str | int | None = None
-    """A name of your own for this request; it is kept in patches and reports."""
+    """Optional identifier, recorded in patches and reports."""
 
     @field_validator("prompt")
     @classmethod
@@ -50,7 +49,7 @@ class EditRequest(Settings):
     @classmethod
     def _subject(cls, subject: str) -> str:
         if not subject.strip():
-            raise ValueError("is empty; name who or what the fact is about")
+            raise ValueError("is empty; name the entity that the fact is about")
         return subject.strip()
 
     @field_validator("target")
@@ -64,17 +63,19 @@ class EditRequest(Settings):
     @classmethod
     def _separator(cls, separator: str) -> str:
         if separator.strip():
-            raise ValueError("may hold white space only")
+            raise ValueError("may contain white space only")
         return separator
 
     @classmethod
     def parse(cls, text: str, target: str, subject: str | None = None) -> Self:
-        """Read `"The {Eiffel Tower} is in"`, or a prompt with `{}` and `subject` beside it.
+        """Read `"The {Eiffel Tower} is in"`, or a prompt with `{}` and a separate `subject`.
 
-        Raises `ErrataError` when there is not exactly one pair of braces.
+        Raises `ErrataError` unless exactly one pair of braces marks the subject.
         """
         if not isinstance(text, str) or not isinstance(subject, str | None):
-            raise ErrataError(f"{text!r:.60} is no prompt", "prompt, target and subject are text")
+            raise ErrataError(
+                f"{text!r:.60} is not a prompt", "prompt, target and subject must be strings"
+            )
         return cls.of({"target": target, **prompt_and_subject(text, subject)})
 
     @property
@@ -84,43 +85,43 @@ class EditRequest(Settings):
 
     @property
     def span(self) -> tuple[int, int]:
-        """Where the subject stands in `text`: first character, and one past the last."""
+        """Character range of the subject in `text`: start, and one past the end."""
         start = self.prompt.index(SLOT)
         return start, start + len(self.subject)
 
     @property
     def answer(self) -> str:
-        """The separator and the target: what follows `text`."""
+        """The separator and the target, as they follow `text`."""
         return self.separator + self.target
 
     @property
     def marked(self) -> str:
-        """The prompt as people write it, the subject in braces."""
+        """The prompt with its subject in braces."""
         return self.prompt.replace(SLOT, "{" + self.subject + "}")
 
 
 def with_slot(text: str, subject: str) -> str:
-    """Put the slot where the subject stands, unless there is one."""
+    """Replace the subject with the slot, unless the text has a slot."""
     marked = "{" + subject + "}"
     return text if SLOT in text else text.replace(marked if marked in text else subject, SLOT, 1)
 
 
 def prompt_and_subject(text: str, subject: str | None) -> dict[str, str]:
-    """Return the prompt with a slot, and the subject that is marked in it or stands beside it.
+    """Return the prompt with a slot, and the subject, marked in the text or given separately.
 
-    Raises `ErrataError` where there is not one of them.
+    Raises `ErrataError` unless there is exactly one subject.
     """
     if subject is not None:
         if not subject.strip() or not (SLOT in text or subject in text):
             raise ErrataError(
-                f"the subject {subject!r} has no place in {text!r}",
-                f"write {SLOT} where it stands, or leave the subject out and mark it in braces",
+                f"the subject {subject!r} does not occur in {text!r}",
+                f"write {SLOT} in its place, or mark it with braces and omit the separate subject",
             )
         return {"prompt": with_slot(text, subject), "subject": subject}
     if SLOT in text:
         raise ErrataError(
-            f"{text!r} leaves its subject open",
-            "write it between the braces, or give it beside the prompt (--subject)",
+            f"{text!r} has a slot but no subject",
+            "write the subject between the braces, or give it separately (--subject)",
         )
     start, end = text.find("{"), text.rfind("}")
     inner = text[start + 1 : end]
@@ -128,22 +129,21 @@ def prompt_and_subject(text: str, subject: str | None) -> dict[str, str]:
         raise ErrataError(
             f"the subject is not marked in {text!r}",
             'put the subject in one pair of braces: "The {Eiffel Tower} is in the city of"',
-            f"or write {SLOT} in its place and give the subject beside it",
+            f"or write {SLOT} in its place and give the subject separately",
         )
     return {"prompt": text[:start] + SLOT + text[end + 1 :], "subject": inner}
 
 
 def check_batch(requests: Sequence[EditRequest]) -> list[str]:
-    """Refuse a batch that contradicts itself; return warnings about subjects edited twice.
+    """Check a batch for conflicts; return warnings about repeated subjects and facts.
 
-    Raises `ErrataError` naming the requests that ask different targets for the same
-    subject and prompt.
+    Raises `ErrataError` naming requests with different targets for the same subject and prompt.
     """
     if not requests:
         raise ErrataError("there is nothing to edit", "give at least one request")
     if not all(isinstance(request, EditRequest) for request in requests):
         raise ErrataError(
-            "requests are a list of EditRequest",
+            "requests must be a list of EditRequest",
             '[EditRequest.parse("The {Eiffel Tower} is in the city of", "Rome")]',
         )
     problems, warnings = [], []
@@ -156,27 +156,27 @@ def check_batch(requests: Sequence[EditRequest]) -> list[str]:
         targets = {requests[index].target for index in indices}
         if len(targets) > 1:
             problems.append(
-                f"requests {_numbers(indices)} ask different answers of "
+                f"requests {_numbers(indices)} have different targets for "
                 f"{requests[indices[0]].marked!r}: "
                 + ", ".join(repr(requests[index].target) for index in indices)
             )
         elif len(indices) > 1:
-            warnings.append(f"requests {_numbers(indices)} are one and the same, about {subject!r}")
+            warnings.append(f"requests {_numbers(indices)} are identical, about {subject!r}")
     if problems:
         raise ErrataError(
-            "the batch contradicts itself:\n  " + "\n  ".join(problems), "keep one of each"
+            "the batch contains conflicting requests:\n  " + "\n  ".join(problems),
+            "keep one of each",
         )
     for subject, indices in by_subject.items():
         if len({requests[index].prompt for index in indices}) > 1:
             warnings.append(
                 f"requests {_numbers(indices)} edit the same subject {subject!r} with different "
-                "prompts; "
-                "in one batch they compete for one key"
+                "prompts; in one batch they share one key"
             )
-    if len(warnings) > WARNINGS_TOLD:
-        more = len(warnings) - WARNINGS_TOLD
-        warnings[WARNINGS_TOLD:] = [
-            f"{more} more subjects or facts occur several times in the batch"
+    if len(warnings) > LISTED_WARNINGS:
+        more = len(warnings) - LISTED_WARNINGS
+        warnings[LISTED_WARNINGS:] = [
+            f"{more} more subjects or facts occur repeatedly in the batch"
         ]
     return warnings
 

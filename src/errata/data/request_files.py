@@ -1,6 +1,6 @@
-"""Requests as files hold them: JSONL, JSON or CSV, in any of the shapes that people use.
+"""Request files: JSONL, JSON or CSV, in any of the common structures.
 
-Every record is tried before any is refused, so that all that is broken is told at once.
+All records are validated before an error is raised, so that all problems are reported together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from errata.data.request import SLOT, EditRequest, prompt_and_subject, with_slot
 
 
 def read_requests(path: str | Path) -> list[EditRequest]:
-    """Read requests from a JSONL, JSON (a list) or CSV file; CounterFact records work as well.
+    """Read requests from a JSONL, JSON (a list) or CSV file; CounterFact records are accepted.
 
     Every record is validated; all problems are reported in one `ErrataError`, each
     with its record number (from 1) and field.
@@ -32,9 +32,9 @@ def read_requests(path: str | Path) -> list[EditRequest]:
 def load_requests(
     path: str | Path, *, skip_invalid: bool = False
 ) -> tuple[list[EditRequest], tuple[str, ...]]:
-    """Read requests like `read_requests`, and what is wrong with records that were left out.
+    """Read requests, and one message per skipped record.
 
-    None is left out without `skip_invalid`; with it, it is an error if all are.
+    Invalid records are skipped with `skip_invalid` only; it is an error if all are invalid.
     """
     path = Path(path)
     requests, problems = [], []
@@ -50,17 +50,17 @@ def load_requests(
             f"{len(problems)} of {len(problems) + len(requests)} records in {path} are not valid:\n"
             + listed(problems),
             'a record looks like {"prompt": "{} is in", "subject": "Big Ben", "target": "Rome"}',
-            *([] if skip_invalid else ["mend them, or leave them out with --skip-invalid"]),
+            *([] if skip_invalid else ["correct them, or skip them with --skip-invalid"]),
         )
     if not requests:
-        raise ErrataError(f"{path} holds no requests", "give at least one record")
+        raise ErrataError(f"{path} contains no requests", "give at least one record")
     return requests, tuple(problems)
 
 
 def request_from(record: Any) -> EditRequest:
-    """Read one record of any shape that people use; what is wrong is left to the caller to tell.
+    """Read one record of any supported structure.
 
-    Raises pydantic's `ValidationError`, or `ErrataError` where the subject cannot be found.
+    Raises pydantic's `ValidationError`, or `ErrataError` if the subject cannot be found.
     """
     return EditRequest.model_validate(_flatten(record))
 
@@ -75,7 +75,7 @@ def _records(path: Path) -> Iterator[Any]:
     readers = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
     if path.suffix not in readers:
         raise ErrataError(
-            f"cannot tell the format of {path}", f"name the file with one of {', '.join(readers)}"
+            f"unknown file format: {path}", f"use a file that ends in one of {', '.join(readers)}"
         )
     return readers[path.suffix](text, path)
 
@@ -85,13 +85,13 @@ def _json_records(text: str, path: Path) -> Iterator[Any]:
         records = parse_json(text)
     except ValueError as error:
         raise ErrataError(
-            f"{path} is not JSON: {error}", "one record a line belongs in a .jsonl file"
+            f"{path} is not JSON: {error}", "a file with one record per line must end in .jsonl"
         ) from None
     yield from records if isinstance(records, list) else [records]
 
 
 def _jsonl_records(text: str, path: Path) -> Iterator[Any]:
-    """Yield what each line holds; one that is no JSON as the `ValueError` that it raises."""
+    """Yield the record of each line, or the `ValueError` if it is not valid JSON."""
     for line in filter(str.strip, text.split("\n")):
         try:
             yield parse_json(line)
@@ -108,16 +108,16 @@ def _csv_records(text: str, path: Path) -> Iterator[Any]:
     except csv.Error as error:
         raise ErrataError(
             f"{path} is not CSV: {error}",
-            "is a quotation mark left open? records may be .jsonl, too",
+            "check for an unclosed quotation mark, or use .jsonl",
         ) from None
 
 
 def _flatten(record: Any) -> dict[str, Any]:
-    """Bring people's shapes to ours: CounterFact's nesting, `target_new`, braces in the prompt."""
+    """Convert any supported structure (CounterFact's, `target_new`, braces) to request fields."""
     if isinstance(record, ValueError):
         raise ErrataError(f"is not JSON: {record}")
     if not isinstance(record, dict):
-        raise ErrataError(f"is not an object with fields but {record!r:.60}")
+        raise ErrataError(f"is not a JSON object: {record!r:.60}")
     record = dict(record)
     rewrite = record.get("requested_rewrite")
     if isinstance(rewrite, dict):

@@ -1,9 +1,9 @@
-"""From a row {instruction, input, output} to the prompt that a model reads and the answer.
+"""Prompt templates for rows {instruction, input, output}.
 
 `alpaca` is the prompt of Stanford's Alpaca, `llm-adapters` that of AGI-Edgerunners/LLM-Adapters
-as its code sends it, indentation and stray comment included: the models of the edit-decay
-study (arXiv 2511.05852) were tuned and asked with it. `chat` is the tokenizer's own template,
-`plain` the instruction alone. Nothing here imports torch.
+exactly as its code produces it, with the indentation and a stray comment: the models of the
+edit-decay study (arXiv 2511.05852) were tuned and evaluated with it. `chat` is the tokenizer's own
+template, `plain` the instruction alone. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _MARGIN = "\n" + " " * 16
 
 
 class Asked(NamedTuple):
-    """A prompt, and what stands between it and the answer."""
+    """A prompt, and the separator between it and the answer."""
 
     prompt: str
     separator: str
 
 
 def resolve_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase) -> TemplateName:
-    """Return the template to use: for `auto` the tokenizer's own, or `alpaca` where it has none.
+    """Resolve `auto` to the tokenizer's chat template, or to `alpaca` if it has none.
 
-    Raises `ErrataError` when `chat` is asked of a tokenizer without a template.
+    Raises `ErrataError` for `chat` with a tokenizer that has no chat template.
     """
     has_one = bool(tokenizer.chat_template)
     if name == "auto":
@@ -48,19 +48,19 @@ def resolve_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase) -> 
 def render_prompt(
     name: TemplateName, instruction: str, context: str, tokenizer: PreTrainedTokenizerBase
 ) -> Asked:
-    """Return the prompt for an instruction and its `input`, empty where there is none."""
+    """Return the prompt for an instruction and its `input` (may be empty)."""
     name = resolve_template(name, tokenizer)
     if name == "plain":
         return Asked(f"{instruction} {context}".strip(), " ")
     if name == "chat":
-        said = f"{instruction}\n\n{context}" if context else instruction
-        return Asked(chat_prompt([{"role": "user", "content": said}], tokenizer), "")
+        message = f"{instruction}\n\n{context}" if context else instruction
+        return Asked(chat_prompt([{"role": "user", "content": message}], tokenizer), "")
     parts = [f"### Instruction:\n{instruction}"]
     parts += [f"### Input:\n{context}"] if context else []
     head = _TASK + (_PAIRED if context else "") + _WRITE
     if name == "alpaca":
         return Asked("\n\n".join([head, *parts, "### Response:\n"]), "")
-    # The margin of the code's own lines; those of the instruction itself have none.
+    # The published code indents its own lines but not those of the instruction.
     lines = [
         part.replace("Instruction:\n", f"Instruction:{_MARGIN}").replace(
             "Input:\n", f"Input:{_MARGIN}"
@@ -72,9 +72,9 @@ def render_prompt(
 
 
 def chat_prompt(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a conversation as the tokenizer's template writes it, ready for the next answer.
+    """Render a conversation with the tokenizer's chat template, up to the next answer.
 
-    A BOS at its start is left out, since encoding the text sets it.
+    A leading BOS token is removed if encoding the text adds it.
     """
     text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     bos = tokenizer.bos_token

@@ -1,1 +1,1 @@
-"""Where a model keeps a fact: causal tracing and the logit lens."""
+"""Locating facts: causal tracing and the logit lens."""

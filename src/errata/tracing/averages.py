@@ -1,12 +1,12 @@
-"""Averages of causal traces over facts, by what a token is to its prompt.
+"""Averages of causal traces over facts, by token role.
 
-The indirect effect of a state is the answer's probability with it restored less that with
-nothing restored. Per fact it is averaged over the tokens of a role, then over facts, with a 95 %
+The indirect effect of a state is the probability of the answer with the state restored minus that
+without. It is averaged over the tokens of a role within each fact, then over facts, with a 95 %
 interval over facts (arXiv 2202.05262, figures 2 and 3).
 
-Differs from kmeng01/rome: each token has one role. A subject of one token is a last subject
-token, not also a first one; a single token behind the subject is the last token, not also a
-following one; and what ends prompt and subject at once is a last subject token.
+Differs from kmeng01/rome: each token has one role. The token of a single-token subject is a last
+subject token, not also a first one; a single token after the subject is the last token, not also
+a following one; a token that ends both prompt and subject is a last subject token.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ ROLES = (
     LAST,
 )
 EDITED_AT_MOST = 5
-"""Blocks that a recommendation names: published settings edit five or six."""
+"""Maximum number of recommended blocks: published settings edit five or six."""
 RESAMPLES = 2000
 
 
 def role_of(token: int, subject: tuple[int, int], length: int) -> str | None:
-    """Return what a token is to its prompt; None for those before the subject."""
+    """Return the role of a token in its prompt; None before the subject."""
     first, end = subject
     if token < first:
         return None
@@ -55,24 +55,24 @@ def role_of(token: int, subject: tuple[int, int], length: int) -> str | None:
 
 @dataclass(frozen=True)
 class Averages:
-    """Indirect effects by kind, role and block."""
+    """Average indirect effects by kind, role and block."""
 
     blocks: int
     facts: int
     high: Score
-    """The answers' probability without corruption."""
+    """Mean probability of the answer in the clean runs."""
     low: Score
-    """With nothing restored."""
+    """Mean probability of the answer in the corrupted runs."""
     effects: dict[Kind, dict[str, list[Score]]]
-    """Per kind and role, one score a block; roles that no fact has are absent."""
+    """Per kind and role, one score per block; roles that no fact has are absent."""
 
     @property
     def total(self) -> float:
-        """What corruption takes away."""
+        """The total effect: `high` minus `low`."""
         return self.high.value - self.low.value
 
     def values(self, kind: Kind, end: str = "value") -> Array:
-        """Return the effects, or an `end` of their intervals: (roles, blocks), NaN where absent."""
+        """Return the effects or an interval bound (`end`): (roles, blocks), NaN if absent."""
         nothing = [float("nan")] * self.blocks
         rows = [self.effects[kind].get(role) for role in ROLES]
         return np.array([[getattr(s, end) for s in row] if row else nothing for row in rows])
@@ -93,10 +93,12 @@ class Averages:
 
 
 def average(traces: Sequence[Trace]) -> Averages:
-    """Average traces of one model; all have the same kinds and blocks."""
+    """Average traces of one model, which must have the same kinds and blocks.
+
+    Raises `ErrataError` without traces."""
     if not traces:
         raise ErrataError(
-            "there is no fact to average over", "does the model know any fact of this dataset?"
+            "there are no facts to average over", "does the model know any fact of this dataset?"
         )
     high = mean([trace.high for trace in traces])
     low = mean([float(trace.low.mean()) for trace in traces])
@@ -111,7 +113,7 @@ def average(traces: Sequence[Trace]) -> Averages:
 
 
 def effects_at(traces: Sequence[Trace], kind: Kind, role: str) -> Array:
-    """Return each fact's mean effect over its tokens of a role: (facts that have one, blocks)."""
+    """Return the mean effect over the tokens of a role: (facts with that role, blocks)."""
     rows = []
     for trace in traces:
         length = len(trace.tokens)
@@ -134,44 +136,44 @@ def _scores(rows: Array) -> list[Score]:
 
 
 class Recommendation(NamedTuple):
-    """Which blocks to edit by a trace, and what speaks for them."""
+    """Recommended blocks to edit, with the evidence from a trace."""
 
     peak: int
-    """The block around which restored MLPs give most of the answer back."""
+    """The block around which restoring MLPs has the largest effect."""
     blocks: tuple[int, ...]
-    """The blocks around it, for methods that edit several."""
+    """The window around the peak, for methods that edit several blocks."""
     effect: Score
     """The effect at the peak."""
     share: float | None
-    """In how many of the resampled sets of facts the peak is there; None for a single fact."""
+    """Share of bootstrap samples with the same peak; None for a single fact."""
     rivals: dict[int, float]
-    """Other blocks at which it is in at least one of twenty."""
+    """Other peaks with a share of at least 5 %, with that share."""
     window: int
     facts: int
 
     def as_json(self) -> dict[str, Any]:
-        """Return the blocks and the evidence."""
+        """Return the recommendation as JSON values."""
         return {**self._asdict(), "effect": self.effect.as_json(), "blocks": list(self.blocks)}
 
     @property
     def evidence(self) -> str:
-        """What speaks for it, in a sentence."""
+        """The evidence in one sentence."""
         rivals = ", ".join(f"block {b} in {share:.0%}" for b, share in self.rivals.items())
-        said = (
+        sentence = (
             f"restoring {self.window} MLPs around block {self.peak} at the subject's last token "
-            f"gives back {self.effect}"
+            f"recovers {self.effect}"
         )
         if self.share is None:
-            return said
-        said += f"; of {RESAMPLES:,} resampled sets of these facts the peak is there "
-        return said + f"in {self.share:.0%}" + (f", elsewhere: {rivals}" if rivals else "")
+            return sentence
+        sentence += f"; the peak is there in {self.share:.0%} of {RESAMPLES:,} bootstrap samples"
+        return sentence + (f", elsewhere: {rivals}" if rivals else "")
 
 
 def nothing_lost(traces: Sequence[Trace]) -> str | None:
-    """Return, in words, that corruption did not hurt the answers, so that nothing comes back.
+    """Return a message if corruption did not reduce the answer's probability, else None.
 
-    That is so where the total effect is not above 0, or its interval (over facts, over samples
-    for a single one) is not. None where it hurt them.
+    That is the case unless the total effect and its interval (over facts; over samples for a
+    single fact) are above 0.
     """
     lone = traces[0] if len(traces) == 1 else None
     losses = lone.high - lone.low if lone else [trace.total_effect for trace in traces]
@@ -182,9 +184,9 @@ def nothing_lost(traces: Sequence[Trace]) -> str | None:
     high, low = (float(np.mean([f(t) for t in traces])) for f in (_high, _low))
     ends = "" if loss.alone else f" [{loss.low:z.3f}, {loss.high:z.3f}]"
     return (
-        f"corruption did not clearly hurt the answer: its probability is {probability(high, 3)} "
-        f"clean, {probability(low, 3)} corrupted, a loss of {loss.value:z.3f}{ends}; so nothing "
-        "can be located by what brings it back"
+        f"corruption did not clearly reduce the answer's probability: {probability(high, 3)} "
+        f"clean, {probability(low, 3)} corrupted, a total effect of {loss.value:z.3f}{ends}; "
+        "so causal tracing cannot locate anything"
     )
 
 
@@ -199,10 +201,10 @@ def _low(trace: Trace) -> float:
 def recommend(traces: Sequence[Trace]) -> Recommendation | None:
     """Recommend blocks to edit: the window of the peak MLP effect at the subject's last token.
 
-    None where corruption did not hurt the answers (see `nothing_lost`).
+    None if corruption did not reduce the answer's probability (see `nothing_lost`).
     """
     if not traces or "mlp" not in traces[0].kinds:
-        raise ErrataError("blocks are recommended by the trace of MLPs", "let --kinds include mlp")
+        raise ErrataError("a recommendation needs a trace of the MLPs", "include mlp in --kinds")
     if nothing_lost(traces) is not None:
         return None
     rows, window = effects_at(traces, "mlp", LAST_SUBJECT), traces[0].window
@@ -221,7 +223,7 @@ def recommend(traces: Sequence[Trace]) -> Recommendation | None:
 
 
 def _peaks(rows: Array) -> Array:
-    """Return, per block, in how many of the resampled sets of facts the peak is there."""
+    """Return the share of bootstrap samples with the peak at each block: (blocks,)."""
     count, random = len(rows), np.random.default_rng(0)
     peaks = [rows[random.integers(0, count, count)].mean(0).argmax() for _ in range(RESAMPLES)]
     return np.bincount(peaks, minlength=rows.shape[1]) / RESAMPLES

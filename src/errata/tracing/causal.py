@@ -1,23 +1,23 @@
-"""Causal tracing: restore one state of a corrupted run, see how much of the answer comes back.
+"""Causal tracing: restore one state of a corrupted run, measure how much of the answer returns.
 
-The subject's embeddings are corrupted; at one token and block the clean run's state is put back
-(arXiv 2202.05262, section 2.1), for every token and block, and for five kinds of state:
+The subject's embeddings are corrupted, and the clean state is restored at one token and block at a
+time (arXiv 2202.05262, section 2.1). There are five kinds of states:
 
-- hidden: the block's output,
-- mlp, attn: what the MLP or the attention contributes, in a window of blocks around it,
-- frozen-mlp, frozen-attn: the block's output, while the MLPs (the attention) of all later blocks
-  are held, at that token, at what they contribute in the corrupted run (appendix B.2).
+- hidden: the output of the block,
+- mlp, attn: the outputs of the MLPs or the attention in a window of blocks around it,
+- frozen-mlp, frozen-attn: the output of the block, while the MLPs (attention) of all later blocks
+  are fixed, at that token, to their outputs in the corrupted run (appendix B.2).
 
-Every cell equals a full run with that one state restored, but only what the state can reach is
-computed: the corrupted run is kept, and restarted behind the first block that differs and from
-the restored token on. Where nothing reaches the answer, nothing is run. An exchanged MLP
-or attention output changes its own block at that token alone, so that block is not run
-again either (see `recording.contributions`). In families with a norm behind the MLP what is
-restored or held is the module's own output, before the norm; as the norm works on each token
-alone, restoring it behind the norm would be the same.
+Every cell equals a full forward pass with that one state restored, but only what the state affects
+is computed: the corrupted run is recorded and restarted after the first block that differs, from
+the restored token on. Cells that cannot affect the answer are skipped. Replacing an MLP or
+attention output changes its own block at that token only, so that block is not recomputed either
+(see `recorded_run.contributions`). In families with a norm after the MLP the module's output before
+the norm is restored or fixed; the norm acts on each token separately, so restoring after it would
+give the same result.
 
-Differs from kmeng01/rome: in replace mode the score with nothing restored is that of replaced
-embeddings, as in the cells; an answer of several tokens is scored as a whole, besides.
+Differs from kmeng01/rome: in replace mode the baseline uses the replaced embeddings, as the cells
+do; an answer of several tokens is also scored as a whole.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from errata.tracing.trace import Trace
 
 
 class Cell(NamedTuple):
-    """One state to restore: from which block on the run differs, until where outputs are held."""
+    """One state to restore, with the blocks where the run differs and where outputs are fixed."""
 
-    place: int  # index into the places that are traced
+    place: int  # index into `places`
     token: int
     block: int
     start: int  # the first block whose output differs
-    until: int  # modules of the blocks behind `start` and before this one are held
+    until: int  # modules of the blocks after `start` and before this one are fixed
 
 
 def trace_question(
@@ -65,10 +65,10 @@ def trace_question(
     memory: int = MEMORY,
     progress: Progress = no_progress,
 ) -> Trace:
-    """Trace one question; `level` is what the noise is multiplied by.
+    """Trace one question with noise scaled by `level`.
 
-    What is kept of the runs takes at most `memory` bytes, and so does a forward pass (at least
-    a row each); this changes speed, not results beyond rounding.
+    The recorded runs take at most `memory` bytes, and so does a forward pass (but at least one
+    row each); this affects speed, and results only by rounding.
     """
     first, end = question.subject
     embedding = model.get_submodule(family_of(model).embedding)
@@ -80,7 +80,7 @@ def trace_question(
     steps = len(settings.kinds) * len(groups)
     parts: list[dict[str, Tensor]] = []
 
-    def tell(done: int, part: int, of: int) -> None:
+    def report(done: int, part: int, of: int) -> None:
         progress(done * of + part, steps * of)
 
     with frozen(model), torch.no_grad():
@@ -89,7 +89,7 @@ def trace_question(
             parts.append({"baseline": work.baseline[1:]})
             for index, kind in enumerate(settings.kinds):
                 done = number * len(settings.kinds) + index
-                parts[-1][kind] = work.traced(kind, partial(tell, done))
+                parts[-1][kind] = work.traced(kind, partial(report, done))
     logs = {name: torch.cat([part[name] for part in parts], dim=-2) for name in parts[0]}
     return _trace_of(tokenizer, work, level, logs)
 
@@ -97,7 +97,7 @@ def trace_question(
 def _trace_of(
     tokenizer: PreTrainedTokenizerBase, work: _Work, level: float, logs: dict[str, Tensor]
 ) -> Trace:
-    """Make a trace of log-probabilities (…, samples, answer tokens) per kind."""
+    """Build a trace from log-probabilities (…, samples, answer tokens) per kind."""
     low, high, question = logs.pop("baseline"), work.baseline[0], work.question
     several = len(question.targets) > 1
     return Trace(
@@ -120,13 +120,13 @@ def _trace_of(
 
 
 def _whole(logs: Tensor) -> NDArray[np.float32]:
-    """Turn log-probabilities (…, answer tokens) into those of whole answers, as probabilities."""
+    """Turn log-probabilities (…, answer tokens) into probabilities of whole answers (…)."""
     return np.asarray(logs.double().sum(-1).exp().float().numpy())
 
 
 @dataclass
 class _Work:
-    """One question at work, with some of its corrupted runs."""
+    """Traces one question with a group of its corrupted runs."""
 
     model: PreTrainedModel
     question: Question
@@ -149,7 +149,7 @@ class _Work:
 
     @cached_property
     def recording(self) -> RecordedRun:
-        """The clean run in row 0, the corrupted ones behind it."""
+        """The clean run in row 0, the corrupted runs after it."""
         return RecordedRun.of(self.model, self.ids, self.changes)
 
     @cached_property
@@ -185,10 +185,10 @@ class _Work:
         return [of(self.model, block) for block in range(self.count)]
 
     def _cells(self, kind: Kind) -> Iterator[Cell]:
-        """Yield the cells that can change the answer, by token, then by where they start."""
+        """Yield the cells that can affect the answer, by token, then by `start`."""
         for place, token in enumerate(self.places):
             if token < self.question.subject[0]:
-                continue  # what stands there is not corrupted
+                continue  # not corrupted
             for block in range(self.count):
                 blocks = range(block, block + 1)
                 if kind in ("mlp", "attn"):
@@ -196,7 +196,7 @@ class _Work:
                 elif kind != "hidden":
                     blocks = range(block, self.count)
                 if blocks.start == self.count - 1 and token < self.question.length - 1:
-                    continue  # nothing behind the last block looks at it
+                    continue  # no later attention reads this state
                 yield Cell(place, token, block, blocks.start, blocks.stop)
 
     def _run(
@@ -208,7 +208,9 @@ class _Work:
         modules: Sequence[nn.Module] | None,
         parts: Contributions | None,
     ) -> Tensor:
-        """Run cells that differ only in where they end: (cells, samples, answer tokens)."""
+        """Return log-probabilities of cells that differ only in `until`.
+
+        Shape: (cells, samples, answer tokens)."""
         rows = [(cell, sample) for cell in cells for sample in range(self.samples)]
         suffix = self.ids.shape[1] - token
         at_once = self.room.rows_within(self.memory, suffix)
@@ -239,7 +241,7 @@ class _Work:
         modules: Sequence[nn.Module],
         parts: Contributions,
     ) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-        """Return what holds the modules of later blocks at clean or corrupted values."""
+        """Return the hooks that fix modules of later blocks to clean or corrupted outputs."""
         start, device, held = rows[0][0].start, self.ids.device, {}
         for block in range(start + 1, max(cell.until for cell, _ in rows)):
             lines = [line for line, (cell, _) in enumerate(rows) if block < cell.until]
@@ -249,7 +251,7 @@ class _Work:
         return held
 
     def _keep(self, rows: int, token: int) -> Tensor:
-        """Return the mask of the places where the answer is read: (rows, tokens from `token`)."""
+        """Return the mask of the positions that predict the answer: (rows, tokens from `token`)."""
         keep = torch.zeros(rows, self.ids.shape[1] - token, dtype=torch.bool)
         keep[:, self.question.length - 1 - token :] = True
         return keep.to(self.ids.device)

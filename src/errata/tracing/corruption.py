@@ -1,8 +1,8 @@
-"""How the subject of a fact is corrupted: noise on its tokens' embeddings.
+"""Corruption of the subject: noise on the embeddings of its tokens.
 
-The noise is what kmeng01/rome draws: numpy's RandomState, one array of (samples, tokens, width)
-per fact, normal or uniform between -1 and 1, times the level. With the same seed it is the same
-to the bit for every cell of a trace, every kind, and every run.
+The noise is drawn as in kmeng01/rome: NumPy's RandomState, one array (samples, tokens, width) per
+fact, normal or uniform between -1 and 1, times the level. For a seed it is bit-identical for
+every cell, kind and run.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from errata.models.tokens import encode
 from errata.tracing.settings import TraceSettings
 
 AT_ONCE = 1024
-"""Tokens whose embeddings are read together."""
+"""Tokens per batch when embeddings are read."""
 
 
 def noise_of(settings: TraceSettings, tokens: int, width: int) -> NDArray[np.float64]:
-    """Draw the noise for a subject, not yet scaled: (samples, tokens, width), float64."""
+    """Draw unscaled noise for a subject: (samples, tokens, width), float64."""
     source = np.random.RandomState(settings.noise_seed)
     shape = (settings.samples, tokens, width)
     return source.randn(*shape) if settings.noise == "gaussian" else source.uniform(-1, 1, shape)
 
 
 def corrupting(noise: NDArray[np.float64], first: int, replace: bool) -> Callable[[Tensor], Tensor]:
-    """Return the change that corrupts embeddings (1 + samples, tokens, width) in all rows but 0.
+    """Return a function that corrupts embeddings (1 + samples, tokens, width) except in row 0.
 
-    `noise` (samples, subject tokens, width) is scaled; the subject begins at token `first`.
+    `noise` (samples, subject tokens, width) is already scaled; the subject starts at token `first`.
     """
 
     def corrupt(state: Tensor) -> Tensor:
@@ -50,8 +50,8 @@ def corrupting(noise: NDArray[np.float64], first: int, replace: bool) -> Callabl
         added = torch.as_tensor(noise).to(state.device, double)
         place = slice(first, first + noise.shape[1])
         state = state.clone()
-        kept = 0 if replace else state[1:, place].to(double)
-        state[1:, place] = (kept + added).to(state.dtype)
+        clean = 0 if replace else state[1:, place].to(double)
+        state[1:, place] = (clean + added).to(state.dtype)
         return state
 
     return corrupt
@@ -61,15 +61,15 @@ def corrupting(noise: NDArray[np.float64], first: int, replace: bool) -> Callabl
 def embedding_deviation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, subjects: Sequence[str]
 ) -> float:
-    """Return the standard deviation of all entries of the embeddings of subjects.
+    """Return the standard deviation of all entries of the subjects' embeddings.
 
-    As published: each subject is encoded alone, special tokens in front included, and the
+    As published: each subject is encoded separately, with leading special tokens, and the standard
     deviation is the unbiased one around the mean of all entries.
     """
     site = Site(model.get_submodule(family_of(model).embedding), "output")
     counts = Counter(token for subject in subjects for token in encode(tokenizer, subject).ids)
     tokens, entries, total, squares = sorted(counts), 0, 0.0, 0.0
-    with frozen(model):  # the embedding works on each token alone, so rows do not matter
+    with frozen(model):  # embeddings do not depend on context
         for first in range(0, len(tokens), AT_ONCE):
             some = tokens[first : first + AT_ONCE]
             ids = torch.tensor(some, device=model.device)[:, None]
@@ -87,12 +87,13 @@ def kept_deviation(
     subjects: Sequence[str],
     cache: Path | None = None,
 ) -> float:
-    """Return `embedding_deviation`, found in the folder `cache` if it was measured before.
+    """Return `embedding_deviation`, cached in the folder `cache`.
 
-    It is kept under the identity of the embedding matrix, the tokenizer and the subjects.
+    The cache key is a hash of the embedding matrix, the tokenizer and the subjects. Raises
+    `ErrataError` without subjects.
     """
     if not subjects:
-        raise ErrataError("there are no subjects to measure embeddings of", "name a dataset")
+        raise ErrataError("there are no subjects to compute the noise level from", "name a dataset")
     if cache is None:
         return embedding_deviation(model, tokenizer, subjects)
     embedding = model.get_submodule(family_of(model).embedding).get_parameter("weight")

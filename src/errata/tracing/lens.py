@@ -1,8 +1,8 @@
-"""A logit lens: what each block would already answer, at every token.
+"""Logit lens: the next-token prediction of each block, at every token.
 
-The final norm and the output head read the output of a block in place of the last one's, by the
-model's own forward (nostalgebraist 2020; soft-capping, scaling and biases included). At the last
-block it is what the model says.
+The final norm and the output head are applied to the output of a block instead of the last one's,
+through the model's own forward (nostalgebraist 2020; soft-capping, scaling and biases included).
+At the last block this is the model's prediction.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """What each block would answer after each token of a prompt."""
+    """Next-token predictions of each block after each token of a prompt."""
 
     tokens: tuple[str, ...]
-    """The prompt's tokens as they are shown."""
+    """Display form of the prompt's tokens."""
     answer: str
-    """The token whose probability is followed."""
+    """The token whose probability is recorded."""
     answers: Array
     """Its probability: (tokens, blocks)."""
     said: tuple[tuple[str, ...], ...]
@@ -39,7 +39,7 @@ class Lens:
     """Its probability: (tokens, blocks)."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as lists of tokens of blocks."""
+        """Return all values as nested lists: tokens, then blocks."""
         return {
             "answers": self.answers.tolist(),
             "said": [list(row) for row in self.said],
@@ -54,9 +54,10 @@ def read_lens(
     question: Question,
     answer: int | None = None,
 ) -> Lens:
-    """Read a question's prompt through the lens; `answer` is the token that is followed.
+    """Apply the logit lens to the prompt of a question.
 
-    Without one it is the first token of the question's answer.
+    `answer` is the token whose probability is recorded; by default the first token of the
+    question's answer.
     """
     followed = question.targets[0] if answer is None else answer
     ids = torch.tensor([question.ids[: question.length]], device=model.device)

@@ -1,8 +1,7 @@
-"""A question about a subject, in tokens, with the answer whose probability is followed.
+"""A tokenised prompt about a subject, with the answer whose probability is traced.
 
-Where no answer is given it is the token that the model finds likeliest, as in the published
-traces. An answer that is given may have several tokens; the model *knows* it if it would write
-every one of them.
+Without a given answer it is the model's most likely next token, as in the published traces. A given
+answer may have several tokens; the model *knows* it if every token is its greedy prediction.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ from errata.models.tokens import Encoded, encode, position_of, split_target
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt with its subject, and the answer in tokens."""
+    """A tokenised prompt with its subject and answer."""
 
     text: str
     ids: tuple[int, ...]
-    """The prompt, and the answer without its last token."""
+    """Token ids of the prompt, and of the answer without its last token."""
     length: int
-    """Tokens of the prompt."""
+    """Number of tokens in the prompt."""
     subject: tuple[int, int]
-    """The subject's first token, and one past its last."""
+    """Token range of the subject: start, and one past the end."""
     targets: tuple[int, ...]
-    """The answer."""
+    """Token ids of the answer."""
     said: tuple[int, ...]
-    """What the model finds likeliest at each place of the answer, the answer before it given."""
+    """Greedy prediction at each position of the answer, given the answer's preceding tokens."""
     tokens: tuple[str, ...]
-    """The prompt's tokens as they are shown."""
+    """Display form of the prompt's tokens."""
 
     @property
     def known(self) -> bool:
-        """Whether the model says the answer by itself."""
+        """Whether greedy decoding gives the answer."""
         return self.said == self.targets
 
     @property
     def spoken(self) -> tuple[int, ...]:
-        """What the model writes by itself, up to the first token that is not the answer's.
+        """The greedy continuation up to and including the first token that differs.
 
-        What it finds likeliest behind that follows on the answer, not on what it has written.
+        Later predictions are conditioned on the answer, not on the model's own continuation.
         """
         pairs = enumerate(zip(self.said, self.targets, strict=True), start=1)
         end = next((end for end, (said, target) in pairs if said != target), len(self.said))
@@ -59,9 +58,9 @@ def ask_model(
     span: tuple[int, int],
     answer: str | None = None,
 ) -> Question:
-    """Put a question to a model: `span` are the subject's characters in `text`.
+    """Tokenise a prompt and query the model; `span` is the subject's character range in `text`.
 
-    `answer` comes with its separator. Raises `ErrataError` for a prompt that is too long.
+    `answer` includes its separator. Raises `ErrataError` if the prompt exceeds the context length.
     """
     encoded = encode(tokenizer, text)
     prompt = encoded.ids
@@ -101,10 +100,10 @@ def ask_model(
 def shown_tokens(
     tokenizer: PreTrainedTokenizerBase, text: str, encoded: Encoded
 ) -> tuple[str, ...]:
-    """Return each token as a person reads it: its characters in the text.
+    """Return the display form of each token: its characters in the text.
 
-    Several tokens that make up one character are numbered, as in `東₁ 東₂`; a token without
-    characters of its own (a special one) goes by its name.
+    Tokens that form one character together are numbered, as in `東₁ 東₂`; special tokens, which
+    have no characters, are shown by name.
     """
     shown = []
     for index, (token, (start, end)) in enumerate(zip(encoded.ids, encoded.offsets, strict=True)):

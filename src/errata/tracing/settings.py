@@ -1,6 +1,6 @@
-"""How a causal trace is made: what is restored, and how the subject is corrupted.
+"""Settings of a causal trace: which states are restored, and how the subject is corrupted.
 
-The defaults are those of ROME's traces (arXiv 2202.05262, section 2.1 and appendix B). Nothing
+The defaults are those of the ROME paper (arXiv 2202.05262, section 2.1 and appendix B). Nothing
 here imports torch.
 """
 
@@ -23,32 +23,32 @@ TITLES: Mapping[Kind, str] = {
     "frozen-mlp": "hidden state, MLPs severed",
     "frozen-attn": "hidden state, attention severed",
 }
-"""What is restored, in words."""
+"""Display names of the kinds."""
 
 PAPER_WINDOW, PAPER_BLOCKS = 10, 48
-"""The window of the paper, and the number of blocks of the model that it was taken on."""
+"""The paper's window, and the number of blocks of the model it was used on."""
 
 
 class TraceSettings(Settings):
-    """What is restored in a corrupted run, and how the run is corrupted."""
+    """Which states are restored in a corrupted run, and how it is corrupted."""
 
     kinds: tuple[Kind, ...] = ("hidden", "mlp", "attn")
-    """What is restored: hidden, mlp, attn; with the MLPs or the attention of all later blocks
-    held at their corrupted values at that token: frozen-mlp, frozen-attn."""
+    """States to restore: hidden, mlp, attn; frozen-mlp and frozen-attn restore the hidden state
+    with the MLPs or attention of later blocks fixed to their corrupted outputs at that token."""
     window: int | None = Field(None, ge=1)
-    """Blocks around each one whose MLP or attention is restored together; when not given 10 of
-    48 blocks, as in the paper, and the same share of fewer, at most 10."""
+    """Number of neighbouring blocks whose MLP or attention is restored together; default: 10 of 48
+    blocks, as in the paper, and the same fraction of other depths, at most 10."""
     noise: Literal["gaussian", "uniform"] = "gaussian"
-    """What the subject's embeddings are corrupted with; uniform noise lies between -1 and 1."""
+    """Distribution of the noise on the subject's embeddings; uniform noise is between -1 and 1."""
     level: str = "3s"
-    """What the noise is multiplied by: a number, or a multiple of the standard deviation of the
-    subjects' embeddings, as in 3s."""
+    """Noise level: a number, or a multiple of the standard deviation of the subjects' embeddings,
+    as in 3s."""
     replace: bool = False
-    """Put the noise in place of the embeddings instead of adding it."""
+    """Replace the embeddings with noise instead of adding it."""
     samples: int = Field(10, ge=1)
-    """Corrupted runs, each with a noise of its own, the same for every cell."""
+    """Number of corrupted runs, each with its own noise, shared by all cells."""
     noise_seed: int = Field(1, ge=0)
-    """Seed of the noise; 1 gives the noise of the published code."""
+    """Seed of the noise; 1 reproduces the noise of the published code."""
     subject_last_only: bool = False
     """Restore at the subject's last token only."""
 
@@ -56,7 +56,7 @@ class TraceSettings(Settings):
     @classmethod
     def _each_once(cls, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
         if not kinds or len(set(kinds)) < len(kinds):
-            raise ValueError("name at least one kind, and none twice")
+            raise ValueError("name at least one kind, and none more than once")
         return kinds
 
     @field_validator("level", mode="before")
@@ -68,7 +68,7 @@ class TraceSettings(Settings):
         except ValueError:
             number = -1.0
         if not 0 <= number < float("inf"):
-            raise ValueError("is a number, or a multiple of the standard deviation such as 3s")
+            raise ValueError("must be a number, or a multiple of the standard deviation such as 3s")
         return text
 
     @property
@@ -77,15 +77,15 @@ class TraceSettings(Settings):
         return float(self.level[:-1]) if self.level.endswith("s") else None
 
     def window_for(self, blocks: int) -> int:
-        """Return how many blocks are restored together in a model of so many."""
+        """Return the window for a model with this number of blocks."""
         if self.window is not None:
             return min(self.window, blocks)
         return min(PAPER_WINDOW, math.ceil(blocks * PAPER_WINDOW / PAPER_BLOCKS))
 
 
 def window_around(block: int, width: int, count: int) -> range:
-    """Return the blocks of a window around one, cut at both ends of the model.
+    """Return the blocks of a window around a block, truncated at both ends of the model.
 
-    An even window has one more block below than above: 10 around l are l - 5 to l + 4.
+    An even window has one more block below than above: a window of 10 around l is l - 5 to l + 4.
     """
     return range(max(0, block - width // 2), min(count, block + (width + 1) // 2))

@@ -1,8 +1,8 @@
-"""`Trace`: how likely the answer becomes when one state of a corrupted run is restored.
+"""`Trace`: the answer's probability when one state of a corrupted run is restored.
 
-A trace is a value: scores per restored kind, token, block and noise, with what they lie between,
-and how it was made. It is kept as .npz or .safetensors, arrays and one text of JSON, so numpy
-alone reads it. Nothing here runs a model; `tracing` makes traces.
+A trace is an immutable value: scores per kind, token, block and sample, their clean and corrupted
+baselines, and provenance. It is stored as .npz or .safetensors (arrays and one JSON string), so
+NumPy alone can read it. Nothing here runs a model; `causal` computes traces.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Array = NDArray[np.float32]
 Scores = dict[str, Array]
 
 META = "meta"
-"""The name under which a file holds the JSON beside the arrays."""
+"""Key of the JSON string in a file."""
 SUFFIXES = (".npz", ".safetensors")
 
 
@@ -35,50 +35,50 @@ class Trace:
     text: str
     """The prompt."""
     tokens: tuple[str, ...]
-    """Its tokens as they are shown."""
+    """Display form of its tokens."""
     subject: tuple[int, int]
-    """The subject's first token, and one past its last."""
+    """Token range of the subject: start, and one past the end."""
     answer: str
-    """What the scores are the probability of."""
+    """The answer whose probability is scored."""
     said: str
-    """What the model says there by itself, until it leaves the answer."""
+    """The greedy continuation, up to the first token that differs from the answer."""
     places: tuple[int, ...]
-    """The tokens at which states were restored."""
+    """Token positions at which states were restored."""
     window: int
-    """How many blocks' MLP or attention were restored together."""
+    """Number of blocks whose MLP or attention was restored together."""
     level: float
-    """What the noise was multiplied by."""
+    """Scale of the noise."""
     scores: Scores
-    """Per kind (places, blocks, samples): the whole answer's probability with that restored."""
+    """Per kind (places, blocks, samples): the answer's probability with the state restored."""
     low: Array
-    """(samples,): with nothing restored."""
+    """(samples,): probability of the answer in the corrupted runs."""
     high: float
-    """Without corruption."""
+    """Probability of the answer in the clean run."""
     first_scores: Scores = field(default_factory=dict)
-    """The same for the answer's first token alone, where it has several."""
+    """The same for the answer's first token, if it has several."""
     first_low: Array | None = None
     first_high: float | None = None
     made: dict[str, Any] = field(default_factory=dict)
-    """How it was made: settings, model, versions."""
+    """Provenance: settings, model, versions."""
 
     @property
     def known(self) -> bool:
-        """Whether the model says the answer by itself."""
+        """Whether greedy decoding gives the answer."""
         return self.said == self.answer
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What was restored."""
+        """The kinds of states that were restored."""
         return tuple(self.scores)  # type: ignore[arg-type]
 
     @property
     def blocks(self) -> int:
-        """How many blocks the model has."""
+        """Number of blocks of the model."""
         return next(iter(self.scores.values())).shape[1]
 
     @property
     def total_effect(self) -> float:
-        """High less low: what corruption takes away."""
+        """The total effect: `high` minus the mean of `low`."""
         return self.high - float(self.low.mean())
 
     def mean(self, kind: str) -> NDArray[np.float64]:
@@ -86,15 +86,15 @@ class Trace:
         return self.scores[kind].mean(-1, dtype=np.float64)
 
     def effect(self, kind: str) -> NDArray[np.float64]:
-        """Return what restoring gives back, the indirect effect: (places, blocks)."""
+        """Return the indirect effect of restoring each state: (places, blocks)."""
         return self.mean(kind) - float(self.low.mean(dtype=np.float64))
 
     def interval(self, kind: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the ends of a 95 % interval of the mean over samples: (places, blocks) each."""
+        """Return the bounds of a 95 % interval of the mean over samples: (places, blocks) each."""
         return intervals(np.moveaxis(self.scores[kind], -1, 0))
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything, a score as {value, low, high, n}, for `--json`."""
+        """Return all fields for `--json`, scores as {value, low, high, n}."""
         found = self._meta()
         low, high = intervals(self.low)
         found["low"] = _score(float(self.low.mean()), float(low), float(high), len(self.low))
@@ -124,7 +124,7 @@ class Trace:
         return {key: value for key, value in asdict(self).items() if key not in arrays}
 
     def save(self, path: Path) -> None:
-        """Write the trace as .npz or .safetensors, whole or not at all."""
+        """Write the trace atomically as .npz or .safetensors."""
         arrays: dict[str, Array] = {"low": self.low}
         arrays |= {f"scores.{kind}": array for kind, array in self.scores.items()}
         arrays |= {f"first.{kind}": array for kind, array in self.first_scores.items()}
@@ -144,7 +144,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path) -> Trace:
-        """Read a trace; raises `ErrataError` for a file that is none."""
+        """Read a trace; raises `ErrataError` if the file is not a trace."""
         _check_suffix(path)
         try:
             meta, arrays = _read(path)
@@ -157,8 +157,8 @@ class Trace:
                 low=arrays["low"],
                 first_low=arrays.get("first_low"),
             )
-        except Exception as error:  # numpy and safetensors raise what they like
-            raise ErrataError(f"{path} is not a trace: {error}", "was it cut short?") from None
+        except Exception as error:  # numpy and safetensors raise various types
+            raise ErrataError(f"{path} is not a trace: {error}", "is the file truncated?") from None
 
 
 def _score(value: float, low: float, high: float, n: int) -> dict[str, Any]:
@@ -176,7 +176,8 @@ def _named(prefix: str, arrays: dict[str, Array]) -> Scores:
 def _check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise ErrataError(
-            f"a trace cannot be kept as {path.name}", f"name it with one of {', '.join(SUFFIXES)}"
+            f"a trace cannot be saved as {path.name}",
+            f"use one of the suffixes {', '.join(SUFFIXES)}",
         )
 
 

@@ -1,5 +1,5 @@
-"""Fine-tuning an edited model as it stands: where, on what, by which method.
+"""Fine-tuning of an edited model.
 
-`settings` says how and imports no torch; `rows` and `templates` make text into tokens, `places`
-names the matrices that move, `train` moves them, `guard` keeps edits from being moved.
+`settings` holds the settings and imports no torch; `encode` tokenises rows, `modules` selects the
+trained parameters, `train` and `trainer` train them, `guards` protects edits.
 """

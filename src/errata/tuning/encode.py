@@ -1,4 +1,8 @@
-"""Instruction rows in tokens, with the labels that the loss looks at."""
+"""Tokenisation of instruction rows, with the labels for the loss.
+
+Prompt and answer are encoded together if that changes no token of the prompt (see
+`models.tokens.split_target`). EOS ends the answer. Rows longer than the cutoff are truncated, EOS
+first, as in AGI-Edgerunners/LLM-Adapters."""
 
 from __future__ import annotations
 
@@ -12,11 +16,11 @@ from errata.data.templates import TemplateName, render_prompt
 from errata.models.tokens import split_target
 
 IGNORE = -100
-"""Label of a token that is not learnt."""
+"""Label of a token that the loss ignores."""
 
 
 class Coded(NamedTuple):
-    """Rows in tokens, and how many lost their answer to the cutoff, in part or whole."""
+    """Tokenised rows, and how many were truncated (`cut`) or dropped (no labelled token)."""
 
     rows: list[dict[str, list[int]]]
     cut: int
@@ -30,7 +34,7 @@ def code_rows(
     cutoff: int,
     train_on_inputs: bool,
 ) -> Coded:
-    """Return `input_ids` and `labels` of each row; one without a token to learn is dropped."""
+    """Return `input_ids` and `labels` of each row; rows without a labelled token are dropped."""
     coded, cut, dropped = [], 0, 0
     for row in rows:
         asked = render_prompt(template, row.instruction, row.input, tokenizer)

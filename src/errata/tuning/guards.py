@@ -1,13 +1,13 @@
-"""Keeping edits while the model is tuned: two mitigations that arXiv 2511.05852 proposes.
+"""Protecting edits during fine-tuning: two mitigations proposed in arXiv 2511.05852.
 
     penalty     λ · mean ‖h - h₀‖² / ‖h₀‖²   at the edited blocks and positions
     projection  ΔW ← ΔW (I - Q Qᵀ),          Q: (d_in, r) spans the edits' keys
 
-h₀ is what stood there before tuning. The projection makes ΔW k = 0 for every edited key k, so
-the edited matrix answers these keys as before. For LoRA, ΔW = s B A: taking the keys out of
-A's rows, A ← A (I - Q Qᵀ), does the same whatever B becomes. It is applied to the update after
-every step, since Adam turns a projected gradient into a step that is not. What feeds the matrix
-may still change the keys themselves; the penalty sees that, the projection does not.
+h₀ is the hidden state before tuning. The projection makes ΔW k = 0 for every edited key k, so the
+edited matrix responds to these keys as before. For LoRA, ΔW = s B A: projecting the rows of A,
+A ← A (I - Q Qᵀ), has the same effect for any B. The update is projected after every step, because
+Adam's step for a projected gradient is not itself projected. Layers below the matrix may still
+change the keys; the penalty responds to that, the projection does not.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from errata.tuning.modules import edited_blocks
 from errata.tuning.settings import TuneSettings
 
 REQUESTS_AT_ONCE = 16
-"""Edited positions that the penalty looks at in one step; it goes through all in turn."""
+"""Edited positions per step in the penalty, which cycles through all of them."""
 RANK_AT = 1e-5
-"""Key directions below this share of the longest count as none."""
+"""Singular values of the keys below this fraction of the largest count as zero."""
 
 
 def edited_rows(tokenizer: PreTrainedTokenizerBase, patches: Sequence[Patch]) -> list[TokenRow]:
-    """Return, per request of the patches, its text up to the edited position."""
+    """Return one row per request of the patches: its tokens up to the edited position."""
     rows = []
     for patch in patches:
         where = patch.provenance.settings.get("position", "subject_last")
@@ -47,20 +47,20 @@ def edited_rows(tokenizer: PreTrainedTokenizerBase, patches: Sequence[Patch]) ->
 
 
 NO_PATCH = {
-    "shift_penalty": "no position is edited",
-    "project": "there are no keys to keep off",
-    "reapply": "there is nothing to add once more",
+    "shift_penalty": "there are no edited positions",
+    "project": "there are no keys to project off",
+    "reapply": "there is nothing to reapply",
 }
-"""What guards edits, and what it lacks where there are none."""
+"""The guards, and the reason each one needs a patch."""
 
 
 def check_guards(settings: TuneSettings, patches: Sequence[Patch], moving: Sequence[str]) -> None:
-    """Raise `ErrataError` where edits are to be guarded that are not there, or do not move."""
-    told = [patch for patch in patches if patch.provenance.requests]
+    """Raise `ErrataError` if a guard lacks its patches or its trained parameters."""
+    recorded = [patch for patch in patches if patch.provenance.requests]
     for guard, lacking in NO_PATCH.items():
-        if getattr(settings, guard) and not (told if guard == "shift_penalty" else patches):
+        if getattr(settings, guard) and not (recorded if guard == "shift_penalty" else patches):
             raise ErrataError(
-                f"{guard}: the model has no patch, so {lacking}", "put the patches on it: --patch P"
+                f"{guard}: the model has no patch, so {lacking}", "apply the patches: --patch P"
             )
     if settings.project and not {name for patch in patches for name in patch.updates} & set(moving):
         raise none_projected()
@@ -68,7 +68,7 @@ def check_guards(settings: TuneSettings, patches: Sequence[Patch], moving: Seque
 
 @dataclass
 class ShiftPenalty:
-    """How far the states at edited positions have moved from where they were."""
+    """Penalty on the shift of hidden states at edited positions."""
 
     model: PreTrainedModel
     rows: Sequence[TokenRow]
@@ -84,7 +84,7 @@ class ShiftPenalty:
         patches: Sequence[Patch],
         weight: float,
     ) -> ShiftPenalty:
-        """Read what stands at the edited positions now."""
+        """Record the current hidden states at the edited positions."""
         rows = edited_rows(tokenizer, patches)
         penalty = cls(model, rows, edited_blocks(model, patches), weight)
         with frozen(model):
@@ -96,7 +96,7 @@ class ShiftPenalty:
         return [Site(family.block(self.model, block), "output") for block in self.blocks]
 
     def __call__(self, step: int) -> Tensor:
-        """Return the weighted penalty of a step's share of the requests, with gradients."""
+        """Return the weighted penalty on this step's requests, differentiable."""
         count = min(REQUESTS_AT_ONCE, len(self.rows))
         picked = [(step * count + i) % len(self.rows) for i in range(count)]
         rows = [self.rows[i] for i in picked]
@@ -104,7 +104,7 @@ class ShiftPenalty:
         line = torch.arange(len(rows), device=ids.device)
         place = torch.tensor([row.position for row in rows], device=ids.device)
         total = torch.zeros((), device=ids.device)
-        with _still(self.model):
+        with _without_dropout(self.model):
             values = record(self.model, ids, self._sites())
         for before, value in zip(self.before, values, strict=True):
             was = before[picked].to(ids.device)
@@ -114,8 +114,8 @@ class ShiftPenalty:
 
 
 @contextmanager
-def _still(model: PreTrainedModel) -> Iterator[None]:
-    """Hold a model without dropout, which would count as a shift, gradients as they are."""
+def _without_dropout(model: PreTrainedModel) -> Iterator[None]:
+    """Disable dropout, which would count as a shift; gradients are unaffected."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:
@@ -134,28 +134,28 @@ def key_directions(patches: Sequence[Patch], name: str) -> Tensor:
 
 
 def none_projected() -> ErrataError:
-    """Say that nothing which was edited is tuned."""
+    """Return the error for a projection without a trained edited matrix."""
     return ErrataError(
-        "project: no edited matrix is tuned, so there is nothing to keep off its keys",
-        "put the patches on the model (--patch P), and tune `down` of the edited blocks",
+        "project: no edited matrix is tuned, so there is nothing to project",
+        "apply the patches (--patch P), and tune `down` of the edited blocks",
     )
 
 
 @dataclass
 class Projection:
-    """What holds the updates of edited matrices off the edits' keys."""
+    """Projects updates of edited matrices off the edits' keys."""
 
     model: PreTrainedModel
     spans: dict[str, Tensor]  # per weight: Q (d_in, r)
-    originals: dict[str, Tensor]  # full tuning: the weights before it
+    originals: dict[str, Tensor]  # full tuning: the weights before tuning
 
     @classmethod
     def of(
         cls, model: PreTrainedModel, patches: Sequence[Patch], moving: Sequence[str]
     ) -> Projection:
-        """Prepare for the edited matrices among those that move.
+        """Prepare the projection for the edited matrices among the trained parameters.
 
-        Raises `ErrataError` when their keys leave no direction free.
+        Raises `ErrataError` if the keys of a matrix span its whole input space.
         """
         names = sorted({name for patch in patches for name in patch.updates} & set(moving))
         spans = {}
@@ -163,7 +163,7 @@ class Projection:
             Q = key_directions(patches, name)
             if Q.shape[1] == len(Q):
                 raise ErrataError(
-                    f"project: the keys of {name} span all {len(Q)} directions; nothing could move",
+                    f"project: the keys of {name} span all {len(Q)} dimensions; none is free",
                     "edit fewer facts, or use --shift-penalty",
                 )
             spans[name] = Q.to(model.device, torch.float32)
@@ -172,7 +172,7 @@ class Projection:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        """Take the keys out of what has been learnt so far."""
+        """Project the current updates off the keys."""
         for name, Q in self.spans.items():
             module = self.model.get_submodule(name.removesuffix(".weight"))
             if (lora := getattr(module, "lora_A", None)) is not None:
@@ -185,5 +185,4 @@ class Projection:
     def _full(self, module: nn.Module, name: str, Q: Tensor) -> None:
         weight, original = module.get_parameter("weight"), self.originals[name]
         change = oriented(module, weight.float() - original.float())  # (d_out, d_in)
-        kept = original.float() + oriented(module, change - (change @ Q) @ Q.T)
-        weight.copy_(kept)
+        weight.copy_(original.float() + oriented(module, change - (change @ Q) @ Q.T))

@@ -1,8 +1,8 @@
-"""Where to tune: the parameters that move, by blocks and by what their matrices do.
+"""Selection of the trained parameters, by block and by the role of a matrix.
 
-The published code of the edit-decay study chose blocks but left `down_proj` out of them, so it
-never touched the matrix that was edited; here the MLP's output matrix is `down` in every
-family, asked of the family itself, and a test holds that what is named moves and nothing else.
+The published code of the edit-decay study selected blocks but excluded `down_proj`, so it never
+trained the edited matrix. Here the MLP's output matrix is `down` in every family, as given by the
+family's row, and a test checks that exactly the selected parameters change.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def edited_blocks(model: PreTrainedModel, patches: Iterable[Patch]) -> tuple[int
 def tuned_blocks(
     model: PreTrainedModel, settings: TuneSettings, patches: Sequence[Patch]
 ) -> tuple[int, ...]:
-    """Return the blocks that settings name; raises `ErrataError` where there are none such."""
+    """Return the selected blocks; raises `ErrataError` if there are none."""
     count = family_of(model).block_count(model)
     if settings.blocks == "all":
         return tuple(range(count))
@@ -47,8 +47,8 @@ def tuned_blocks(
     if settings.blocks in ("edited", "others"):
         if not edited:
             raise ErrataError(
-                f"blocks: {settings.blocks}, but the model has no patch that tells which those are",
-                "put the patches on it: --patch P, or list the blocks: --blocks 3,4,5",
+                f"blocks: {settings.blocks}, but the model has no patch that determines them",
+                "apply the patches: --patch P, or list the blocks: --blocks 3,4,5",
             )
         wanted = [b for b in range(count) if (b in edited) is (settings.blocks == "edited")]
         if not wanted:
@@ -61,14 +61,16 @@ def tuned_blocks(
 
 
 def _no_others() -> ErrataError:
-    return ErrataError("every block is edited, so there are no others", "tune all: --blocks all")
+    return ErrataError(
+        "every block is edited, so there are no others", "tune all blocks: --blocks all"
+    )
 
 
 def placed(settings: TuneSettings, written: Sequence[int], count: int) -> TuneSettings:
-    """Name the blocks of a tuning that is `edited` or `others`, as edits to come will write them.
+    """Resolve `edited` or `others` for edits that do not exist yet, and drop the guards.
 
-    `count` is how many blocks the model has; what guards the edits is put aside. Raises
-    `ErrataError` where the edits leave no others.
+    `written` are the blocks that the edits will change, `count` the model's number of blocks.
+    Raises `ErrataError` if the edits leave no other blocks.
     """
     named = {"edited": written, "others": [b for b in range(count) if b not in written]}
     blocks = settings.blocks
@@ -82,7 +84,7 @@ def placed(settings: TuneSettings, written: Sequence[int], count: int) -> TuneSe
 def matrices(model: PreTrainedModel, blocks: Iterable[int], roles: Sequence[str]) -> list[str]:
     """Return the module paths of the matrices with these roles, block by block.
 
-    Raises `ErrataError` for a role that no matrix of the model has.
+    Raises `ErrataError` if no matrix of the model has one of the roles.
     """
     family = family_of(model)
     found, missing = [], set(roles)
@@ -94,8 +96,8 @@ def matrices(model: PreTrainedModel, blocks: Iterable[int], roles: Sequence[str]
                 found.append(f"{family.blocks}.{block}.{path}")
     if missing:
         raise ErrataError(
-            f"no matrix of this model is {' or '.join(sorted(missing))}",
-            "name others: --modules q,k,v,up,down",
+            f"no matrix of this model has the role {' or '.join(sorted(missing))}",
+            "choose other roles: --modules q,k,v,up,down",
         )
     return found
 
@@ -103,10 +105,10 @@ def matrices(model: PreTrainedModel, blocks: Iterable[int], roles: Sequence[str]
 def moving(
     model: PreTrainedModel, settings: TuneSettings, patches: Sequence[Patch]
 ) -> tuple[str, ...]:
-    """Return the full names of the parameters that tuning changes.
+    """Return the full names of the trained parameters.
 
-    With roles the matrices alone, without (full tuning) all of the blocks; all of the model when
-    that is all blocks.
+    With roles, the matrices with these roles; without (full tuning), all parameters of the selected
+    blocks, or of the whole model if all blocks are selected.
     """
     blocks, roles = tuned_blocks(model, settings, patches), settings.roles
     if roles is not None:
@@ -119,7 +121,7 @@ def moving(
 
 
 def _roles(path: str, module: nn.Module, write: str, attention: str) -> set[str]:
-    """Return what a module of a block does, by its path within the block."""
+    """Return the roles of a module, given its path within the block."""
     if not isinstance(module, nn.Linear | Conv1D):
         return set()
     if path == write:

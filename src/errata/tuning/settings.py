@@ -1,7 +1,7 @@
-"""How to fine-tune: one class, from which flags, recipes and provenance come. No torch here.
+"""Fine-tuning settings, the source of flags, recipe keys and provenance. No torch here.
 
-LoRA: arXiv 2106.09685, DoRA: 2402.09353. `PRESETS` holds what the edit-decay study (2511.05852)
-tuned with; what it does not state is as in AGI-Edgerunners/LLM-Adapters, on which it stands.
+LoRA: arXiv 2106.09685, DoRA: 2402.09353. `PRESETS` contains the settings of the edit-decay study
+(2511.05852); those it does not state are from AGI-Edgerunners/LLM-Adapters, on which it is based.
 """
 
 from __future__ import annotations
@@ -15,61 +15,62 @@ from errata.core.settings import Settings
 from errata.data.templates import TemplateName
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
-"""What a matrix of a block does; families whose matrices are fused have one for several."""
+"""Roles of a block's matrices; a fused matrix has several roles."""
 DEFAULT_ROLES = ("q", "k", "v", "up", "down")
 NAMED_BLOCKS = ("all", "edited", "others")
 LEARNING_RATES = {"lora": 3e-4, "dora": 3e-4, "full": 2e-5}
 
 
 class TuneSettings(Settings):
-    """How a model is fine-tuned."""
+    """Fine-tuning settings."""
 
     method: Literal["lora", "dora", "full"] = "lora"
-    """lora or dora: an adapter beside the weights; full: the weights themselves."""
+    """lora or dora: train an adapter; full: train the weights."""
     blocks: str = "all"
-    """Tune all blocks, only the `edited` ones, the `others`, or a list like 3,4,5."""
+    """Blocks to tune: all, edited, others (all but the edited ones), or a list like 3,4,5."""
     modules: str | None = None
-    """Matrices by what they do: q,k,v,o,gate,up,down; adapters q,k,v,up,down, full everything."""
+    """Matrices to tune, from q,k,v,o,gate,up,down; default: q,k,v,up,down for adapters, all
+    parameters for full tuning."""
     rank: int = Field(32, ge=1)
-    """Rank of an adapter."""
+    """Rank of the adapter."""
     alpha: float = Field(64, gt=0)
-    """An adapter is scaled by alpha over rank."""
+    """Scaling of the adapter: alpha / rank."""
     dropout: float = Field(0.05, ge=0, lt=1)
-    """Dropout before an adapter."""
+    """Dropout on the adapter's input."""
     epochs: float = Field(3, gt=0)
-    """Times that the rows are gone through."""
+    """Number of epochs."""
     max_steps: int | None = Field(None, ge=1)
-    """Stop after so many optimizer steps, whatever the epochs say."""
+    """Maximum number of optimizer steps; overrides epochs."""
     batch_size: int = Field(16, ge=1)
     """Rows per optimizer step."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Rows per forward pass; gradients of several are added up. All of a batch when not given."""
+    """Rows per forward pass, with gradient accumulation (default: the whole batch)."""
     learning_rate: float | None = Field(None, gt=0)
-    """Highest learning rate; 3e-4 for adapters, 2e-5 for full when not given."""
+    """Peak learning rate (default: 3e-4 for adapters, 2e-5 for full tuning)."""
     warmup_steps: int = Field(100, ge=0)
-    """Steps to get there, a tenth of all at most; it falls linearly to 0 afterwards."""
+    """Warm-up steps, at most a tenth of all steps; linear decay to 0 afterwards."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's weight decay."""
+    """Weight decay of AdamW."""
     cutoff_len: int = Field(256, ge=2)
-    """Rows are cut to so many tokens."""
+    """Maximum tokens per row; longer rows are truncated."""
     train_on_inputs: bool = False
-    """Learn the instructions as well, not the answers alone."""
+    """Train on the prompts as well as the answers."""
     template: TemplateName = "auto"
-    """How a row becomes a prompt: auto, alpaca, llm-adapters, chat or plain."""
+    """Prompt template: auto, alpaca, llm-adapters, chat or plain."""
     validation: int = Field(0, ge=0)
-    """Rows set aside to measure the loss on."""
+    """Number of rows held out to measure the validation loss."""
     gradient_checkpointing: bool = False
-    """Keep less in memory and compute it again: slower, for large models."""
+    """Recompute activations in the backward pass: less memory, slower."""
     save_every: int = Field(200, ge=1)
-    """Steps between two saves, from which a stopped run goes on; the first is saved early."""
+    """Steps between checkpoints; the first one is written early."""
     seed: int = 0
-    """Seed of the adapter's start, the order of rows and dropout."""
+    """Seed of the adapter's initialisation, the order of rows and dropout."""
     shift_penalty: float = Field(0.0, ge=0)
-    """Weight of a penalty on how far states move at the edited positions."""
+    """Weight of a penalty on hidden-state shifts at the edited positions."""
     project: bool = False
-    """Keep updates of edited matrices off the directions of the edits' keys (full, lora)."""
+    """Project updates of edited matrices off the edits' keys (full, lora)."""
     reapply: bool = False
-    """Add the patches once more after tuning."""
+    """Add the patches again after tuning."""
 
     @field_validator("blocks")
     @classmethod
@@ -77,7 +78,7 @@ class TuneSettings(Settings):
         named = blocks.strip().lower()
         parts = named.split(",")
         if named not in NAMED_BLOCKS and not all(part.strip().isdecimal() for part in parts):
-            raise ValueError(f"is none of {', '.join(NAMED_BLOCKS)} and no list like 3,4,5")
+            raise ValueError(f"must be one of {', '.join(NAMED_BLOCKS)}, or a list like 3,4,5")
         return named
 
     @field_validator("modules")
@@ -85,15 +86,15 @@ class TuneSettings(Settings):
     def _modules(cls, modules: str | None) -> str | None:
         unknown = [each for each in (modules or "q").split(",") if each.strip() not in ROLES]
         if unknown:
-            raise ValueError(f"knows no {', '.join(unknown)}; there are {', '.join(ROLES)}")
+            raise ValueError(f"unknown: {', '.join(unknown)}; known: {', '.join(ROLES)}")
         return modules
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.project and self.method == "dora":
             raise ValueError(
-                "project: DoRA scales whole rows of a matrix, which no projection of its update "
-                "undoes; use lora or full"
+                "project: DoRA rescales whole rows of a matrix, which a projection of its update "
+                "cannot undo; use lora or full"
             )
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(
@@ -104,24 +105,24 @@ class TuneSettings(Settings):
 
     @property
     def roles(self) -> tuple[str, ...] | None:
-        """The matrices by role; None for whole blocks."""
+        """Roles of the trained matrices; None for whole blocks."""
         if self.modules is not None:
             return tuple(each.strip() for each in self.modules.split(","))
         return None if self.method == "full" else DEFAULT_ROLES
 
     @property
     def rate(self) -> float:
-        """The learning rate that is used."""
+        """The resolved peak learning rate."""
         return self.learning_rate or LEARNING_RATES[self.method]
 
     def steps_of(self, rows: int) -> int:
-        """Return how many optimizer steps so many rows make."""
+        """Return the number of optimizer steps for a number of rows."""
         per_epoch = max(1, -(-rows // self.batch_size))
         return self.max_steps or max(1, int(per_epoch * self.epochs))
 
     @property
     def guards_edits(self) -> bool:
-        """Whether anything is done to keep edits."""
+        """Whether any guard is enabled."""
         return self.shift_penalty > 0 or self.project or self.reapply
 
 
@@ -150,14 +151,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "full": {**_DEMO, "learning_rate": 1e-3},
     },
 }
-"""Settings by preset, then method: the study's, and those of the embedded model, whose rows are
-short."""
+"""Settings by preset, then method: the study's, and the demo model's, whose rows are short."""
 
 
 def resolve_tuning(given: dict[str, Any], preset: str | None = None) -> TuneSettings:
-    """Return the settings of a preset with `given` ones on top.
+    """Return the settings of a preset, overridden by `given`.
 
-    Raises `ErrataError` for a preset that is unknown and for settings that are not valid.
+    Raises `ErrataError` for an unknown preset and for invalid settings.
     """
     if preset is not None and preset not in PRESETS:
         raise ErrataError(
@@ -169,16 +169,16 @@ def resolve_tuning(given: dict[str, Any], preset: str | None = None) -> TuneSett
 
 
 class TuneStage(Settings):
-    """Tune the model as it stands, edits included; what comes after is about the tuned one."""
+    """Fine-tune the edited model; later stages use the tuned model."""
 
     data: str
     """Rows {instruction, input, output}: .json, .jsonl, hf:DATASET, demo-new or demo-same."""
     preset: str | None = None
-    """Settings to begin with: study, or demo."""
+    """Preset to start from: study or demo."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the tuning, on top of the preset's (see `errata tune`)."""
+    """Fine-tuning settings, overriding the preset's (see `errata tune`)."""
     mirror: str | None = None
-    """A folder with copies of Hub datasets."""
+    """Folder with copies of Hub datasets."""
 
     @model_validator(mode="after")
     def _settles(self) -> Self:
@@ -189,5 +189,5 @@ class TuneStage(Settings):
         return self
 
     def resolved(self) -> TuneSettings:
-        """Return all settings of the tuning."""
+        """Return the resolved settings."""
         return resolve_tuning(self.settings, self.preset)

@@ -1,9 +1,10 @@
-"""Tuning a model in place, with PEFT's adapters and Transformers' Trainer.
+"""Fine-tuning a model in place with PEFT adapters and Transformers' Trainer.
 
-The model is tuned as it stands, patches on it included. It ends as a plain model again: an
-adapter is saved and merged, gradient flags and modes are as found. A run that was stopped goes
-on from its last whole checkpoint and ends, bit for bit, as if it had not been: the Trainer keeps
-optimizer, schedule, order and random states, and what it has not finished writing is ignored.
+Applied patches are part of the weights that are tuned. Afterwards the model is a plain model again:
+the adapter is saved and merged, and gradient flags and train/eval modes are restored. An
+interrupted run resumes from its last complete checkpoint and gives bit-identical results: the
+Trainer stores the optimizer, schedule, data order and random states, and incomplete checkpoints
+are ignored.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ from errata.tuning.trainer import Keeper, last_whole, trainer_for
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What tuning did."""
+    """Statistics of a tuning run."""
 
     moved: tuple[str, ...]
-    """The parameters that were tuned."""
+    """Names of the tuned parameters."""
     numbers: int
-    """How many numbers were trained: an adapter's, or the weights'."""
+    """Number of trainable parameters, of the adapter or of the weights."""
     rows: int
     cut: int
-    """Rows that were cut short."""
+    """Truncated rows."""
     dropped: int
-    """Rows that were left out, since nothing of their answer was left."""
+    """Rows dropped because truncation removed their answer."""
     steps: int
     losses: tuple[tuple[int, float], ...]
-    """Step and training loss."""
+    """(step, training loss)."""
     validation: tuple[tuple[int, float], ...]
-    """Step and loss on the rows set aside."""
+    """(step, loss on the validation rows)."""
 
 
 def tune(
@@ -63,11 +64,11 @@ def tune(
     adapter: Path | None = None,
     progress: Progress = no_progress,
 ) -> TuningResult:
-    """Tune a model as it stands; it ends without patches, these being part of its weights.
+    """Fine-tune a model in place; its patches become part of its weights.
 
-    `work` keeps checkpoints, for its caller to remove once what was made is kept; an adapter is
-    also written to `adapter`.
-    Raises `ErrataError` for settings that do not fit the model or its patches.
+    Checkpoints are written to `work`, which the caller removes once the result is saved; an adapter
+    is also written to `adapter`. Raises `ErrataError` for settings that do not fit the model or its
+    patches.
     """
     patches, model = tuple(edited.patches), edited.model
     names = check_tuning(edited, settings)
@@ -115,7 +116,7 @@ def tune(
 
 
 def check_tuning(edited: EditedModel, settings: TuneSettings) -> tuple[str, ...]:
-    """Return the parameters that will move; raises `ErrataError` for settings that do not fit."""
+    """Return the names of the trained parameters; raises `ErrataError` for unsuitable settings."""
     names = moving(edited.model, settings, edited.patches)
     check_length(edited.model, settings)
     check_guards(settings, edited.patches, names)
@@ -125,12 +126,12 @@ def check_tuning(edited: EditedModel, settings: TuneSettings) -> tuple[str, ...]
 def _split(
     rows: Sequence[Instruction], settings: TuneSettings
 ) -> tuple[list[Instruction], list[Instruction]]:
-    """Set the validation's rows aside, drawn by the seed."""
+    """Split off the validation rows, drawn with the seed."""
     order = list(rows)
     if settings.validation >= len(order):
         raise ErrataError(
-            f"{settings.validation} of {len(order)} rows are set aside; none is left to tune on",
-            "set fewer aside: --validation N",
+            f"{settings.validation} of {len(order)} rows are held out; none is left for training",
+            "hold out fewer: --validation N",
         )
     if settings.validation:
         random.Random(settings.seed).shuffle(order)
@@ -138,26 +139,26 @@ def _split(
 
 
 def check_length(model: PreTrainedModel, settings: TuneSettings) -> None:
-    """Raise `ErrataError` where rows may be longer than the model reads."""
+    """Raise `ErrataError` if the cutoff exceeds the model's context length."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and settings.cutoff_len > most:
         raise ErrataError(
-            f"rows of {settings.cutoff_len} tokens do not fit a model that reads {most}",
-            f"cut them: --cutoff-len {most}",
+            f"rows of {settings.cutoff_len} tokens exceed the model's context of {most}",
+            f"truncate them: --cutoff-len {most}",
         )
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed every source of chance for the time of the block, and put them back as found.
+    """Seed all random generators within the block and restore their states afterwards.
 
-    Nor does the block tell of libraries' coming changes.
+    FutureWarnings of libraries are suppressed within the block.
     """
     python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002, the Trainer's own kind
     devices = list(range(torch.cuda.device_count()))
     try:
         with torch.random.fork_rng(devices), warnings.catch_warnings():
-            # What these libraries call in each other is their business, no user's.
+            # Deprecated calls between these libraries are of no concern to users.
             warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(seed)
             yield
@@ -168,10 +169,10 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _tunable(model: PreTrainedModel, names: Sequence[str], settings: TuneSettings) -> Iterator[Any]:
-    """Give the model with the named parameters trainable and no others.
+    """Yield the model with exactly the named parameters trainable.
 
-    An adapter is merged when the block ends well, and taken off when it does not. Flags and
-    modes are put back.
+    An adapter is merged if the block succeeds, and unloaded if it raises. Gradient flags and
+    train/eval modes are restored.
     """
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
@@ -187,8 +188,8 @@ def _tunable(model: PreTrainedModel, names: Sequence[str], settings: TuneSetting
         else:
             wrapped = _with_adapter(model, names, settings)
             yield wrapped
-            done, wrapped = wrapped, None
-            merged = done.merge_and_unload(safe_merge=True)
+            trained, wrapped = wrapped, None
+            merged = trained.merge_and_unload(safe_merge=True)
             assert merged is model
     finally:
         if wrapped is not None:
@@ -208,8 +209,8 @@ def _with_adapter(model: PreTrainedModel, names: Sequence[str], settings: TuneSe
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ErrataError(
-            "tuning an adapter needs the library peft, which is not installed",
-            "pip install 'errata[tune]'",
+            "tuning an adapter requires peft, which is not installed",
+            "pip install 'errata-lm[tune]'",
         ) from None
     paths = [name.removesuffix(".weight") for name in names]
     config = LoraConfig(

@@ -1,6 +1,6 @@
-"""Transformers' Trainer as tuning uses it: silent, resumable, with edits guarded.
+"""Transformers' Trainer, configured for tuning: silent, resumable, with edit guards.
 
-A checkpoint counts once it was written to its end; a killed writer's leavings are removed.
+Only complete checkpoints count; those of a killed process are removed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from errata.tuning.guards import Projection, ShiftPenalty
 from errata.tuning.settings import TuneSettings
 
 EARLY = 10
-"""The first checkpoint is written after this many steps, so that little is lost early on."""
+"""The first checkpoint is written after this many steps."""
 WHOLE = "whole"
-"""The file that tells a checkpoint which was written to its end."""
+"""Marker file of a complete checkpoint."""
 
 
 def trainer_for(
@@ -36,9 +36,9 @@ def trainer_for(
     settings: TuneSettings,
     work: Path,
 ) -> GuardedTrainer:
-    """Return a Trainer for rows in tokens, `aside` those of the validation.
+    """Return a Trainer for tokenised rows; `aside` are the validation rows.
 
-    It keeps its checkpoints in `work`, tells nothing, and sends nothing anywhere.
+    It writes checkpoints to `work`, prints nothing and reports to no service.
     """
     micro = settings.micro_batch_size or settings.batch_size
     steps = settings.steps_of(len(rows))
@@ -110,14 +110,14 @@ def collate(batch: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Tensor
 
 
 class GuardedTrainer(Trainer):
-    """The Trainer, with the penalty on the edited positions added to its loss."""
+    """A Trainer that adds the shift penalty to its loss."""
 
     penalty: ShiftPenalty | None = None
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss, and what the model said where that is asked for."""
+        """Return the loss, with the model's outputs if `return_outputs`."""
         found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.penalty is None or not model.training:
             return found
@@ -127,30 +127,30 @@ class GuardedTrainer(Trainer):
 
 
 class Keeper(TrainerCallback):
-    """Tells progress, keeps updates off keys, saves early, and marks checkpoints as whole."""
+    """Reports progress, projects updates, saves early, and marks complete checkpoints."""
 
     def __init__(self, progress: Progress, projection: Projection | None) -> None:
         self.progress, self.projection = progress, projection
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Right after the optimizer has moved the weights."""
+        """Project the updates after an optimizer step."""
         if self.projection is not None:
             self.projection()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """After a step."""
+        """Report progress and request the early checkpoint."""
         self.progress(state.global_step, state.max_steps)
         if state.global_step == min(EARLY, args.save_steps) < state.max_steps:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """After a checkpoint was written."""
+        """Mark a checkpoint as complete."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         (folder / WHOLE).touch()
 
 
 def last_whole(work: Path) -> str | None:
-    """Return the last checkpoint that was written to its end, and remove those that were not."""
+    """Return the last complete checkpoint, and remove incomplete ones."""
     found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     whole = [path for path in found if (path / WHOLE).exists()]
     for path in found:

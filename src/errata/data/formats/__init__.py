@@ -1,1 +1,1 @@
-"""Dataset formats, one file each: records of a file in, cases out."""
+"""Dataset formats, one file each: they convert records to cases."""

@@ -1,4 +1,4 @@
-"""CounterFact (arXiv 2202.05262) and MultiCounterFact (2210.07229): one format, nested.
+"""CounterFact (arXiv 2202.05262) and MultiCounterFact (2210.07229): one nested format.
 
 {"case_id", "requested_rewrite": {"prompt" with one {}, "subject", "target_new": {"str"},
  "target_true": {"str"}}, "paraphrase_prompts", "neighborhood_prompts", …}
@@ -42,7 +42,7 @@ class _Record(Fields):
 
 
 def case(record: Record, number: int) -> Case:
-    """Read a record in CounterFact's own format."""
+    """Convert a CounterFact record to a case; `number` is its id if it has none."""
     read = _Record.model_validate(record)
     rewrite = read.requested_rewrite
     return Case(

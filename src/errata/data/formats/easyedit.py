@@ -3,8 +3,8 @@
     {"case_id", "prompt" with the subject in it, "subject", "target_new", "ground_truth",
      "rephrase_prompt", "locality_prompt", "locality_ground_truth"}
 
-In its published files most rephrasings are CounterFact's prompts for generation, so scores
-of paraphrases are not those of CounterFact itself.
+In the published files most rephrasings are CounterFact's generation prompts, so paraphrase scores
+are not comparable with CounterFact's own.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ class _Record(Fields):
 
 
 def case(record: Record, number: int) -> Case:
-    """Read a flat record."""
+    """Convert a flat record to a case; `number` is its id if it has none."""
     read = _Record.model_validate(record)
-    aside = read.locality_prompt is not None
     answer = (read.locality_ground_truth or read.ground_truth).strip()
     return Case(
         request=EditRequest(
@@ -40,7 +39,7 @@ def case(record: Record, number: int) -> Case:
         target_true=read.ground_truth.strip(),
         paraphrases=() if read.rephrase_prompt is None else (read.rephrase_prompt,),
         neighbours=(read.locality_prompt,) if read.locality_prompt is not None else (),
-        neighbour_answers=(answer,) if aside else (),
+        neighbour_answers=(answer,) if read.locality_prompt is not None else (),
     )
 
 

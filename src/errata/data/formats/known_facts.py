@@ -1,9 +1,9 @@
-"""Facts that a model knows, as ROME collected them for causal tracing (arXiv 2202.05262).
+"""Known facts, as ROME collected them for causal tracing (arXiv 2202.05262).
 
     {"known_id", "subject", "attribute", "template", "prompt", …}
 
-The prompt is the record's `prompt`, which often goes on behind its `template`. As a case the
-"target" is what the model is believed to say already.
+The record's `prompt`, which often continues after its `template`, is used. The target of the case
+is the answer that the model is expected to know already.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Record(Fields):
 
 
 def case(record: Record, number: int) -> Case:
-    """Read a known fact."""
+    """Convert a known fact to a case; `number` is its id if it has none."""
     read = _Record.model_validate(record)
     return Case(
         request=EditRequest(

@@ -1,8 +1,8 @@
-"""Cases in our own words: a request, and what is asked afterwards if anything is.
+"""errata's own format: a request with any further fields of a `Case`.
 
     {"prompt", "subject", "target", "target_true", "paraphrases", "neighbours", …}
 
-The fields beside the request's are those of `Case`; a request may also stand under `request`.
+The request may also be an object in the field `request`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from errata.data.request_files import request_from
 
 
 def case(record: Record, number: int) -> Case:
-    """Read a request with any of a case's fields beside it."""
+    """Convert a record to a case; `number` is its id if it has none."""
     request = request_from(record.get("request", record))
     if request.id is None:
         request = request.with_values(id=number)
-    beside = {key: record[key] for key in Case.model_fields if key in record and key != "request"}
-    return Case.model_validate({**beside, "request": request})
+    others = {key: record[key] for key in Case.model_fields if key in record and key != "request"}
+    return Case.model_validate({**others, "request": request})
 
 
 PLAIN = Format("requests", (), case)

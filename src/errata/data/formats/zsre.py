@@ -3,7 +3,7 @@
     {"subject", "src", "rephrase", "answers", "alt", "loc", "loc_ans", …}
 
 The target is the first of `answers`, as in ROME and MEMIT; `zsre-alt` takes `alt`, a wrong
-answer, as EasyEdit does. Trivia questions lack their question mark and get one.
+answer, as EasyEdit does. A missing question mark is added to trivia questions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _case(record: Record, number: int, alternative: bool) -> Case:
     target = read.alt if alternative else next(iter(read.answers), None)
     if target is None or not target.strip():
         raise ErrataError(f"{'alt' if alternative else 'answers'}: is empty")
-    aside = read.loc.rstrip()
+    trivia = read.loc.rstrip()
     return Case(
         request=EditRequest(
             prompt=slotted(read.src, read.subject),
@@ -38,18 +38,18 @@ def _case(record: Record, number: int, alternative: bool) -> Case:
             id=number,
         ),
         paraphrases=(read.rephrase,),
-        neighbours=(aside if aside.endswith("?") else f"{aside}?",),
+        neighbours=(trivia if trivia.endswith("?") else f"{trivia}?",),
         neighbour_answers=(read.loc_ans.strip(),),
     )
 
 
 def case(record: Record, number: int) -> Case:
-    """Read a record; the edit teaches the first of `answers`."""
+    """Convert a record to a case whose target is the first of `answers`."""
     return _case(record, number, alternative=False)
 
 
 def alternative_case(record: Record, number: int) -> Case:
-    """Read a record; the edit teaches `alt`."""
+    """Convert a record to a case whose target is `alt`."""
     return _case(record, number, alternative=True)
 
 
