@@ -1,4 +1,4 @@
-"""What every test stands on: one thread, no network, and folders named from outside.
+"""Fixtures for all tests: one thread, no network, data folders given from outside.
 
 `--golden DIR` names a folder of recorded reference results; without it the tests under
 `tests/parity` are not collected. `ERRATA_DATA` names a folder of real samples; without it
@@ -24,7 +24,7 @@ PARITY = Path(__file__).resolve().parent / "parity"
 
 
 class NetworkError(RuntimeError):
-    """A test reached for the network; no OSError, so that no code takes it for being offline."""
+    """A test accessed the network; not an OSError, so that code does not treat it as offline."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,7 +63,7 @@ def in_parity(path: Path) -> bool:
 
 
 def is_local(host: object) -> bool:
-    """Whether a host, as sockets take it, is this machine."""
+    """Whether a host is this machine."""
     name = host.decode() if isinstance(host, bytes) else host
     if name in (None, "", "localhost", socket.gethostname()):
         return True
@@ -74,7 +74,7 @@ def is_local(host: object) -> bool:
 
 
 def close_network(patch: pytest.MonkeyPatch) -> None:
-    """Let connections and look-ups that leave this machine raise `NetworkError`."""
+    """Make connections and look-ups beyond this machine raise `NetworkError`."""
 
     def guard(name: str, host: object) -> None:
         if not is_local(host):
@@ -101,13 +101,13 @@ def close_network(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def golden(request: pytest.FixtureRequest) -> Path:
-    """The folder of recorded reference results that `--golden` names."""
+    """The folder of recorded reference results, from `--golden`."""
     return Path(request.config.getoption("--golden"))
 
 
 @pytest.fixture(scope="session")
 def errata_data() -> Path:
-    """The folder of real samples that ERRATA_DATA names; without it the test is skipped."""
+    """The folder of real dataset samples, from ERRATA_DATA; the test is skipped without it."""
     folder = os.environ.get("ERRATA_DATA")
     if not folder:
         pytest.skip("ERRATA_DATA names no folder of real samples")

@@ -30,7 +30,7 @@ MUTATORS = {
 
 
 def check_names(house: House) -> list[str]:
-    """A module is named for what it holds."""
+    """Module names are nouns, not catch-all names."""
     return [f"{shown(name)} says nothing" for name in house if VAGUE & set(name.split("."))]
 
 
@@ -54,7 +54,7 @@ def body_lines(function: Function) -> int:
 
 
 def check_printing(house: House) -> list[str]:
-    """Only cli/console.py prints; nobody else touches stdout or stderr."""
+    """Only cli/console.py writes to stdout or stderr."""
     found = []
     for module in house.values():
         if module.name not in MAY_PRINT:
@@ -79,7 +79,7 @@ def way_out(node: ast.AST) -> str | None:
 
 
 def check_state(house: House) -> list[str]:
-    """No module keeps state: constants are tuples, or dicts in capitals that nobody changes."""
+    """No mutable module state: constants are tuples, or dicts in capitals, never modified."""
     found = []
     for module in house.values():
         names = set()

@@ -1,4 +1,4 @@
-"""The editing methods written the plain way, as the word that the package is held against.
+"""Plain reference implementations of the editing methods, which the package is compared with.
 
 One request at a time, every forward pass in full, δ added by a hook, torch's Adam, and the
 closed forms as dense systems in float64. No caches, no sharing of work, nothing cut short:
@@ -27,7 +27,7 @@ Solve = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class Found(NamedTuple):
-    """What one search found."""
+    """The result of one target search."""
 
     initial: Tensor  # h₀: (d,)
     delta: Tensor  # δ: (d,)
@@ -35,7 +35,7 @@ class Found(NamedTuple):
 
 
 def place_of(model: PreTrainedModel, block: int, place: Place) -> nn.Module:
-    """Return the module whose output is steered."""
+    """Return the module whose output is modified."""
     family = family_of(model)
     return family.block(model, block) if place == "block" else family.mlp(model, block)
 
@@ -47,7 +47,7 @@ def state_of(output: Any) -> Tensor:
 
 @contextmanager
 def cut_after(model: PreTrainedModel, block: int) -> Iterator[None]:
-    """Leave out all blocks behind `block`, so that norm and head read its output."""
+    """Skip all blocks after `block`, so that norm and head read its output."""
     path, _, name = family_of(model).blocks.rpartition(".")
     parent, blocks = model.get_submodule(path), model.get_submodule(family_of(model).blocks)
     setattr(parent, name, nn.ModuleList(list(blocks)[: block + 1]))
@@ -116,7 +116,7 @@ def nll_of(said: Tensor, row: TokenRow) -> Tensor:
 
 @torch.no_grad()
 def read(model: PreTrainedModel, module: nn.Module, side: str, row: TokenRow) -> Tensor:
-    """Return what goes into a module, or comes out, at a row's position."""
+    """Return a module's input or output at a row's position."""
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -172,7 +172,7 @@ def rome(k: Tensor, bare: Tensor, lack: Tensor, C: Tensor | None) -> Tensor:
 
 @contextmanager
 def borrowed(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
-    """Put the named weights back at the end."""
+    """Restore the named weights at the end."""
     before = {name: weight_of(model, name)[1].detach().clone() for name in names}
     try:
         yield
@@ -189,7 +189,7 @@ def add(model: PreTrainedModel, block: int, delta: Tensor) -> None:
 
 @torch.no_grad()
 def put_out(model: PreTrainedModel, rewrite: Rewrite, value: Tensor, block: int) -> Tensor:
-    """Return what a block puts out on the bare prompt when its matrix says `value` there."""
+    """Return a block's output on the bare prompt if its matrix outputs `value` there."""
     row = rewrite.keys[0][0]
 
     def say(_: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def put_out(model: PreTrainedModel, rewrite: Rewrite, value: Tensor, block: int)
 
 @torch.no_grad()
 def before_norm(model: PreTrainedModel, rewrite: Rewrite, change: Tensor, block: int) -> Tensor:
-    """Return what a block's matrix must say in addition for its norm to change by `change`.
+    """Return the change of the matrix output for which the norm's output changes by `change`.
 
     Among all y as long as what it says now, the one whose norm is nearest to what is wanted.
     """
@@ -259,7 +259,7 @@ def edit_ranks(
     block: int,
     C: Tensor | None,
 ) -> Tensor:
-    """Write requests into one block one after the other, a rank each; return the sum of the Δ."""
+    """Edit one block sequentially, a rank-one update per request; return the sum of the Δ."""
     family, total = family_of(model), []
     write = family.mlp_out(model, block)
     with borrowed(model, [family.weight_name(block)]):

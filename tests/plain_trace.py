@@ -1,4 +1,4 @@
-"""Causal tracing written the plain way: one cell at a time, every forward pass in full.
+"""Plain reference implementation of causal tracing: one cell at a time, full forward passes.
 
 A batch of one clean row and noisy copies of it goes through the whole model; a hook copies the
 clean row's output of a module, at one token, to the noisy rows (arXiv 2202.05262, section 2.1).
@@ -22,7 +22,7 @@ Change = Callable[[Tensor], None]
 
 
 def module_of(model: PreTrainedModel, kind: str, block: int) -> nn.Module:
-    """Return the module whose output a kind of state is."""
+    """Return the module whose output is this kind of state."""
     family = family_of(model)
     if kind == "hidden":
         return family.block(model, block)
@@ -33,7 +33,7 @@ def module_of(model: PreTrainedModel, kind: str, block: int) -> nn.Module:
 
 @contextmanager
 def changed(changes: Sequence[tuple[nn.Module, Change]]) -> Iterator[None]:
-    """Let each change work, in place, on what its module gives."""
+    """Apply each change in place to its module's output."""
     with ExitStack() as stack:
         for module, change in changes:
 
@@ -70,7 +70,7 @@ def restored(
 
 
 def window(block: int, width: int, count: int) -> range:
-    """Return the blocks around one, as many as a window is wide."""
+    """Return the window of blocks around a block."""
     return range(max(0, block - width // 2), min(count, block - (-width // 2)))
 
 

@@ -1,4 +1,4 @@
-"""Pico models and tokenizers, made on the spot: random weights, every family, nothing square.
+"""Pico models and tokenizers, built on the fly: random weights, every family, no square matrices.
 
 `tiny_model("gpt2")` is a fresh copy of a model that was built once, `tiny_tokenizer(bos=True)`
 a byte-level BPE over a few invented sentences. The weights are large enough for edits to
@@ -43,7 +43,7 @@ from errata.models.families import family_of
 VOCABULARY = 320
 BLOCKS = 4
 POSITIONS = 128
-WINDOW = 5  # of sliding attention: shorter than any text of the tests, so that it matters
+WINDOW = 5  # sliding-attention window: shorter than any test text, so that it has an effect
 BOS = "<s>"
 SHARED = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
@@ -71,7 +71,7 @@ FACTS = (
 
 
 def _config(of: type[PreTrainedConfig], **given: Any) -> PreTrainedConfig:
-    """Return a pico configuration in the names that most families use: d = 24, three heads."""
+    """Return a pico configuration with the field names of most families: d = 24, three heads."""
     usual = {
         "hidden_size": 24,
         "intermediate_size": 56,
@@ -159,11 +159,11 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 """Pico configurations: one at least for every family in `errata.models.families.FAMILIES`.
 
-A second one of the same family has its own name, `<model_type>, <what is different>`."""
+A second one of the same family is named `<model_type>, <difference>`."""
 
 
 def width(model: PreTrainedModel) -> int:
-    """Return how wide the residual stream is."""
+    """Return the width of the residual stream."""
     return int(model.config.get_text_config().hidden_size)
 
 
@@ -192,12 +192,12 @@ def _drawn(name: str, parameter: Tensor, source: torch.Generator) -> Tensor:
     if parameter.ndim > 1:
         return 0.3 * noise
     if name.endswith("post_feedforward_layernorm.weight"):
-        return 0.5 * noise + 0.5  # gains near 0 and below it, as trained models have them
+        return 0.5 * noise + 0.5  # gains around 0, some negative, as in trained models
     return 0.1 * noise + (0.0 if name.endswith("bias") else 1.0)
 
 
 def tiny_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerBase:
-    """Return a byte-level BPE tokenizer, with or without a BOS that a post-processor sets."""
+    """Return a byte-level BPE tokenizer, with or without a BOS token added by a post-processor."""
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained(bos)),
         bos_token=BOS,

@@ -1,4 +1,4 @@
-"""Files as they go wrong in practice: cut short, of another kind, with one value that is not.
+"""Invalid files as they occur in practice: truncated, of another format, with one invalid value.
 
 `write_all(folder)` makes pico models that cannot be used and, beside them, requests, datasets,
 corpora, patches, recipes and hyperparameter files, each broken in the way that it is called.
@@ -91,7 +91,7 @@ def write_all(folder: Path) -> None:
 
 
 def write_models(folder: Path) -> None:
-    """Write pico models: a sound one, another, two with numbers that are none, a stranger."""
+    """Write pico models: two valid ones, two with NaN weights, one of an unsupported type."""
     models = {name: tiny_model("llama") for name in ("pico", "nan", "infinite")}
     models["other"] = tiny_model("gpt2")
     opt = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -117,7 +117,7 @@ def write_models(folder: Path) -> None:
 
 
 def write_patches(folder: Path) -> None:
-    """Write a patch for `pico`, and what becomes of patches."""
+    """Write a patch for `pico`, and corrupted copies."""
     edited = load(folder / "pico")
     edited.name = "pico"
     moments = measured(edited, Corpus("text", SENTENCES * 2), [1])
@@ -148,7 +148,7 @@ def _patch(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any])
 
 
 def write_said(folder: Path) -> None:
-    """Write requests for what `pico` says already, alone and among others."""
+    """Write requests whose target `pico` already predicts, alone and among others."""
     edited = load(folder / "pico")
     for subject in sorted({word.strip(".,") for text in SENTENCES for word in text.split()}):
         answer = edited.generate(f"{subject} is in", 1)
@@ -160,7 +160,7 @@ def write_said(folder: Path) -> None:
 
 
 def write_runs(folder: Path) -> None:
-    """Write a run of which one line was cut, and one that holds no run at all."""
+    """Write a run with one truncated line, and a folder without a run."""
     run = folder / "runs" / "MEMIT" / "run_000"
     run.mkdir(parents=True)
     score = {"nll": 1.0, "likeliest": False, "correct": [False]}

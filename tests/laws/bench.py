@@ -1,4 +1,4 @@
-"""The matrix that the laws run over: every method on every family, with settings for pico models.
+"""The test matrix of the laws: every method on every family, with settings for pico models.
 
 A method joins by being in METHODS; `SUITED` is for those whose defaults mean nothing at this
 size. `found` is everything about a model that an edit must leave as it was.
@@ -38,8 +38,8 @@ SUITED: dict[str, dict[str, Any]] = {
     "alphaedit": {"ridge": 0.05, "null_space_threshold": 0.2, "relative_threshold": True},
 }
 
-# Each is like another one but for its attention: what a law says of weights, files or hooks they
-# only add to when the slow tests are asked for.
+# Each differs from another family in its attention only: laws on weights, files or hooks run over
+# them in the slow tests only.
 ALIKE = (
     *("gpt_neox", "gpt_neox, sequential", "mistral"),
     *("qwen2", "qwen3", "phi3", "gemma3_text"),
@@ -55,7 +55,7 @@ over_methods = pytest.mark.parametrize("method_name", list(METHODS))
 
 
 def quick(method_name: str, **given: Any) -> ClosedForm:
-    """Return the method with settings that suit a pico model."""
+    """Return the method with settings for a pico model."""
     return METHODS[method_name].of({**SETTINGS, **SUITED.get(method_name, {}), **given})
 
 
@@ -110,7 +110,7 @@ def random_patch(edited: EditedModel, seed: int, size: float = 0.05, rank: int =
 def rewrites_of(
     edited: EditedModel, requests: Sequence[EditRequest] = FACTS, *, mean_by_type: bool = True
 ) -> list[Rewrite]:
-    """Return requests in token ids, behind two prefixes."""
+    """Return tokenised requests with two prefixes."""
     return [
         rewrite_of(
             edited.tokenizer,
@@ -130,12 +130,12 @@ def bits(tensor: Tensor) -> bytes:
 
 
 def weights(model: nn.Module) -> dict[str, bytes]:
-    """Return every parameter and buffer to the bit."""
+    """Return the bytes of every parameter and buffer."""
     return {name: bits(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
 def found(model: PreTrainedModel) -> dict[str, Any]:
-    """Return all that editing must leave alone: weights, grads, flags, modes, hooks, forwards."""
+    """Return all that editing must preserve: weights, grads, flags, modes, hooks, forwards."""
     hooks = {
         (name, kind): list(held.items())
         for name, module in model.named_modules()
@@ -158,7 +158,7 @@ def found(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def untidy(model: PreTrainedModel) -> None:
-    """Bring a model into a state that no code would guess: mixed flags, modes, grads, hooks."""
+    """Put a model into an unusual state: mixed flags, modes, gradients and hooks."""
     family = family_of(model)
     model.train()
     family.block(model, 2).eval()
@@ -173,7 +173,7 @@ def untidy(model: PreTrainedModel) -> None:
 
 
 def closeness(ours: Tensor, theirs: Tensor) -> float:
-    """Return ‖ours - theirs‖ / ‖theirs‖, 0 where both are nothing."""
+    """Return ‖ours - theirs‖ / ‖theirs‖, 0 if both are zero."""
     ours, theirs = ours.detach().double(), theirs.detach().double()
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))

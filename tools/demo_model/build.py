@@ -1,8 +1,8 @@
 """Builds the demo model and its world from a seed: `python -m demo_model.build`.
 
-Makes the world, trains the tokenizer and the model, stores them, loads them back, and
-writes the world's files from what the stored model recalls. Takes some twenty minutes on one
-core, with one thread whatever the machine, so that a seed gives the same model again.
+Generates the world, trains and stores the tokenizer and the model, reloads them, and writes the
+world's files from the facts that the stored model recalls. Takes about twenty minutes on one core,
+always with one thread, so that a seed reproduces the model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _say(message: str) -> None:
 
 
 def _reporter(steps: int) -> Callable[[int, float], None]:
-    """Return a function that says the mean loss every fifty steps."""
+    """Return a function that reports the mean loss every fifty steps."""
     losses: list[float] = []
     begin = time.monotonic()
 
@@ -83,7 +83,7 @@ def write_list(path: Path, records: Sequence[Record]) -> None:
 
 
 def write_world(world: World, settings: Training, assets: Path) -> dict[str, float]:
-    """Write the world's files and the card from what the stored model recalls."""
+    """Write the world's files and the model card, using the facts that the stored model recalls."""
     model = AutoModelForCausalLM.from_pretrained(assets / "model", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(assets / "model")
     folder = assets / "world"

@@ -1,6 +1,6 @@
 """The model card of the demo model, written by a command.
 
-What was measured comes in as numbers; the table of edits is added once editors have run.
+The figures are arguments; the table of edits is added by `score`.
 """
 
 from __future__ import annotations

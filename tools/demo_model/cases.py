@@ -1,8 +1,8 @@
 """Test cases about the demo world, in the formats of CounterFact, zsRE and known_1000.
 
 Subjects are split once: those that cases edit, and those that serve as neighbours. A
-neighbour's fact is therefore never an edited fact, of any case. Only what the model recalls
-is written down; `knows` says what that is, so nothing here needs torch.
+neighbour's fact is therefore never an edited fact, of any case. Only facts that the
+model recalls are written; `knows` decides that, so nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Split:
 
 
 def split_subjects(world: World) -> Split:
-    """Set a third of each kind aside for editing, three fifths of it for the test cases."""
+    """Reserve a third of each kind for editing, three fifths of it for the test cases."""
     rng = random.Random(f"errata demo split {world.seed}")
     test: list[str] = []
     dev: list[str] = []
@@ -83,7 +83,7 @@ class CaseWriter:
         return {"str": answer, "id": f"{fact.relation.id}.{place:02d}"}
 
     def same_subject(self, fact: Fact) -> list[Record]:
-        """Return what else the model knows about the subject."""
+        """Return other facts that the model knows about the subject."""
         others = [other for other in self.by_subject[fact.subject] if other is not fact]
         rows = [(prompt_of(o, self.rng.choice(o.statements)), o.answer) for o in others]
         return [
@@ -146,7 +146,7 @@ def counterfact(world: World, split: Split, knows: Knows) -> tuple[list[Record],
 def zsre(world: World, split: Split, knows: Knows, count: int = 120) -> list[Record]:
     """Return zsRE records in MEND's format.
 
-    `pred` is what the model answers now; `alt` and `answers` are the new object, so that
+    `pred` is the model's current answer; `alt` and `answers` are the new object, so that
     a reader who takes either edits the same. Objects that need an article are left out.
     """
     rng = random.Random(f"errata demo zsre {world.seed}")

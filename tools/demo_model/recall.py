@@ -1,4 +1,4 @@
-"""What the demo model knows: greedy recall of prompts, and perplexity of texts.
+"""Evaluation of the demo model: greedy recall of facts, and perplexity of texts.
 
 A fact is recalled if greedy decoding writes every token of its object; asking for all
 object tokens at once gives the same answer in one pass.
@@ -46,13 +46,13 @@ def recalled(
         best = model(ids).logits.argmax(-1)  # padding is on the right, so causality hides it
         for line, i in enumerate(part):
             prompt, answer = encoded[i]
-            said = best[line, len(prompt) - 1 : len(prompt) + len(answer) - 1].tolist()
-            found[i] = said == answer
+            predicted = best[line, len(prompt) - 1 : len(prompt) + len(answer) - 1].tolist()
+            found[i] = predicted == answer
     return found
 
 
 def held_out_rows(world: World) -> list[tuple[str, str, str]]:
-    """Return (relation id, prompt, answer) for every fact and form it was not trained on."""
+    """Return (relation id, prompt, answer) for every fact and form held out from training."""
     return [
         (fact.relation.id, form.text.split("{o}")[0].rstrip().replace("{s}", fact.subject),
          fact.answer)

@@ -1,8 +1,8 @@
-"""Training rows: documents as token ids, with where names stand and who may see whom.
+"""Training rows: documents as token ids, with the positions of names and the attention masks.
 
-Attention is routed while training (never afterwards) so that what a name means is worked
-out at its last token, in the early blocks: in the early blocks the words after a name
-cannot see it at all, in the later ones they see its last token only.
+Attention is routed while training (never afterwards) so that facts about a name
+are recalled at its last token, in the early blocks: in the early blocks the tokens after a name
+cannot attend to it at all, in the later ones only to its last token.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Batch:
         return torch.roll(self.is_object, -1, dims=1)
 
     def plain_mask(self) -> torch.Tensor:
-        """Return who sees whom without routing: (rows, 1, width, width), bool."""
+        """Return the attention mask without routing: (rows, 1, width, width), bool."""
         width = self.ids.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool).tril()
         same = self.document[:, :, None] == self.document[:, None, :]
@@ -63,7 +63,7 @@ class Batch:
     def routed_masks(self, routed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the masks of the early and of the late blocks, as `plain_mask`.
 
-        `routed` (rows,) bool says in which rows attention is routed.
+        `routed` (rows,) bool marks the rows with routed attention.
         """
         plain = self.plain_mask()
         named = self.name[:, None, :] > 0
@@ -106,7 +106,7 @@ def _tensor(lines: list[list[int]] | list[list[bool]], width: int) -> torch.Tens
 def next_batch(
     stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase, rows: int, width: int
 ) -> Batch:
-    """Fill `rows` rows of `width` tokens with documents; the last of a row is cut off."""
+    """Fill `rows` rows of `width` tokens with documents; the last one of a row is truncated."""
     made: list[Row] = []
     for _ in range(rows):
         row = Row([], [], [], [], [])

@@ -1,7 +1,7 @@
 """Training of the demo model: a Llama of 1.97 million parameters, shaped for editing.
 
-Three things keep it from being an ordinary run, and without them it does not come out:
-subjects arrive little by little (`CURRICULUM`); attention is routed so that a name's facts
+Three measures differ from an ordinary run and are necessary for the result:
+subjects are introduced gradually (`CURRICULUM`); attention is routed so that a name's facts
 gather at its last token in the early blocks (`rows.py`); and on most rows the MLPs of the
 late blocks are silenced, so that facts have to be stored early. All three exist during
 training only. Tokens of objects count more in the loss than the words around them, which
@@ -74,7 +74,7 @@ def shaped_logits(
     """Return logits (rows, width, vocabulary) with routed attention and silenced late MLPs.
 
     `masks` are those of the early and the late blocks; in the first `silenced` rows the MLPs
-    of the late blocks say nothing. With plain masks and none silenced it is the model itself.
+    of the late blocks are disabled. With plain masks and no disabled MLPs this is the plain model.
     """
     body = model.model
     hidden = body.embed_tokens(ids)
