@@ -43,7 +43,7 @@ def test_every_format(tmp_path: Path, form: str) -> None:
     figures.save_figure(figure, tmp_path / f"trace.{form}")
     start = (tmp_path / f"trace.{form}").read_bytes()[:5]
     assert start == {"png": b"\x89PNG\r", "pdf": b"%PDF-", "svg": b"<?xml"}[form]
-    with pytest.raises(ErrataError, match="cannot be kept"):
+    with pytest.raises(ErrataError, match="cannot save a figure"):
         figures.save_figure(figure, tmp_path / "trace.bmp")
 
 
