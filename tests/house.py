@@ -57,6 +57,8 @@ EXTRAS = (
     *("submitit", "matplotlib", "gradio", "plotly", "statsmodels"),
 )
 
+DRIVER = "ClosedForm"
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -215,7 +217,26 @@ def methods_of(house: House) -> set[str]:
     if "methods" not in house:
         return set()
     imported = {each.target for each in imports_of(house["methods"], house) if each.ours}
+    imported -= {"methods.base"}  # the protocol, which every method imports
     return {name for name in imported if name.startswith("methods.") and name.count(".") == 1}
+
+
+def check_protocol(house: House) -> list[str]:
+    """Outside `methods`, a method is known by its protocol alone, not as a closed form."""
+    found = []
+    for module in house.values():
+        if room_of(module.name) == "methods":
+            continue
+        for each in imports_of(module, house):
+            if each.ours and is_or_within(each.target, ("methods.closed_form",)):
+                found.append(f"{place(module, each.line)} imports {shown(each.target)}")
+        for node in ast.walk(module.tree):
+            names = [getattr(node, "id", None), getattr(node, "attr", None)]
+            if isinstance(node, ast.ImportFrom):
+                names += [alias.name for alias in node.names]
+            if DRIVER in names:
+                found.append(f"{place(module, node.lineno)} names {DRIVER}")  # type: ignore[attr-defined]
+    return found
 
 
 def check_entrances(house: House) -> list[str]:

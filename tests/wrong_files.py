@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, OPTConfig
 from errata import EditRequest, load
 from errata.data.corpus import Corpus
 from errata.methods import METHODS
-from errata.methods.closed_form.moments import measured
+from errata.methods.edit import compute_edit
+from errata.methods.moments import measured
 from errata.patches.patch import Patch
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
@@ -122,7 +123,7 @@ def write_patches(folder: Path) -> None:
     edited.name = "pico"
     moments = measured(edited, Corpus("text", SENTENCES * 2), [1])
     method = METHODS["rome"].of({"blocks": [1], **QUICK})
-    patch = edited.compute([FACT], method, moments=moments)
+    patch = compute_edit(edited, [FACT], method, moments=moments)
     path = patch.save(folder / "patch.safetensors")
     (folder / "cut.safetensors").write_bytes(path.read_bytes()[:-100])
     with safe_open(path, framework="pt") as file:

@@ -18,6 +18,7 @@ from errata.methods import METHODS
 from errata.metrics.teacher_forced import score_cases, summarise
 from errata.patches.edited_model import EditedModel, load
 from errata.statistics.measure import measure, token_rows
+from laws.bench import apply_edit
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 CASES = [
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"blocks": (1,), "search": QUICK, "contexts": {"prefixes": ("Well. ",)}}
     )
     moments = measure(edited.model, rows, [1])
-    edited.edit([FACTS[0]], method, moments=moments).save(folder / "patch.safetensors")
+    apply_edit(edited, [FACTS[0]], method, moments=moments).save(folder / "patch.safetensors")
     return folder
 
 

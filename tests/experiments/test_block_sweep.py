@@ -11,7 +11,8 @@ import pytest
 
 from errata.data.case import Case
 from errata.experiments.block_sweep import BlockScores, Sweep, sweep_blocks
-from errata.experiments.edit_run import EditPlan, run_edits
+from errata.experiments.edit_plan import EditPlan
+from errata.experiments.edit_run import run_edits
 from errata.experiments.sweep_vs_trace import variance_explained
 from errata.methods import METHODS
 from errata.metrics.scores import Score

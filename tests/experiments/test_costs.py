@@ -10,11 +10,14 @@ import transformers
 from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
 
+from errata.core.cost import Cost, total
 from errata.data.case import Case
 from errata.experiments.costs.editing import edit_costs, evaluation_cost
-from errata.experiments.costs.flops import Cost, patch_bytes, reading_flops, search_flops, total
-from errata.experiments.edit_run import EditPlan, run_edits
+from errata.experiments.edit_plan import EditPlan
+from errata.experiments.edit_run import run_edits
+from errata.methods.closed_form.cost import patch_bytes, reading_flops, search_flops
 from errata.methods.closed_form.keys import Keys, bare_rows
+from errata.methods.edit import compute_edit
 from errata.metrics.base import EvalSettings
 from errata.metrics.teacher_forced import score_cases
 from errata.models.families import family_of
@@ -99,7 +102,7 @@ def test_scoring_is_what_pytorch_counts() -> None:
 @over_methods
 def test_a_patch_takes_the_room_that_was_said(method_name: str, tmp_path: Path) -> None:
     edited, method = edited_model("llama"), quick(method_name)
-    patch = edited.compute(FACTS, method, moments=moments_of("llama"))
+    patch = compute_edit(edited, FACTS, method, moments=moments_of("llama"))
     size = patch.save(tmp_path / "patch.safetensors").stat().st_size
     assert patch_bytes(edited.model, method, len(FACTS)) == pytest.approx(size, rel=0.5)
 

@@ -17,8 +17,9 @@ from errata.experiments import edit_run, eval_run
 from errata.experiments.recipe import run as stages
 from errata.experiments.recipe.run import Outcome, Surroundings, run_recipe
 from errata.experiments.recipe.schema import Recipe, recipe_of
+from errata.methods import Memit
 from errata.metrics import generated
-from errata.patches.edited_model import EditedModel, load
+from errata.patches.edited_model import load
 from errata.patches.patch import Patch
 from laws.bench import PREFIXES, weights
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
@@ -122,7 +123,7 @@ def die_in(patch: pytest.MonkeyPatch, module: Any, name: str, after: int) -> Non
     ("module", "name", "after"),
     [
         (stages, "prepare", 0),
-        (EditedModel, "compute", 1),
+        (Memit, "edit", 1),
         (edit_run, "_write_results", 0),
         (stages, "run_evaluation", 0),
         (eval_run, "_write", 0),
@@ -233,5 +234,5 @@ def test_a_dry_run_tells_the_plan_and_its_cost_and_does_nothing(
         assert cost["seconds"] > 0
     assert len(told["plan"]) == 3
     shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
-    assert "nothing is edited, nothing kept" in shown
+    assert "nothing is edited or saved" in shown
     assert sorted(tmp_path.rglob("*")) == before

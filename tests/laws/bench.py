@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from errata.data.request import EditRequest
-from errata.methods import METHODS, ClosedForm
+from errata.methods import METHODS, ClosedForm, Method
 from errata.methods.closed_form.encoding import Rewrite, rewrite_of
+from errata.methods.edit import compute_edit
 from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel
 from errata.patches.patch import Base, Patch, Provenance, Update
@@ -55,8 +56,10 @@ over_methods = pytest.mark.parametrize("method_name", list(METHODS))
 
 
 def quick(method_name: str, **given: Any) -> ClosedForm:
-    """Return the method with settings for a pico model."""
-    return METHODS[method_name].of({**SETTINGS, **SUITED.get(method_name, {}), **given})
+    """Return the method with settings that suit a pico model."""
+    method = METHODS[method_name].of({**SETTINGS, **SUITED.get(method_name, {}), **given})
+    assert isinstance(method, ClosedForm), method
+    return method
 
 
 def edited_model(model_type: str, *, bos: bool = True, **to: Any) -> EditedModel:
@@ -81,7 +84,20 @@ def moments_of(model_type: str) -> dict[int, SecondMoment]:
 @cache
 def _patch(model_type: str, method_name: str) -> Patch:
     edited, moments = edited_model(model_type), moments_of(model_type)
-    return edited.compute(FACTS[:2], quick(method_name), moments=moments)
+    return compute_edit(edited, FACTS[:2], quick(method_name), moments=moments)
+
+
+def apply_edit(
+    edited: EditedModel,
+    requests: Sequence[EditRequest],
+    method: Method,
+    *,
+    moments: Mapping[int, SecondMoment],
+) -> Patch:
+    """Edit the model; the patch is applied and returned."""
+    patch = compute_edit(edited, requests, method, moments=moments)
+    edited.apply(patch)
+    return patch
 
 
 def patch_of(model_type: str, method_name: str) -> Patch:

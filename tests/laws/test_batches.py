@@ -24,6 +24,7 @@ from errata.models.tokens import encode
 from errata.patches.edited_model import EditedModel
 from errata.statistics.measure import measure
 from laws.bench import (
+    apply_edit,
     closeness,
     edited_model,
     moments_of,
@@ -235,7 +236,7 @@ def test_how_the_tokenizer_pads_and_what_else_it_tells_makes_no_difference(
         edited.tokenizer.padding_side = edited.tokenizer.truncation_side = side
         edited.tokenizer.model_input_names = inputs
         method = quick(method_name, contexts={"prefix_lengths": (2,)})
-        patch = edited.edit(FACTS[:2], method, moments=moments_of(model_type))
+        patch = apply_edit(edited, FACTS[:2], method, moments=moments_of(model_type))
         scores = likelihoods(edited, PAIRS)
         made.append((patch, scores, edited.generate("The sea", 3)))
     assert made[0] == made[1]

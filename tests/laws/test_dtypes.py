@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from errata.core.errors import ErrataError
+from errata.methods.edit import compute_edit
 from errata.models.families import family_of, weight_of
 from errata.patches.edited_model import load
 from errata.patches.patch import Patch, Update
 from laws.bench import (
+    apply_edit,
     closeness,
     edited_model,
     moments_of,
@@ -78,7 +80,7 @@ def test_the_loss_told_is_the_loss_there_is(model_type: str, dtype: torch.dtype)
 def test_narrow_models_can_be_edited(model_type: str, method_name: str, dtype: torch.dtype) -> None:
     edited = edited_model(model_type, dtype=dtype)
     method = quick(method_name, search={"steps": 2, "learning_rate": 0.3})
-    patch = edited.edit(FACTS[:1], method, moments=moments_of(model_type))
+    patch = apply_edit(edited, FACTS[:1], method, moments=moments_of(model_type))
     for update in patch.updates.values():
         assert update.delta().dtype == torch.float32
         assert update.delta().isfinite().all()
@@ -96,7 +98,9 @@ def test_an_edit_of_narrow_weights_is_that_of_the_same_values_in_float32(
     wide.model.float()
     held = {name: (p, p.data_ptr()) for name, p in narrow.model.named_parameters()}
     method, moments = quick(method_name), moments_of(model_type)
-    found, expected = (each.compute(FACTS, method, moments=moments) for each in (narrow, wide))
+    found, expected = (
+        compute_edit(each, FACTS, method, moments=moments) for each in (narrow, wide)
+    )
     for name, update in expected.updates.items():
         assert closeness(found.updates[name].delta(), update.delta()) < 1e-6
     for name, parameter in narrow.model.named_parameters():
@@ -117,7 +121,7 @@ def test_weights_are_narrow_again_when_there_is_no_memory_to_widen_them(
 
     monkeypatch.setattr(torch.Tensor, "float", scarce)
     with pytest.raises(ErrataError, match="no memory for the weights in float32"):
-        edited.compute(FACTS, quick("memit"), moments=moments_of("llama"))
+        compute_edit(edited, FACTS, quick("memit"), moments=moments_of("llama"))
     assert len(made) > 5
     assert {p.dtype for p in edited.model.parameters()} == {torch.bfloat16}
 
@@ -176,7 +180,7 @@ def test_a_faster_search_is_labelled_near_and_never_the_default(method_name: str
         method = quick(method_name)
         search = {**method.search.model_dump(), "precision": precision}
         method = method.with_values(search=search)
-        patches[precision] = edited.compute(FACTS[:2], method, moments=moments_of("llama"))
+        patches[precision] = compute_edit(edited, FACTS[:2], method, moments=moments_of("llama"))
     assert quick(method_name).search.precision == "full"
     assert patches["full"].provenance.notes == patch_of("llama", method_name).provenance.notes
     for precision in ("tf32", "autocast"):

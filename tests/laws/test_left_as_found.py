@@ -10,12 +10,14 @@ from transformers import PreTrainedModel
 
 from errata.methods import METHODS
 from errata.methods.closed_form.prefixes import sample_prefixes
+from errata.methods.edit import compute_edit
 from errata.metrics.likelihood import likelihoods
 from errata.models.families import weight_of
 from errata.models.suffix_run import SuffixRun
 from errata.patches.edited_model import EditedModel
 from errata.statistics.measure import measure
 from laws.bench import (
+    apply_edit,
     edited_model,
     found,
     moments_of,
@@ -34,7 +36,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def compute(edited: EditedModel, model_type: str, method_name: str, **given: Any) -> None:
-    edited.compute(FACTS[:2], quick(method_name, **given), moments=moments_of(model_type))
+    compute_edit(edited, FACTS[:2], quick(method_name, **given), moments=moments_of(model_type))
 
 
 @over_shapes
@@ -157,7 +159,7 @@ def test_undo_gives_the_originals_back_to_the_bit(model_type: str, dtype: torch.
 def test_edit_then_undo_gives_the_originals_back(model_type: str, method_name: str) -> None:
     edited = edited_model(model_type)
     before = found(edited.model)
-    patch = edited.edit(FACTS[:1], quick(method_name), moments=moments_of(model_type))
+    patch = apply_edit(edited, FACTS[:1], quick(method_name), moments=moments_of(model_type))
     assert weights(edited.model) != before["weights"]
     assert edited.undo() is patch
     assert found(edited.model) == before
@@ -186,7 +188,7 @@ def learning(model: PreTrainedModel) -> list[str]:
 @over_methods
 def test_fine_tuning_works_after_editing(model_type: str, method_name: str) -> None:
     edited = edited_model(model_type)
-    patch = edited.edit(FACTS[:1], quick(method_name), moments=moments_of(model_type))
+    patch = apply_edit(edited, FACTS[:1], quick(method_name), moments=moments_of(model_type))
     model = edited.model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     after_edit = weights(model)

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from errata.methods.edit import compute_edit
 from errata.models.families import oriented, weight_of
 from errata.patches.patch import Patch, Provenance, Update, write
 from laws.bench import (
+    apply_edit,
     closeness,
     edited_model,
     moments_of,
@@ -164,7 +166,7 @@ def test_patches_past_the_weights_size_are_dense_and_work_on(
     before = weights(edited.model)
     edited.apply(patch)
     method, moments = quick("alphaedit"), moments_of(model_type)
-    edited.edit(FACTS[:1], method, moments=moments)
+    apply_edit(edited, FACTS[:1], method, moments=moments)
     edited.undo()
     edited.undo()
     assert weights(edited.model) == before
@@ -175,7 +177,7 @@ def test_the_parents_of_a_patch_are_what_stood_below(tmp_path: Path) -> None:
     below = [random_patch(edited, seed) for seed in (1, 2)]
     for patch in below:
         edited.apply(patch)
-    top = edited.compute(FACTS[:1], quick("memit"), moments=moments_of("llama"))
+    top = compute_edit(edited, FACTS[:1], quick("memit"), moments=moments_of("llama"))
     assert top.provenance.parents == tuple(patch.digest for patch in below)
     assert top.provenance.base == edited_model("llama").base
     assert top.provenance.weights == patch_of("llama", "memit").provenance.weights

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from errata.data.case import Case
-from errata.experiments.edit_run import EditPlan, Run, run_edits
+from errata.experiments.edit_plan import EditPlan
+from errata.experiments.edit_run import Run, run_edits
 from errata.experiments.run_folder import LOCK, run_folder
 from errata.methods import METHODS
 from errata.patches.edited_model import EditedModel

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from errata.core.errors import ErrataError
 from errata.methods.alphaedit import AlphaEdit
-from errata.methods.closed_form.solve import Grown
+from errata.methods.closed_form.solve import GrowingSystem
 from errata.methods.closed_form.target_search import Targets
+from errata.methods.edit import compute_edit
 from errata.methods.memit import Memit
 from errata.methods.rome import Rome
 from errata.statistics.second_moment import SecondMoment
 from laws.bench import (
+    apply_edit,
     closeness,
     edited_model,
     moments_of,
@@ -151,16 +153,16 @@ def test_both_forms_of_the_system_are_one_formula(features: int, new: int) -> No
     system = 0.3 * torch.eye(features, dtype=torch.float64) + F.T @ F
     dense = (F @ torch.linalg.inv(system))[:, features - new :]
     earlier, base = blocks(F[:, :-new]), 0.3 * torch.eye(D_IN, dtype=torch.float64)
-    assert closeness(Grown().fetch(earlier, F[:, -new:], unchanged, 0.3), dense) < 1e-10
-    assert closeness(Grown().direct(earlier, F[:, -new:], unchanged, base), dense) < 1e-10
+    assert closeness(GrowingSystem().fetch(earlier, F[:, -new:], unchanged, 0.3), dense) < 1e-10
+    assert closeness(GrowingSystem().direct(earlier, F[:, -new:], unchanged, base), dense) < 1e-10
 
 
 def test_keys_that_cannot_be_told_apart_are_refused_in_words() -> None:
     nothing = torch.full((D_IN, 1), float("nan"), dtype=torch.float64)
     with pytest.raises(ErrataError, match="cannot be told apart"):
-        Grown().fetch([], nothing, unchanged, 0.3)
+        GrowingSystem().fetch([], nothing, unchanged, 0.3)
     with pytest.raises(ErrataError, match="cannot be told apart"):
-        Grown().direct([], nothing, unchanged, torch.eye(D_IN, dtype=torch.float64))
+        GrowingSystem().direct([], nothing, unchanged, torch.eye(D_IN, dtype=torch.float64))
 
 
 class Counted:
@@ -178,16 +180,18 @@ class Counted:
 def test_batch_upon_batch_costs_each_its_own_keys_and_gives_the_same_bits(form: str) -> None:
     batches = [drawn(D_IN, 3, seed=seed) for seed in range(6)]
     base: Tensor | float = torch.eye(D_IN, dtype=torch.float64) if form == "direct" else 1.0
-    grown = Grown()
+    grown = GrowingSystem()
     for count, batch in enumerate(batches):
         counted = Counted()
         going_on = getattr(grown, form)(batches[:count], batch, counted, base)
         assert counted.columns <= 6  # its own, and those of the batch before, once
-        anew = getattr(Grown(), form)(batches[:count], batch, unchanged, base)
+        anew = getattr(GrowingSystem(), form)(batches[:count], batch, unchanged, base)
         assert torch.equal(going_on, anew)
     assert (grown.gram is None) == (form == "fetch")
     other = getattr(grown, form)(batches[3:4], batches[0], unchanged, base)
-    assert torch.equal(other, getattr(Grown(), form)(batches[3:4], batches[0], unchanged, base))
+    assert torch.equal(
+        other, getattr(GrowingSystem(), form)(batches[3:4], batches[0], unchanged, base)
+    )
 
 
 @pytest.mark.parametrize("method", [AlphaEdit(), Memit(history=True)], ids=["alphaedit", "memit"])
@@ -287,8 +291,8 @@ def test_a_second_batch_reads_the_keys_of_the_first_from_its_patch(model_type: s
     edited, moments = edited_model(model_type), moments_of(model_type)
     method = quick("alphaedit")
     assert isinstance(method, AlphaEdit)
-    first = edited.edit(FACTS[:2], method, moments=moments)
-    second = edited.compute(FACTS[2:], method, moments=moments)
+    first = apply_edit(edited, FACTS[:2], method, moments=moments)
+    second = compute_edit(edited, FACTS[2:], method, moments=moments)
     assert second.provenance.parents == (first.digest,)
     for block, (name, update) in zip((1, 2), second.updates.items(), strict=True):
         space = method.null_space(moments[block])

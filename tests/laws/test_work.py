@@ -22,13 +22,15 @@ import errata.methods.closed_form.target_search
 import errata.models.prefix_cache
 from errata.core.errors import ErrataError
 from errata.data.case import Case
-from errata.experiments.edit_run import EditPlan, run_edits
+from errata.experiments.edit_plan import EditPlan
+from errata.experiments.edit_run import run_edits
 from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import keys_of
 from errata.methods.closed_form.memory import Texts, group_bytes, search_bytes, searched_at_once
 from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_loss import TargetLoss, tokens_searched
 from errata.methods.closed_form.target_search import Targets, search_targets
+from errata.methods.edit import compute_edit
 from errata.metrics.likelihood import answer_row, score_token_rows, tokens_scored
 from errata.models.families import family_of
 from errata.models.hooks import Site, first_tensor, frozen
@@ -323,7 +325,7 @@ def test_a_search_that_runs_out_of_memory_goes_on_with_half(
     assert (usual.at_once, targets.at_once) == (16, 1)
     assert closeness(targets.delta, usual.delta) < 1e-4
     method = quick("memit", requests_at_once=3, search={"steps": 2})
-    patch = edited.compute(FACTS, method, moments=moments_of("llama"))
+    patch = compute_edit(edited, FACTS, method, moments=moments_of("llama"))
     assert "memory ran out: 1 requests were searched at once" in patch.provenance.notes
 
 
@@ -353,7 +355,7 @@ def test_the_grouping_is_recorded_and_a_resumed_run_keeps_it(
     edited, moments = edited_model("llama"), moments_of("llama")
     cases = [Case(request=fact) for fact in FACTS]
     method = quick("memit", search={"steps": 2})
-    patch = edited.compute(FACTS, method, moments=moments)
+    patch = compute_edit(edited, FACTS, method, moments=moments)
     count = patch.provenance.settings["requests_at_once"]
     assert count == searched_at_once(edited.model, 2, method.rewrites(
         edited.model, edited.tokenizer, FACTS)[0])  # fmt: skip

@@ -16,7 +16,7 @@ from errata.core.errors import ErrataError
 from errata.models.families import family_of
 from errata.patches.adapter import merge_adapter, read_adapter
 from errata.patches.edited_model import load
-from laws.bench import found, moments_of, over_families, quick, random_patch, weights
+from laws.bench import apply_edit, found, moments_of, over_families, quick, random_patch, weights
 from patches.folders import far, logits, saved_adapter, saved_base, with_adapter
 from tiny import FACTS, tiny_model
 
@@ -56,7 +56,7 @@ def test_a_model_with_an_adapter_can_be_edited_and_has_its_own_identity(
     base = str(saved_base(model_type, tmp_path / "base"))
     folder = saved_adapter(model_type, tmp_path / "adapter")
     loaded = load(base, adapter=folder, adapter_kind="lora")
-    patch = loaded.edit(FACTS[:1], quick("memit"), moments=moments_of(model_type))
+    patch = apply_edit(loaded, FACTS[:1], quick("memit"), moments=moments_of(model_type))
     assert patch.provenance.base.weights == loaded.base.weights
     assert set(patch.updates) == {family_of(loaded.model).weight_name(b) for b in (1, 2)}
     with pytest.raises(ErrataError, match="this patch was made for"):

@@ -208,5 +208,5 @@ def test_alphaedit_wants_tokens_enough_to_see_every_direction(count: int, enough
 def test_a_cut_that_is_not_clear_is_noted() -> None:
     (clear,) = AlphaEdit().notes(moment([0.001, 5.0]))
     (close,) = AlphaEdit().notes(moment([0.01999, 0.02001]))
-    assert "would move the cut" not in clear
-    assert "would move the cut" in close
+    assert "would change it" not in clear
+    assert "would change it" in close

@@ -16,7 +16,7 @@ import torch
 import errata.statistics.store
 from errata.core.errors import ErrataError
 from errata.data.corpus import Corpus, read_corpus
-from errata.methods.closed_form.moments import moments_for, quick_tokens
+from errata.methods.moments import moments_for, quick_tokens
 from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel
 from errata.statistics.cost import pass_cost_of

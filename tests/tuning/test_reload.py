@@ -16,6 +16,7 @@ from errata.methods import METHODS
 from errata.patches.edited_model import EditedModel, load
 from errata.patches.export import export_lora, export_merged
 from errata.reports.loss_figure import mean_label
+from laws.bench import apply_edit
 from tiny import FACTS
 from tuning.pico import ROWS, pico_on_disk, pico_patch, quick, weights
 
@@ -71,7 +72,7 @@ def test_a_tuned_model_is_edited_again_and_exported(tmp_path: Path) -> None:
         {"blocks": (1,), "search": {"steps": 3}, "contexts": {"prefixes": ()},
          "second_moment": False}
     )  # fmt: skip
-    edited.edit([FACTS[2]], method, moments={})
+    apply_edit(edited, [FACTS[2]], method, moments={})
     export_merged(edited, tmp_path / "merged")
     assert same(load(str(tmp_path / "merged")), edited)
     export_lora(edited, tmp_path / "lora", adapter=str(run))

@@ -20,7 +20,8 @@ from errata.assets import MODEL_DIR, WORLD_DIR
 from errata.cli import console
 from errata.core.files import write_text
 from errata.data.datasets import read_cases
-from errata.experiments.edit_run import EditPlan, run_edits
+from errata.experiments.edit_plan import EditPlan
+from errata.experiments.edit_run import run_edits
 from errata.methods import METHODS
 from errata.methods.edit import prepare
 from errata.methods.presets import presets

@@ -1,4 +1,4 @@
-"""`errata edit`: change one fact or many, keep the patch, show what changed."""
+"""`errata edit`: edit one fact or many, save the patch, show what changed."""
 
 from __future__ import annotations
 
@@ -28,23 +28,17 @@ from errata.cli.options import (
     settings_flags,
     show_warnings,
 )
-from errata.cli.show_edit import answer_rows, edit_json, shortfall, show_edit, show_plan
+from errata.cli.show_edit import show_edit, show_plan
 from errata.core.text import counted
 from errata.data.case import Case
-from errata.data.request import check_batch
-from errata.methods import METHODS, method_named
+from errata.experiments.edit_plan import EditPlan, check_batches
+from errata.methods import METHODS, Method, method_named
 from errata.methods.presets import merged
 from errata.methods.published_hparams import read_hparams
 
 if TYPE_CHECKING:
-    from errata.experiments.edit_run import EditPlan
-    from errata.methods import ClosedForm
-    from errata.methods.edit import Prepared
     from errata.patches.edited_model import EditedModel
     from errata.statistics.store import Store
-
-SHOWN = 12
-"""Prompts for which answers before and after are shown."""
 
 
 @settings_flags(METHODS)
@@ -54,54 +48,53 @@ def edit(
         str | None,
         typer.Argument(help='The fact, its subject in braces: "The {Eiffel Tower} is in".'),
     ] = None,
-    target: Annotated[str | None, typer.Argument(help="What should follow.")] = None,
+    target: Annotated[str | None, typer.Argument(help="The new answer.")] = None,
     *,
     subject: Annotated[
-        str | None, typer.Option(help="The subject, when the prompt has {} in its place.")
+        str | None, typer.Option(help="The subject, where the prompt has {} in its place.")
     ] = None,
     requests: Annotated[
         Path | None, typer.Option(help="A .jsonl, .json or .csv file of requests.")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Cases: a dataset's name or a file.")] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Take so many cases of the dataset.")
+        int | None, typer.Option(min=1, help="Number of cases to take from the dataset.")
     ] = None,
     offset: Annotated[
-        int, typer.Option(min=0, help="Leave out the first cases of the dataset.")
+        int, typer.Option(min=0, help="Number of cases to skip at the start of the dataset.")
     ] = 0,
-    seed: Annotated[int | None, typer.Option(help="Shuffle the dataset's cases first.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Shuffle the dataset with this seed.")] = None,
     skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave out broken records, and count them.")
+        bool, typer.Option("--skip-invalid", help="Skip invalid records and report their number.")
     ] = False,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "memit",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Requests per batch; all at once.")
+        int | None, typer.Option(min=1, help="Requests per batch (default: all in one batch).")
     ] = None,
     sequential: Annotated[
         bool,
-        typer.Option(
-            "--sequential", help="Put batches on top of each other, not each on the unedited model."
-        ),
+        typer.Option("--sequential", help="Edit each batch on top of the previous ones."),
     ] = False,
     paraphrase: Annotated[
-        list[str] | None, typer.Option(help="Another wording to try afterwards; may be repeated.")
+        list[str] | None, typer.Option(help="A paraphrase of the prompt to score; may be repeated.")
     ] = None,
     neighbour: Annotated[
-        list[str] | None, typer.Option(help="A prompt that must not change; may be repeated.")
+        list[str] | None,
+        typer.Option(help="A prompt that must not change; may be repeated."),
     ] = None,
     target_true: Annotated[
-        str | None, typer.Option(help="What was true before; scores compare with it.")
+        str | None, typer.Option(help="The true answer before the edit, for scores.")
     ] = None,
     corpus: Annotated[
-        str | None, typer.Option(help="Text for the second moment (see `errata stats`).")
+        str | None, typer.Option(help="Corpus for the second moments (see `errata stats`).")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of it to use.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus to use.")] = None,
     hparams: Annotated[
         Path | None,
-        typer.Option(help="A published hyperparameter file, with the references' JSON keys."),
+        typer.Option(help="A published hyperparameter file: JSON with the original keys."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would cost.")
+        bool, typer.Option("--dry-run", help="Only show the plan and its estimated cost.")
     ] = False,
     patch: Patches = None,
     results: Results = Path("results"),
@@ -113,51 +106,55 @@ def edit(
     json: Json = False,
     given: dict[str, Any],
 ) -> None:
-    """Edit facts in a model; the patch is kept, and what changed is shown."""
+    """Edit facts in a model, save the patch, and show answers and scores before and after."""
     chosen = method_named(method)
     settings = given_settings(chosen, given)
     if hparams is not None:
         read = read_hparams(hparams, chosen)
         settings = merged(read.settings, settings)
         if read.unused:
-            console.warning(f"{hparams}: not used here: {', '.join(read.unused)}")
+            console.warning(f"{hparams}: unused keys: {', '.join(read.unused)}")
     cut = Cut(limit, offset, seed, skip_invalid)
     cases = named_cases(model, prompt, target, subject, requests, dataset, cut)
     cases = with_probes(cases, paraphrase, neighbour, target_true)
-    size = batch_size or len(cases)
-    for start in range(0, len(cases), size):
-        show_warnings(check_batch([case.request for case in cases[start : start + size]]))
+    plan = EditPlan(batch_size=batch_size, sequential=sequential)
+    notes = check_batches(cases, plan)
+    for lines in notes:
+        show_warnings(lines)
     edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
 
-    from errata.experiments.edit_run import EditPlan
-    from errata.methods.edit import prepare
     from errata.statistics.store import Store
 
-    store, plan = (
-        Store(cache_folder() / "moments"),
-        EditPlan(batch_size=batch_size, sequential=sequential),
-    )
+    store = Store(cache_folder() / "moments")
     if dry_run:
         _show_costs(edited, chosen, settings, cases, plan, (store, corpus, tokens), json)
         return
-    with console.bar("second moment", "tokens") as progress:
-        ready = prepare(
-            edited,
-            chosen,
-            settings,
-            store=store,
-            corpus=corpus,
-            tokens=tokens,
-            progress=progress,
-            say=console.progress_line,
-        )
-    show_warnings(ready.warnings)
-    _run(edited, cases, ready, plan, results, named(model, patch, adapter), json)
+
+    from errata.experiments.fact_editing import Feedback, edit_facts
+
+    found = edit_facts(
+        edited,
+        cases,
+        chosen,
+        settings,
+        plan,
+        results,
+        Feedback(console.bar, console.progress_line, console.warning),
+        store=store,
+        corpus=corpus,
+        tokens=tokens,
+        notes=notes,
+        command=command_line(),
+    )
+    if json:
+        console.as_json(found.as_json())
+    else:
+        show_edit(found, named(model, patch, adapter))
 
 
 def _show_costs(
     edited: EditedModel,
-    method: type[ClosedForm],
+    method: type[Method],
     settings: dict[str, Any],
     cases: Sequence[Case],
     plan: EditPlan,
@@ -167,64 +164,16 @@ def _show_costs(
     from errata.experiments.costs.editing import plan_edits
 
     store, corpus, tokens = moments
-    settled, warnings, costs = plan_edits(
+    forecast = plan_edits(
         edited, method, settings, cases, plan, store=store, corpus=corpus, tokens=tokens
     )
-    show_warnings(warnings)
+    show_warnings(forecast.warnings)
     size = min(plan.batch_size or len(cases), len(cases))
     how = "on top of each other" if plan.sequential else "each on the unedited model"
     batches = -(-len(cases) // size)
-    blocks = ",".join(str(block) for block in settled.edited_blocks)
     lines = [
-        f"{settled.label} at block{'s' * (',' in blocks)} {blocks}, {settled.search.steps} steps",
+        forecast.method.summary(),
         f"{counted(len(cases), 'request')} in {counted(batches, 'batch', 'es')} of {size}"
         + (f", {how}" if batches > 1 else ""),
     ]
-    show_plan(lines, edited, costs, json)
-
-
-def _run(
-    edited: EditedModel,
-    cases: Sequence[Case],
-    ready: Prepared,
-    plan: EditPlan,
-    results: Path,
-    loaded: str,
-    json: bool,
-) -> None:
-    from errata.experiments.edit_run import already_said, run_edits
-
-    show_warnings(already_said(edited, [case.request for case in cases]))
-    asked = _shown_prompts(cases)
-    before = [edited.generate(text, 12) for _, text in asked]
-    with console.bar("edits") as progress:
-        run = run_edits(
-            edited,
-            cases,
-            ready.method,
-            ready.moments,
-            plan,
-            results,
-            command=command_line(),
-            progress=progress,
-        )
-    alone = len(run.patches) == 1 or plan.sequential
-    after = [edited.generate(text, 12) for _, text in asked] if alone else []
-    rows = answer_rows(asked, before, after, run) if alone else []
-    show_warnings(shortfall(ready.method, run))
-    if json:
-        edit_json(edited, ready.method, run, rows, len(cases))
-    else:
-        show_edit(edited, ready.method, run, rows, ready.facts, loaded)
-
-
-def _shown_prompts(cases: Sequence[Case]) -> list[tuple[str, str]]:
-    """The prompts whose answers are shown: all of one case, or the first of many."""
-    if len(cases) > 1:
-        return [("fact", case.request.text) for case in cases[:SHOWN]]
-    case = cases[0]
-    return [
-        ("fact", case.request.text),
-        *(("paraphrase", text) for text in case.paraphrases[:4]),
-        *(("neighbour", text) for text in case.neighbours[:4]),
-    ]
+    show_plan(lines, edited, forecast.costs, json)

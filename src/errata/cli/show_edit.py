@@ -1,109 +1,30 @@
-"""How the result of an edit is shown: answers before and after, scores, what to do next."""
+"""How `errata edit` shows its result, and the plan of a dry run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from errata.cli import console
+from errata.core.cost import Cost, total
 
 if TYPE_CHECKING:
-    from errata.experiments.costs.flops import Cost
-    from errata.experiments.edit_run import Run
-    from errata.methods import ClosedForm
+    from errata.experiments.fact_editing import FactEdits
     from errata.patches.edited_model import EditedModel
 
 
-HELD_BACK = {"moment_weight": "smaller", "ridge": "smaller", "null_space_threshold": "larger"}
-"""Settings that keep an edit small, and how an edit that did not take wants them changed."""
+def show_edit(found: FactEdits, loaded: str) -> None:
+    """Show an edit: sources, answers before and after, scores, the patch, what to do next.
 
-
-def answer_rows(
-    asked: Sequence[tuple[str, str]],
-    before: Sequence[str],
-    after: Sequence[str],
-    run: Run,
-) -> list[dict[str, Any]]:
-    """Rows of kind, prompt, answers before and after, and the new target's probability."""
-    numbers: dict[str, tuple[float, float]] = {}
-    for then, now in zip(run.before, run.after, strict=True):
-        for old, new in zip(then, now, strict=True):
-            numbers[old.prompt] = (math.exp(-old.new.nll), math.exp(-new.new.nll))
-    return [
-        {
-            "kind": kind,
-            "prompt": text,
-            "before": old.strip(),
-            "after": new.strip(),
-            "p_new_before": numbers[text][0],
-            "p_new_after": numbers[text][1],
-        }
-        for (kind, text), old, new in zip(asked, before, after, strict=True)
-    ]
-
-
-def shortfall(method: ClosedForm, run: Run) -> tuple[str, ...]:
-    """Say how many edits did not take, and which settings hold them back."""
-    took = [score.new.likeliest for each in run.after for score in each if score.kind == "efficacy"]
-    if all(took):
-        return ()
-    values = method.model_dump()
-    ways = [
-        f"a {way} --{name.replace('_', '-')} (it is {values[name]:g})"
-        for name, way in HELD_BACK.items()
-        if name in values
-    ]
-    ways += ["more --steps", "other --blocks"]
-    return (
-        f"{took.count(False)} of {len(took)} edits did not take: another answer is still likelier; "
-        f"try {', or '.join(ways)}, or another --method",
-    )
-
-
-def edit_json(
-    edited: EditedModel, method: ClosedForm, run: Run, rows: list[dict[str, Any]], count: int
-) -> None:
-    """Print the one JSON object of an edit."""
-    from errata.experiments.edit_run import as_json
-
-    console.as_json(
-        {
-            "model": edited.name,
-            "method": method.name,
-            "requests": count,
-            "run": str(run.folder),
-            "patches": [str(path) for path in run.patches],
-            "summary": as_json(run.summary),
-            "answers": rows,
-        }
-    )
-
-
-def show_edit(
-    edited: EditedModel,
-    method: ClosedForm,
-    run: Run,
-    rows: Sequence[dict[str, Any]],
-    facts: Sequence[str],
-    loaded: str,
-) -> None:
-    """Show an edit: facts, answers before and after, scores, the patch, what to do next.
-
-    `loaded` is how a command names the model with all that is on it below the edit.
+    `loaded` is how a command names the model with everything below the edit.
     """
     from errata.reports.tables import before_after_rows
 
-    console.verb(f"errata edit {edited.name}, {method.label}")
-    for line in facts:
+    run, patches = found.run, found.run.patches
+    console.verb(f"errata edit {found.edited.name}, {found.method.label}")
+    for line in found.facts:
         console.fact(line)
-    lost = max(run.lost.values(), default=0.0)
-    if lost > 0.01:
-        console.warning(
-            f"{100 * lost:.0f} % of the change is lost in {edited.model.dtype}; "
-            "load the model in float32 (--dtype float32)"
-        )
-    if rows:
+    if found.answers:
         shown = [
             [
                 row["kind"],
@@ -112,28 +33,24 @@ def show_edit(
                 row["after"],
                 f"{row['p_new_before']:.3f} → {row['p_new_after']:.3f}",
             ]
-            for row in rows
+            for row in found.answers
         ]
         console.table(("", "prompt", "before", "after", "P(new)"), shown)
     summary = run.summary
     if len(run.after) > 1 and summary["after"]:
-        console.table(
-            ("figure", "before", "after"), before_after_rows(summary["before"], summary["after"])
-        )
-    console.fact(
-        f"kept {run.patches[0]}" + (f" and {len(run.patches) - 1} more" if run.patches[1:] else "")
-    )
+        rows = before_after_rows(summary["before"], summary["after"])
+        console.table(("figure", "before", "after"), rows)
+    console.fact(f"kept {patches[0]}" + (f" and {len(patches) - 1} more" if patches[1:] else ""))
     console.next_step(
-        f'errata chat {loaded} --patch {run.patches[0]} -p "…"',
+        f'errata chat {loaded} --patch {patches[0]} -p "…"',
         "errata ls patches",
         f"less {run.folder / 'report.md'}",
     )
 
 
 def show_plan(lines: Sequence[str], edited: EditedModel, costs: Sequence[Cost], json: bool) -> None:
-    """Show what would be done and what it would cost; the sum of all stands last."""
+    """Show a plan and its estimated costs; the last row is the total."""
     from errata.experiments.costs.editing import held_now
-    from errata.experiments.costs.flops import total
     from errata.models.shape import weight_bytes
 
     weights, rows = weight_bytes(edited.model), (*costs, total(costs))
@@ -142,7 +59,7 @@ def show_plan(lines: Sequence[str], edited: EditedModel, costs: Sequence[Cost], 
         told |= {"process": held_now()}
         console.as_json({**told, "costs": [cost._asdict() for cost in rows]})
         return
-    console.verb(f"a dry run on {edited.name}: nothing is edited, nothing kept")
+    console.verb(f"dry run on {edited.name}: nothing is edited or saved")
     for line in lines:
         console.fact(line)
     shown = [
@@ -151,13 +68,13 @@ def show_plan(lines: Sequence[str], edited: EditedModel, costs: Sequence[Cost], 
     ]
     console.table(("", "work", "time", "memory", "disk"), shown)
     console.fact(
-        f"memory is besides the {_size(held_now())} that this process holds, "
-        f"{_size(weights)} of it the model's weights"
+        f"memory is in addition to the {_size(held_now())} of this process, "
+        f"of which {_size(weights)} are the model's weights"
     )
     early = any(cost.what.endswith(("search", "edits")) for cost in costs)
     console.fact(
-        "times are scaled from a part that was measured here"
-        + (", and requests that reach their goal early take less" if early else "")
+        "times are extrapolated from a sample timed on this machine"
+        + ("; requests that converge early take less" if early else "")
     )
 
 

@@ -155,7 +155,7 @@ def show_moments(
     model: str, corpus: str, moments: dict[int, SecondMoment], loaded: str, json: bool
 ) -> None:
     """Show what is kept, block by block."""
-    from errata.methods.closed_form.moments import convergence_lines, is_singular, shortages
+    from errata.methods.moments import convergence_lines, is_singular, shortages
 
     for shortage in shortages(moments):
         console.warning(shortage)

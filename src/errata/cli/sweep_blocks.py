@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from errata.data.datasets import Loaded
     from errata.experiments.block_sweep import Sweep
     from errata.experiments.sweep_vs_trace import SideBySide
-    from errata.methods import ClosedForm
+    from errata.methods import Method
     from errata.patches.edited_model import EditedModel
     from errata.statistics.second_moment import SecondMoment
 
@@ -139,13 +139,13 @@ def _traced(edited: EditedModel, loaded: Loaded, found: Sweep) -> list[SideBySid
 
 def _prepared(
     edited: EditedModel,
-    method: type[ClosedForm],
+    method: type[Method],
     settings: dict[str, Any],
     corpus: str | None,
     tokens: int | None,
-) -> tuple[dict[int, ClosedForm], dict[int, SecondMoment], list[str]]:
+) -> tuple[dict[int, Method], dict[int, SecondMoment], list[str]]:
     """Return the method for every block, and the moments of all of them, measured in one pass."""
-    from errata.methods.closed_form.moments import moments_for
+    from errata.methods.moments import moments_for
     from errata.methods.presets import resolve_settings
     from errata.models.families import family_of
     from errata.statistics.store import Store
@@ -160,7 +160,7 @@ def _prepared(
     moments: dict[int, SecondMoment] = {}
     facts = [f"settings: {source}"]
     first = next(iter(methods.values()))
-    if first.needs_moment:
+    if first.moment_blocks:
         with console.bar("second moment") as progress:
             store = Store(cache_folder() / "moments")
             held, said = moments_for(

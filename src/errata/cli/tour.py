@@ -17,9 +17,10 @@ from errata.cli.options import cache_folder
 from errata.core.errors import ErrataError
 from errata.data.case import Case
 from errata.data.datasets import read_cases
-from errata.experiments.edit_run import EditPlan, Run, run_edits
+from errata.experiments.edit_plan import EditPlan
+from errata.experiments.edit_run import Run, run_edits
 from errata.methods import METHODS
-from errata.methods.edit import Prepared, prepare
+from errata.methods.edit import Prepared, compute_edit, prepare
 from errata.metrics.prompts import PROMPT_KINDS
 from errata.patches.edited_model import EditedModel, load
 from errata.statistics.store import Store
@@ -76,7 +77,7 @@ def _stack(edited: EditedModel, ready: Prepared, cases: Sequence[Case]) -> None:
     saved = [parameter.detach().clone() for parameter in edited.model.parameters()]
     prompts = [case.request.text for case in cases]
     first, second = (
-        edited.compute([case.request], ready.method, moments=ready.moments) for case in cases
+        compute_edit(edited, [case.request], ready.method, moments=ready.moments) for case in cases
     )
     rows = [["unedited", *_answers(edited, prompts)]]
     edited.apply(first)

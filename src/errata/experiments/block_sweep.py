@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 from errata.core.files import parse_json, reading_own, write_text
 from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
-from errata.experiments.edit_run import EditPlan, Run, run_edits
+from errata.experiments.edit_plan import EditPlan
+from errata.experiments.edit_run import Run, run_edits
 from errata.experiments.run_folder import run_folder
-from errata.methods.closed_form.driver import ClosedForm
+from errata.methods import Method
 from errata.metrics.prompts import PROMPT_KINDS
 from errata.metrics.scores import Score
 from errata.patches.edited_model import EditedModel
@@ -148,7 +149,7 @@ class Sweep:
 def sweep_blocks(
     edited: EditedModel,
     cases: Sequence[Case],
-    methods: Mapping[int, ClosedForm],
+    methods: Mapping[int, Method],
     moments: Mapping[int, SecondMoment],
     results: Path,
     *,
@@ -198,7 +199,7 @@ def sweep_blocks(
 def _edit_at(
     edited: EditedModel,
     cases: Sequence[Case],
-    method: ClosedForm,
+    method: Method,
     moments: Mapping[int, SecondMoment],
     path: Path,
     progress: Progress,

@@ -1,19 +1,19 @@
-"""AlphaEdit: write only where the model's own inputs hardly have a part (arXiv 2410.02355, eq. 14).
+"""AlphaEdit: write only into the null space of the model's own inputs (arXiv 2410.02355, eq. 14).
 
     A = Kᵀ P (P (K Kᵀ + K_p K_pᵀ) P + ε I)⁻¹        R as in MEMIT
 
 P projects onto the directions whose second moment is below a threshold; K_p are the keys of
-earlier edits, which live in their patches. P is symmetric and idempotent, so with F = P [K_p K]
+earlier edits, stored in their patches. P is symmetric and idempotent, so with F = P [K_p K]
 this is F (ε I + FᵀF)⁻¹, an N x N system, or (ε I + F Fᵀ)⁻¹ F for large N.
 
-Differs from jianghoucheng/AlphaEdit: no globals (P is the moment's, the keys the patches'),
-float64 throughout, and the keys of a batch are not read a second time after it was written:
-a block's keys depend only on the blocks below, which stand edited when they are read.
+Differs from jianghoucheng/AlphaEdit: no global state (P belongs to the second moment, keys to
+the patches), float64 throughout, and the keys of a batch are not read again after it was
+written: a block's keys depend only on the blocks below, which are already edited.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -29,48 +29,52 @@ if TYPE_CHECKING:
     from errata.statistics.second_moment import SecondMoment
 
 DIRECT = 1 / 2
-"""From so many keys per dimension on, the d x d system is solved instead."""
+"""Keys per dimension above which the d x d system is solved."""
 
 
 class AlphaEdit(ClosedForm):
-    """Write many facts at once into the null space of what the matrix already serves."""
+    """Write many facts at once into the null space of the second moment."""
 
     name: ClassVar[str] = "alphaedit"
     label: ClassVar[str] = "AlphaEdit"
     inverts: ClassVar[bool] = False
+    restraints: ClassVar[Mapping[str, str]] = {
+        "ridge": "smaller",
+        "null_space_threshold": "larger",
+    }
 
     search: Search = Search(clamp=0.75)
-    """How target values are searched."""
+    """Settings of the target search."""
     ridge: float = Field(10.0, gt=0)
-    """ε: how strongly small reads are preferred (the reference's L2)."""
+    """ε: ridge penalty on A (`L2` in the reference)."""
     null_space_threshold: float = Field(0.02, gt=0)
-    """Directions whose second moment is below this may be written to."""
+    """Eigenvalues of the second moment below this span the null space."""
     relative_threshold: bool = False
-    """Read the threshold as a share of the largest second moment."""
+    """Take the threshold relative to the largest eigenvalue."""
 
     def null_space(self, moment: SecondMoment) -> NullSpace:
-        """Return the null space that these settings cut; too few tokens are an `ErrataError`."""
+        """Return the null space at the threshold; raises `ErrataError` for too few tokens."""
         from errata.statistics.second_moment import TOKENS_PER_DIMENSION
 
         width = moment.matrix.shape[0]
         least = TOKENS_PER_DIMENSION * width
         if moment.count < least:
             raise ErrataError(
-                f"{moment.count} tokens are too few to tell the null space of {width} dimensions: "
-                "directions would look unused that are only unseen",
+                f"{moment.count} tokens are too few for a null space in {width} dimensions: "
+                "directions that the corpus never uses would count as unused",
                 f"measure it on at least {least} tokens, better {10 * width} (`errata stats`)",
             )
         return moment.null_space(self.null_space_threshold, self.relative_threshold)
 
     def check(self, moment: SecondMoment) -> None:
-        """Raise `ErrataError` when a second moment leaves no null space, or one of no use."""
+        """Raise `ErrataError` for a second moment without a usable null space."""
         self.null_space(moment)
 
     def notes(self, moment: SecondMoment) -> tuple[str, ...]:
-        """Say how much room the null space leaves and how clear its cut is."""
+        """Return the dimension of the null space and the eigenvalue gap at its threshold."""
         space = self.null_space(moment)
         width = moment.matrix.shape[0]
-        clear = "" if space.gap > 1.01 else "; a slight change would move the cut"
+        clear = "" if space.gap > 1.01 else "; a small change of the threshold would change it"
         return (f"null space {space.kept} of {width} directions, gap {space.gap:.3f}x{clear}",)
 
     def read(
@@ -83,13 +87,13 @@ class AlphaEdit(ClosedForm):
         """Return A: (n, d_in)."""
         import torch
 
-        from errata.methods.closed_form.solve import Grown
+        from errata.methods.closed_form.solve import GrowingSystem
 
         assert moment is not None
         space, earlier = self.null_space(moment), list(memory or ())
-        grown = moment.derived((self.name, self.ridge, space.threshold), Grown)
+        system = moment.derived((self.name, self.ridge, space.threshold), GrowingSystem)
         count = keys.shape[1] + sum(block.shape[1] for block in earlier)
         if count <= DIRECT * len(keys):
-            return grown.fetch(earlier, keys, space.project, self.ridge).T
+            return system.fetch(earlier, keys, space.project, self.ridge).T
         unit = torch.eye(len(keys), dtype=torch.float64, device=keys.device)
-        return grown.direct(earlier, keys, space.project, self.ridge * unit).T
+        return system.direct(earlier, keys, space.project, self.ridge * unit).T

@@ -1,6 +1,6 @@
-"""Getting ready to edit: a method with settings for this model, and the moments it needs.
+"""Editing from Python: a method with settings for this model, its second moments, and the edit.
 
-`edit` is the short way for programs; the command line goes through `prepare` as well.
+`edit` does everything for programs; runs go through `prepare` and `Method.edit`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from errata.core.errors import ErrataError
 from errata.core.progress import Progress, Say, no_progress, say_nothing
 from errata.data.request import EditRequest, check_batch
-from errata.methods import ClosedForm, method_named
-from errata.methods.closed_form.moments import moments_for
+from errata.methods import Method, method_named
+from errata.methods.moments import moments_for
 from errata.methods.presets import resolve_settings
 from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel
@@ -22,19 +22,19 @@ from errata.statistics.store import Store
 
 
 class Prepared(NamedTuple):
-    """A method ready to be run on one model."""
+    """A method ready to edit one model."""
 
-    method: ClosedForm
+    method: Method
     moments: Mapping[int, SecondMoment]
     facts: tuple[str, ...]
-    """Where settings and moments come from."""
+    """The sources of settings and moments."""
     warnings: tuple[str, ...]
     """What a user should know before trusting the result."""
 
 
 def prepare(
     edited: EditedModel,
-    method: type[ClosedForm],
+    method: type[Method],
     settings: Mapping[str, Any],
     *,
     store: Store | None = None,
@@ -43,29 +43,46 @@ def prepare(
     progress: Progress = no_progress,
     say: Say = say_nothing,
 ) -> Prepared:
-    """Settle a method's settings for this model and find or measure the moments it needs.
+    """Resolve a method's settings for this model and find or compute the moments it needs.
 
-    Settings come from the model's preset with `settings` on top. Raises `ErrataError` for
-    wrong settings, and where moments are needed but neither stored nor to be measured.
+    Settings come from the model's preset, overridden by `settings`. Raises `ErrataError` for
+    invalid settings, and where moments are needed but neither stored nor to be computed.
     """
     count = family_of(edited.model).block_count(edited.model)
     settled, source, warnings = resolve_settings(method, edited.name, count, dict(settings))
     try:
         moments, measured = moments_for(edited, settled, store, corpus, tokens, progress, say)
-    except ErrataError as error:  # whoever goes and measures should know what of it is a guess
+    except ErrataError as error:  # which blocks are a guess matters for what to compute
         raise ErrataError(error.message, *error.hints, *warnings) from None
     for moment in moments.values():
         settled.check(moment)
-    blocks = ",".join(str(block) for block in settled.edited_blocks)
-    own = ", ".join(_names(settings))
-    told = f"settings: {source}{f', but for {own}' if own else ''}; blocks {blocks}"
-    return Prepared(settled, moments, (told, *measured), warnings)
+    own, blocks = ", ".join(_names(settings)), ",".join(map(str, settled.edited_blocks))
+    fact = f"settings: {source}{f', but for {own}' if own else ''}"
+    fact += f"; blocks {blocks}" if blocks else ""
+    return Prepared(settled, moments, (fact, *measured), warnings)
 
 
 def _names(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names of settings, of those within others their own."""
+    """Yield the names of settings, of nested ones their own."""
     for name, value in settings.items():
         yield from _names(value) if isinstance(value, Mapping) else (name,)
+
+
+def compute_edit(
+    edited: EditedModel,
+    requests: Sequence[EditRequest],
+    method: Method,
+    *,
+    moments: Mapping[int, SecondMoment],
+    command: str | None = None,
+) -> Patch:
+    """Return the edit that makes the model answer `requests`, without applying it.
+
+    `moments` holds the second moment of each block in `method.moment_blocks`. Raises
+    `ErrataError` for requests that contradict each other and for missing moments.
+    """
+    notes = check_batch(requests)
+    return method.edit(edited, requests, moments=moments, notes=notes, command=command)
 
 
 def edit(
@@ -78,14 +95,16 @@ def edit(
     tokens: int | None = None,
     **settings: Any,
 ) -> Patch:
-    """Make a model answer one request or many; the patch goes on top of its stack and is returned.
+    """Make a model answer one or more requests; the edit is applied to the model and returned.
 
-    `settings` are those of the method; `corpus` is text for the second moment, of which
-    `tokens` tokens are read (see `statistics.read_corpus`); `store` keeps and finds moments.
+    `settings` are those of the method; `corpus` names text for the second moments, of which
+    `tokens` tokens are used (see `data.corpus.read_corpus`); `store` holds computed moments.
     """
     requests = [requests] if isinstance(requests, EditRequest) else requests
-    check_batch(requests)
+    notes = check_batch(requests)
     ready = prepare(
         edited, method_named(method), settings, store=store, corpus=corpus, tokens=tokens
     )
-    return edited.edit(requests, ready.method, moments=ready.moments)
+    patch = ready.method.edit(edited, requests, moments=ready.moments, notes=notes)
+    edited.apply(patch)
+    return patch

@@ -1,17 +1,17 @@
 """MEMIT: many facts at once, spread over several blocks (arXiv 2210.07229, eq. 14).
 
-    A = Kᵀ (λ C + K Kᵀ)⁻¹        R = (Z - what the last block says now) / blocks left
+    A = Kᵀ (λ C + K Kᵀ)⁻¹        R = (Z - output of the last block) / remaining blocks
 
-solved as an n x n system: with C = L Lᵀ and F = L⁻¹ K, A = ((F (λ I + FᵀF)⁻¹)ᵀ L⁻¹;
-where n is large, or C has no Cholesky factor, as it stands.
-With `history` the keys of earlier edits join K Kᵀ (arXiv 2605.26670).
+solved as an n x n system: with C = L Lᵀ and F = L⁻¹ K, A = (F (λ I + FᵀF)⁻¹)ᵀ L⁻¹. For large n,
+or where C has no Cholesky factor, the d x d system is solved instead.
+With `history` the keys of earlier edits are added to K Kᵀ (arXiv 2605.26670).
 
-Differs from kmeng01/memit: the order of `blocks` is ascending whatever the order given.
+Differs from kmeng01/memit: blocks are always edited in ascending order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from errata.statistics.second_moment import SecondMoment
 
 DIRECT = 1 / 2
-"""From so many keys per dimension on, the d x d system is solved instead."""
+"""Keys per dimension above which the d x d system is solved."""
 
 
 class Memit(ClosedForm):
@@ -34,13 +34,14 @@ class Memit(ClosedForm):
 
     name: ClassVar[str] = "memit"
     label: ClassVar[str] = "MEMIT"
+    restraints: ClassVar[Mapping[str, str]] = {"moment_weight": "smaller"}
 
     search: Search = Search(steps=20, clamp=0.75)
-    """How target values are searched."""
+    """Settings of the target search."""
     moment_weight: float = Field(15000.0, gt=0)
-    """λ: how much what the matrix already serves weighs against the new facts."""
+    """λ: weight of the second moment (existing knowledge) against the new facts."""
     history: bool = False
-    """Let the keys of earlier patches weigh like those of this one."""
+    """Add the keys of earlier patches to the system, with the weight of new ones."""
 
     def read(
         self,
@@ -52,18 +53,18 @@ class Memit(ClosedForm):
         """Return A: (n, d_in)."""
         import torch
 
-        from errata.methods.closed_form.solve import Grown
+        from errata.methods.closed_form.solve import GrowingSystem
 
         assert moment is not None
         keys, weight = keys.double(), self.moment_weight
         earlier = list(memory or ()) if self.history else []
-        grown = moment.derived((self.name, weight), Grown)
+        system = moment.derived((self.name, weight), GrowingSystem)
         factor, width = moment.factor, len(keys)
         count = keys.shape[1] + sum(block.shape[1] for block in earlier)
         if factor is None or count > DIRECT * width:
             base = weight * moment.matrix.to(keys)
             try:
-                return grown.direct(earlier, keys, lambda block: block.to(keys), base).T
+                return system.direct(earlier, keys, lambda block: block.to(keys), base).T
             except ErrataError:
                 if factor is None:
                     raise moment.singular() from None
@@ -72,5 +73,5 @@ class Memit(ClosedForm):
         def whiten(block: Tensor) -> Tensor:
             return torch.linalg.solve_triangular(factor, block.to(factor), upper=False)
 
-        fetched = grown.fetch(earlier, keys, whiten, weight)
+        fetched = system.fetch(earlier, keys, whiten, weight)
         return torch.linalg.solve_triangular(factor.T, fetched, upper=True).T

@@ -1,7 +1,7 @@
-"""Presets: settings per model, as published or as measured for the demo model.
+"""Presets: settings per model and method, as published or as tuned for the demo model.
 
-They are data (`presets.json`), each with its source and what is known to be wrong with it.
-A model without one gets blocks by a rule of depth, and is told that this is a guess.
+They are data (`presets.json`), each with its source and its known defects. For a model without
+a preset, blocks are guessed from the depth, with a warning.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeVar
 
-from errata.core.errors import ErrataError
-from errata.methods.closed_form.driver import ClosedForm
+from errata.methods.base import Method
 
-M = TypeVar("M", bound=ClosedForm)
+M = TypeVar("M", bound=Method)
 
 
 class Preset(NamedTuple):
@@ -24,12 +23,12 @@ class Preset(NamedTuple):
     source: str
     notes: tuple[str, ...]
     defect: str | None
-    """A fault of the published code that was in place when the settings were tuned."""
+    """A defect of the published code with which the settings were tuned."""
 
 
 @cache
 def presets() -> dict[str, dict[str, Preset]]:
-    """Return all presets: by model, then by method."""
+    """Return all presets, by model and then by method."""
     data = json.loads(files("errata.assets").joinpath("presets.json").read_text(encoding="utf-8"))
     return {
         model: {
@@ -43,51 +42,27 @@ def presets() -> dict[str, dict[str, Preset]]:
 def resolve_settings(
     method: type[M], model_name: str, block_count: int, given: dict[str, Any]
 ) -> tuple[M, str, tuple[str, ...]]:
-    """Return the method with settings from the model's preset, `given` ones on top.
+    """Return the method with the model's preset, overridden by `given`, its source, and warnings.
 
-    Also returned: where the settings come from, and notes a user should read. Raises
-    `ErrataError` for settings that are not valid or blocks that the model does not have.
+    Raises `ErrataError` for invalid settings and for blocks that the model does not have.
     """
     name = model_name.rstrip("/").rpartition("/")[2]
     preset = presets().get(name, {}).get(method.name)
     if preset is not None:
         values, source, notes = preset.settings, preset.source, preset.notes
         if preset.defect is not None:
-            notes += (f"tuned with a defect in place that is not here: {preset.defect}",)
+            notes += (f"tuned with a defect of the published code, absent here: {preset.defect}",)
     else:
-        values, source, notes = {"blocks": _guess(method, block_count)}, "defaults", ()
-        if "blocks" not in given:
+        values, source, notes = method.defaults_for(block_count), "defaults", ()
+        if "blocks" in values and "blocks" not in given:
             block, are = ("block", "is") if len(values["blocks"]) == 1 else ("blocks", "are")
             notes = (
                 f"no preset for {name}: {block} {_list(values['blocks'])} {are} a guess by depth; "
-                f"`errata trace {model_name} --dataset NAME --recommend` finds some, "
+                f"`errata trace {model_name} --dataset NAME --recommend` finds better ones, "
                 "--blocks sets them",
             )
     settled = method.of(merged(merged(method().model_dump(), values), given))
-    beyond = [block for block in settled.edited_blocks if not 0 <= block < block_count]
-    if beyond:
-        raise ErrataError(
-            f"there is no block {_list(beyond)}: the model has blocks 0 to {block_count - 1}",
-            f"choose blocks between 0 and {block_count - 1}",
-        )
-    read_after = settled.search.loss_block
-    if read_after is not None and read_after >= block_count:
-        raise ErrataError(
-            f"the loss cannot be read after block {read_after}: "
-            f"the model has blocks 0 to {block_count - 1}",
-            f"choose --loss-block between 0 and {block_count - 1}, or leave it out for the last",
-        )
-    if settled.search.precision != "full":
-        notes += (
-            f"target values are searched with {settled.search.precision} products: faster on some "
-            "devices, and not exact",
-        )
-    return settled, source, notes
-
-
-def _guess(method: type[ClosedForm], block_count: int) -> tuple[int, ...]:
-    first, last = (min(int(share * block_count), block_count - 1) for share in method.depth)
-    return tuple(range(first, last + 1))
+    return settled, source, notes + settled.check_model(block_count)
 
 
 def _list(blocks: Any) -> str:
@@ -95,7 +70,7 @@ def _list(blocks: Any) -> str:
 
 
 def merged(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return nested settings with `given` ones on top."""
+    """Return nested settings, overridden by `given`."""
     result = dict(values)
     for key, value in given.items():
         result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value

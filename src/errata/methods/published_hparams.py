@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from errata.core.errors import ErrataError
 from errata.core.files import parse_json, reason
-from errata.methods.closed_form.driver import ClosedForm
+from errata.methods.base import Method
 
 MANY_PREFIXES = 1000
 """More prefixes than anybody wants, and few enough for the memory."""
@@ -65,7 +65,7 @@ class PublishedSettings(NamedTuple):
     """Keys that have no meaning here, or none for this method."""
 
 
-def read_hparams(path: Path, method: type[ClosedForm]) -> PublishedSettings:
+def read_hparams(path: Path, method: type[Method]) -> PublishedSettings:
     """Read a reference repository's JSON for a method.
 
     Raises `ErrataError` for a file that cannot be read, or keys that nobody knows.

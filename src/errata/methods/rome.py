@@ -2,11 +2,12 @@
 
     A = k̄ᵀ C⁻¹ / (k̄ᵀ C⁻¹ k₀)        R = v* - W k₀
 
-k̄ is the mean key over prefixes, k₀ the key of the bare prompt, v* what the MLP shall say.
-Several requests are searched together and then written one after the other.
+k̄ is the mean key over context prefixes, k₀ the key of the bare prompt, v* the target output of
+the MLP. The targets of several requests are searched together; the requests are then written
+one after the other.
 
-Differs from kmeng01/rome: C is not inverted in float32 but solved in float64; a list of
-requests is edited whole, not only its first.
+Differs from kmeng01/rome: systems with C are solved in float64 instead of inverting C in
+float32; all requests of a list are edited, not only the first.
 """
 
 from __future__ import annotations
@@ -25,23 +26,24 @@ if TYPE_CHECKING:
 
 
 class Rome(ClosedForm):
-    """Write one fact at a time as a rank-one change of one block's MLP output matrix."""
+    """Write each fact as a rank-one update of one block's MLP output matrix."""
 
     name: ClassVar[str] = "rome"
     label: ClassVar[str] = "ROME"
     place: ClassVar = "mlp"
     batch_limit: ClassVar[int | None] = 1
+    moments_hint: ClassVar[str | None] = "or do without: --no-second-moment"
     depth: ClassVar[tuple[float, float]] = (0.3, 0.3)
 
     search: Search = Search(steps=20)
-    """How the target value is searched."""
+    """Settings of the target search."""
     second_moment: bool = True
-    """Weigh the key by the inverse second moment; without, by the identity."""
+    """Multiply the key by the inverse second moment (without: by the identity)."""
 
     @property
-    def needs_moment(self) -> bool:
-        """Whether `read` uses the second moment."""
-        return self.second_moment
+    def moment_blocks(self) -> tuple[int, ...]:
+        """The edited block, unless the second moment is switched off."""
+        return self.edited_blocks if self.second_moment else ()
 
     def read(
         self,

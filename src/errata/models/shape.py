@@ -10,6 +10,13 @@ from transformers import PreTrainedModel
 
 from errata.models.families import family_of, width_of
 
+STREAMS = 14
+"""Hidden-size vectors that backward holds per token and block: norms, attention, sums."""
+MLPS = 5
+"""MLP-width vectors that backward holds per token and block: mostly GPT-2's activation."""
+LOGITS = 4
+"""Float32 vectors of the vocabulary size per predicted position: logits, log p, gradient."""
+
 
 @dataclass(frozen=True)
 class ModelShape:

@@ -6,19 +6,17 @@ any patch gives what would have been there without it, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
-from errata.data.request import EditRequest
 from errata.models.families import family_of, positions_of, weight_of
 from errata.models.hooks import frozen
 from errata.models.identity import check_finite, model_hash
@@ -26,15 +24,9 @@ from errata.models.loading import pretrained, to_device
 from errata.models.tokens import encode
 from errata.patches.adapter import check_kind, find_tuned, is_adapter, merge_tuned, read_adapter
 from errata.patches.patch import Base, Patch, change_lost, restore, write
-from errata.statistics.second_moment import SecondMoment
-
-if TYPE_CHECKING:
-    from errata.methods import ClosedForm
-    from errata.methods.closed_form.target_search import Targets
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What weights may be held in."""
-Moments = Mapping[int, SecondMoment] | Callable[[Sequence[int]], Mapping[int, SecondMoment]]
 
 
 @dataclass(eq=False, repr=False)
@@ -64,48 +56,10 @@ class EditedModel:
             weights = model_hash(self.model)
         return Base(name=self.name, model_type=self.model.config.model_type, weights=weights)
 
-    def edit(
-        self,
-        requests: Sequence[EditRequest],
-        method: ClosedForm,
-        *,
-        moments: Moments,
-        targets: Targets | None = None,
-        command: str | None = None,
-    ) -> Patch:
-        """Make the model answer `requests`; the patch is applied on top of the stack and returned.
-
-        `moments` holds the second moment per block, or is called with the blocks needed.
-        Raises `ErrataError` for requests that contradict each other and for missing moments.
-        """
-        patch = self.compute(requests, method, moments=moments, targets=targets, command=command)
-        self.apply(patch)
-        return patch
-
-    def compute(
-        self,
-        requests: Sequence[EditRequest],
-        method: ClosedForm,
-        *,
-        moments: Moments,
-        targets: Targets | None = None,
-        command: str | None = None,
-    ) -> Patch:
-        """Like `edit`, without applying the patch."""
-        base = self.base
-        needed = method.edited_blocks if method.needs_moment else ()
-        found = moments(needed) if callable(moments) else moments
-        return method(
-            self.model,
-            self.tokenizer,
-            requests,
-            base=base,
-            moments=found,
-            earlier=tuple(self.patches),
-            originals=self._originals,
-            targets=targets,
-            command=command,
-        )
+    def base_weight(self, name: str) -> Tensor:
+        """Return a weight's value in the unedited model, without a copy."""
+        original = self._originals.get(name)
+        return weight_of(self.model, name)[1] if original is None else original
 
     def apply(self, patch: Patch, *, allow_base: bool = False) -> dict[str, float]:
         """Put a patch on top; return, per weight, the share of the change that the dtype loses.

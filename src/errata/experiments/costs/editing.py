@@ -1,8 +1,7 @@
-"""How long work will take, measured before it starts on a small part of it.
+"""The cost of edits and evaluations, estimated by timing a small part of the work.
 
-A group of requests is searched for a few steps, a few cases are asked, a little text is run,
-one product is made in float64, with this model on this machine; the counts of `cost` scale that
-up. A request whose loss falls below the threshold stops sooner, so the search takes that at most.
+A few cases are scored and a little text is run with this model on this machine; the counts in
+`costs.flops` scale that up. Each method estimates its own part (`Method.costs`).
 """
 
 from __future__ import annotations
@@ -10,58 +9,56 @@ from __future__ import annotations
 import json
 import resource
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import torch
-
+from errata.core.cost import Cost, least_seconds, spread
 from errata.data.case import Case
 from errata.data.corpus import Corpus, read_corpus
-from errata.experiments.costs.flops import (
-    OBJECT_BYTES,
-    Cost,
-    asking_flops,
-    patch_bytes,
-    reading_bytes,
-    reading_flops,
-    search_flops,
-    solving_bytes,
-    solving_flops,
-    written_tokens,
-)
-from errata.experiments.edit_run import EditPlan
+from errata.experiments.costs.flops import OBJECT_BYTES, asking_flops, written_tokens
+from errata.experiments.edit_plan import EditPlan
 from errata.experiments.eval_run import CASES_AT_ONCE, Evaluation, evaluate_model
-from errata.methods import ClosedForm
-from errata.methods.closed_form.encoding import Rewrite
-from errata.methods.closed_form.memory import group_bytes
-from errata.methods.closed_form.moments import moments_wanted
+from errata.methods import Method
+from errata.methods.moments import moments_wanted
 from errata.methods.presets import resolve_settings
 from errata.metrics.base import EvalSettings
 from errata.metrics.prompts import prompts_of
 from errata.models.families import family_of
-from errata.models.precision import solving_device, widened_bytes
+from errata.models.precision import solving_device
 from errata.models.shape import ModelShape
 from errata.models.tokens import TOKENS_AT_ONCE, batches_by_length, encode
 from errata.patches.edited_model import EditedModel
 from errata.statistics.cost import pass_cost_of, seconds_of
 from errata.statistics.store import Store, text_of
 
-SAMPLE_REQUESTS = 16
-"""Requests that are searched for a few steps."""
 SAMPLE_CASES = 8
-"""Cases that are asked."""
+"""Cases that are evaluated as a sample."""
 SAMPLE_TOKENS = 1024
-"""Tokens of a corpus that are run."""
-STEPS = (2, 5)
-"""Steps of the two searches whose difference is the cost of a step."""
+"""Tokens of a corpus that are run as a sample."""
+
+
+class EditForecast(NamedTuple):
+    """A method with its settings for a model, and the cost of a run of edits by it."""
+
+    method: Method
+    warnings: tuple[str, ...]
+    moments: list[Cost]
+    """The cost of the second moments that have to be computed first."""
+    edits: list[Cost]
+    """The cost of making the edits."""
+    scores: Cost
+    """The cost of scoring the model before and after."""
+
+    @property
+    def costs(self) -> list[Cost]:
+        """All costs, in the order of the work."""
+        return [*self.moments, *self.edits, self.scores]
 
 
 def plan_edits(
     edited: EditedModel,
-    method: type[ClosedForm],
+    method: type[Method],
     settings: Mapping[str, Any],
     cases: Sequence[Case],
     plan: EditPlan,
@@ -69,53 +66,36 @@ def plan_edits(
     store: Store,
     corpus: str | None = None,
     tokens: int | None = None,
-) -> tuple[ClosedForm, tuple[str, ...], list[Cost]]:
-    """Settle a method's settings; return it, warnings, and what moments and edits will cost.
+) -> EditForecast:
+    """Resolve a method's settings and estimate the cost of a run of edits.
 
-    Nothing is edited, measured or kept. Raises `ErrataError` as `edits.prepare` does.
+    Nothing is edited, computed in full, or stored. Raises `ErrataError` like
+    `methods.edit.prepare`.
     """
     count = family_of(edited.model).block_count(edited.model)
     settled, _, warnings = resolve_settings(method, edited.name, count, dict(settings))
-    wanted, costs = moments_wanted(edited, settled, store, corpus, tokens), []
+    wanted, moments = moments_wanted(edited, settled, store, corpus, tokens), []
     if wanted.corpus is not None:
         text = read_corpus(wanted.corpus)
         missing = store.missing(edited, text, wanted.blocks, tokens=wanted.tokens)
-        costs += [second_moment_cost(edited, text, missing, wanted.tokens)] if missing else []
-    return settled, warnings, costs + edit_costs(edited, settled, cases, plan)
+        moments += [second_moment_cost(edited, text, missing, wanted.tokens)] if missing else []
+    *edits, scores = edit_costs(edited, settled, cases, plan)
+    return EditForecast(settled, warnings, moments, edits, scores)
 
 
 def edit_costs(
-    edited: EditedModel, method: ClosedForm, cases: Sequence[Case], plan: EditPlan
+    edited: EditedModel, method: Method, cases: Sequence[Case], plan: EditPlan
 ) -> list[Cost]:
-    """Return the costs of a run of edits, its scores before and after included.
+    """Return the costs of a run of edits; the last is that of the scores before and after.
 
-    The model is as it was found afterwards.
+    The model is left as found.
     """
-    model, shape, blocks = edited.model, ModelShape.of(edited.model), method.edited_blocks
-    few = _spread(cases, min(SAMPLE_REQUESTS, method.requests_at_once or SAMPLE_REQUESTS))
-    rewrites, _ = method.rewrites(model, edited.tokenizer, [case.request for case in few])
-    scale = len(cases) / len(few)
-    together = min(len(cases), method.grouped(model, rewrites).requests_at_once or 1)
-    held = group_bytes(model, blocks[-1], rewrites, together)
-    held += widened_bytes(model, method.search.precision)
-    searched = _search_seconds(edited, method, rewrites)
-    searching = search_flops(shape, rewrites, blocks[-1], method.search.steps)
     size = min(plan.batch_size or len(cases), len(cases))
     sizes = [min(size, len(cases) - start) for start in range(0, len(cases), size)]
-    reading = reading_flops(model, rewrites, blocks) * scale
-    standing = reading_bytes(model, rewrites, size / len(few)) if len(blocks) > 1 else 0
-    solving = solving_flops(model, method, sizes)
-    scores = evaluation_cost(edited, cases, EvalSettings(), halves=2)
-    disk = sum(patch_bytes(model, method, n) for n in sizes)
-    costs = [
-        Cost("search", searching * scale, searched * scale, held, 0),
-        Cost("keys", reading, reading * scores.seconds / scores.flops, scores.memory + standing, 0),
-        Cost("solve", solving, solving / _solving_rate(model.device),
-             solving_bytes(model, method, size) + standing, disk),
-        scores._replace(what="scores"),
-    ]  # fmt: skip
+    scores = evaluation_cost(edited, cases, EvalSettings(), halves=2)._replace(what="scores")
+    edits = method.costs(edited, [case.request for case in cases], sizes, scores)
     objects = OBJECT_BYTES * len(cases)
-    return [cost._replace(memory=cost.memory + objects) for cost in costs]
+    return [cost._replace(memory=cost.memory + objects) for cost in (*edits, scores)]
 
 
 def second_moment_cost(
@@ -125,7 +105,7 @@ def second_moment_cost(
     tokens: int | None,
     length: int = 512,
 ) -> Cost:
-    """Return the cost of measuring second moments of `blocks` on `tokens` tokens of a corpus."""
+    """Return the cost of computing second moments of `blocks` on `tokens` tokens of a corpus."""
     model = edited.model
     rows, held_out = text_of(edited, corpus, tokens, length)
     cost = pass_cost_of(model, rows, blocks, halves=held_out is not None)
@@ -136,17 +116,17 @@ def second_moment_cost(
 def evaluation_cost(
     edited: EditedModel, cases: Sequence[Case], asking: EvalSettings, halves: int
 ) -> Cost:
-    """Return the cost of asking a model about cases, once or (`halves` 2) before and after."""
-    few, shape = _spread(cases, SAMPLE_CASES), ModelShape.of(edited.model)
+    """Return the cost of evaluating a model on cases, once or (`halves` 2) before and after."""
+    few, shape = spread(cases, SAMPLE_CASES), ModelShape.of(edited.model)
     sampled, flops = (asking_flops(shape, edited.tokenizer, some) for some in (few, cases))
     with edited.without_patches():
         plain = EditedModel(edited.model, edited.tokenizer, edited.name)
         evaluate_model(plain, few)
         found: list[Evaluation] = []
-        taken = _seconds(lambda: found.append(evaluate_model(plain, few)))
+        taken = least_seconds(lambda: found.append(evaluate_model(plain, few)))
         seconds = taken * flops / sampled
         if asking.generate:
-            writing = _seconds(lambda: evaluate_model(plain, few, asking), rounds=1) - taken
+            writing = least_seconds(lambda: evaluate_model(plain, few, asking), rounds=1) - taken
             steps = [_writing_steps(plain, some, asking) for some in (few, cases)]
             seconds += max(writing, 0.0) * steps[1] / max(steps[0], 1)
             written = written_tokens(cases, asking.max_new_tokens, asking.text_tokens)
@@ -162,7 +142,7 @@ def evaluation_cost(
 
 
 def _writing_steps(plain: EditedModel, cases: Sequence[Case], asking: EvalSettings) -> int:
-    """Return how many times the model is run for a token of each row of a batch, at most."""
+    """Return the maximum number of decoding steps, each of one token per row of a batch."""
     found = 0
     for start in range(0, len(cases), CASES_AT_ONCE):
         some = cases[start : start + CASES_AT_ONCE]
@@ -179,45 +159,7 @@ def _writing_steps(plain: EditedModel, cases: Sequence[Case], asking: EvalSettin
     return found
 
 
-def _search_seconds(edited: EditedModel, method: ClosedForm, rewrites: Sequence[Rewrite]) -> float:
-    """Measure short searches; return the seconds of a whole one."""
-    search = {**method.search.model_dump(), "stop_at": 0.0}
-
-    def run(steps: int) -> None:
-        short = method.with_values(search={**search, "steps": steps})
-        short.find_targets(edited.model, rewrites)
-
-    taken = [_seconds(partial(run, steps)) for steps in STEPS]
-    step = max(taken[1] - taken[0], 0.0) / (STEPS[1] - STEPS[0])
-    return taken[0] + (method.search.steps - STEPS[0]) * step
-
-
-def _solving_rate(device: torch.device, size: int = 512) -> float:
-    """Measure a product in float64: half its FLOPs per second, which is what solvers reach."""
-    square = torch.ones(size, size, dtype=torch.float64, device=solving_device(device))
-    square @ square
-    return size**3 / max(_seconds(lambda: square @ square), 1e-9)
-
-
 def held_now() -> int:
-    """Return the most bytes of main memory that this process has held: Python, libraries, model."""
+    """Return the peak resident memory of this process in bytes: Python, libraries, model."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _spread(cases: Sequence[Case], count: int) -> list[Case]:
-    """Return so many cases from all over."""
-    step = max(1, len(cases) // count)
-    return list(cases[::step][:count])
-
-
-def _seconds(work: Callable[[], Any], rounds: int = 2) -> float:
-    """Return the least time that `work` took in a few rounds: others disturb a machine."""
-    taken = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return min(taken)

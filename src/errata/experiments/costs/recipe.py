@@ -1,15 +1,15 @@
-"""What a recipe will cost, stage by stage, before any of it is done."""
+"""The estimated cost of a recipe, stage by stage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from errata.core.cost import Cost
 from errata.data.instructions import read_rows
 from errata.experiments.costs.editing import evaluation_cost, plan_edits
-from errata.experiments.costs.flops import Cost
 from errata.experiments.costs.tuning import matrix_costs, tuning_cost
-from errata.experiments.edit_run import EditPlan
+from errata.experiments.edit_plan import EditPlan
 from errata.experiments.recipe.run import (
     Surroundings,
     asking_of,
@@ -29,14 +29,14 @@ from errata.tuning.settings import TuneStage
 
 
 def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, list[Cost]]:
-    """Return what a recipe will cost, stage by stage; nothing is edited or kept."""
+    """Return the model and the cost of each stage; nothing is edited or stored."""
     cases = load_all(recipe, around)
     edited = load_choice(recipe.model)
     written = list(edited_blocks(edited.model, edited.patches))
     costs: list[Cost] = []
     for name, stage in recipe.stages():
         if isinstance(stage, EditStage):
-            settled, warnings, found = plan_edits(
+            forecast = plan_edits(
                 edited,
                 method_named(stage.method),
                 settings_of(stage, around),
@@ -46,9 +46,10 @@ def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, lis
                 corpus=stage.corpus,
                 tokens=stage.tokens,
             )
-            for note in warnings:
+            for note in forecast.warnings:
                 around.tell(note)
-            written += settled.edited_blocks
+            written += forecast.method.edited_blocks
+            found = forecast.costs
         elif not isinstance(stage, EvalStage):
             found = _tuning(edited, stage, sorted(set(written)), around.cache)
         else:
@@ -61,7 +62,7 @@ def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, lis
 def _tuning(
     edited: EditedModel, stage: TuneStage | Matrix, written: Sequence[int], cache: Path
 ) -> list[Cost]:
-    """Return what either stage costs, `written` being the blocks that edits change by then."""
+    """Return the cost of a tuning stage; `written` are the blocks edited before it."""
     if isinstance(stage, Matrix):
         questions, rows = read_questions(stage, edited, cache / "datasets")
         return matrix_costs(edited, stage, questions, rows, Store(cache / "moments"))

@@ -19,18 +19,17 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from errata.core.cost import Cost, total
 from errata.data.instructions import Instruction
 from errata.experiments.costs.editing import evaluation_cost, plan_edits
-from errata.experiments.costs.flops import Cost, total
-from errata.experiments.edit_run import EditPlan
+from errata.experiments.edit_plan import EditPlan
 from errata.experiments.survival.measure import Questions
 from errata.experiments.survival.settings import Matrix, Tuning
 from errata.methods import method_named
-from errata.methods.closed_form.memory import LOGITS, MLPS, STREAMS
 from errata.metrics.base import EvalSettings
 from errata.metrics.tasks import BEAMS, answer_rows
 from errata.models.families import family_of, oriented, weight_of
-from errata.models.shape import ModelShape, weight_bytes
+from errata.models.shape import LOGITS, MLPS, STREAMS, ModelShape, weight_bytes
 from errata.models.tokens import encode
 from errata.patches.edited_model import EditedModel
 from errata.statistics.store import Store
@@ -163,7 +162,7 @@ def matrix_costs(
     count, edits = family_of(edited.model).block_count(edited.model), sum(matrix.edits)
     cases, moments, making, written = list(questions.cases), [], [], {}
     for name in matrix.methods:
-        settled, _, found = plan_edits(
+        forecast = plan_edits(
             edited,
             method_named(name),
             matrix.settings.get(name, {}),
@@ -172,10 +171,10 @@ def matrix_costs(
             store=store,
             corpus=matrix.corpus,
         )
-        written[name] = settled.edited_blocks
-        moments += [cost for cost in found if cost.what == "second moment"]
+        written[name] = forecast.method.edited_blocks
+        moments += forecast.moments
         share = edits / len(cases)
-        making += [_times(c, share) for c in found if c.what in ("search", "keys", "solve")]
+        making += [_times(cost, share) for cost in forecast.edits]
     tuning: list[Cost] = []
     controls: set[str] = set()
     for text in matrix.tunings:

@@ -25,7 +25,8 @@ from errata.core.progress import Progress, Say
 from errata.core.text import counted
 from errata.data.case import Case, cases_digest
 from errata.data.datasets import Loaded, load_cases, reference_file
-from errata.experiments.edit_run import EditPlan, as_json, run_edits
+from errata.experiments.edit_plan import EditPlan
+from errata.experiments.edit_run import as_json, run_edits
 from errata.experiments.eval_run import run_evaluation
 from errata.experiments.recipe.schema import (
     CaseChoice,

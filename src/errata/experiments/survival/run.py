@@ -36,7 +36,7 @@ from errata.experiments.survival.report import write_tables
 from errata.experiments.survival.settings import Matrix, Tuning
 from errata.experiments.survival.summary import as_json, read_configurations
 from errata.methods import METHODS, method_named
-from errata.methods.edit import prepare
+from errata.methods.edit import compute_edit, prepare
 from errata.methods.presets import resolve_settings
 from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel
@@ -115,7 +115,9 @@ class Survival:
             corpus=self.matrix.corpus,
         )
         requests = [case.request for case in self.questions.cases[:count]]
-        return edited.edit(requests, ready.method, moments=ready.moments, command=self.command)
+        return compute_edit(
+            edited, requests, ready.method, moments=ready.moments, command=self.command
+        )
 
     def control(self, settings: TuneSettings, blocks: Sequence[int]) -> str:
         """Tune the unedited model in the same places and ask it, once; return the piece's name."""
@@ -193,7 +195,7 @@ def check_fit(matrix: Matrix, edited: EditedModel) -> None:
         method, *_ = resolve_settings(
             method_named(name), edited.name, count, dict(matrix.settings.get(name, {}))
         )
-        written = {family.weight_name(block) for block in method.edited_blocks}
+        written = set(method.weight_names(model))
         for tuning in map(Tuning.parse, matrix.tunings):
             settings = matrix.settings_of(tuning, 0)
             names = moving(model, placed(settings, method.edited_blocks, count), ())

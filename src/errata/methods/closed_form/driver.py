@@ -1,67 +1,70 @@
-"""The driver that every closed-form editor shares.
+"""The driver that all closed-form methods share, with the steps of an edit as named methods.
 
-    requests -> keys K, target values Z -> A = method.read(K, ...) -> Δ = R A per block
+    rewrites       requests → token ids behind context prefixes
+    find_targets   → Z, the values that the MLP output should take (gradient search)
+    keys           → K, the inputs of a block's MLP output matrix at the edited position
+    residual       → R, the target minus the present output
+    read           → A, the directions of input that retrieve R; Δ = R A
+    finished       what is done to Δ afterwards
 
-R is the residual: what should be said minus what is said now. A is the *read*: which inputs
-fetch it; only `read` differs between methods. Blocks are written from the lowest up, and keys
-of a block are read on the model with the blocks below already edited.
+A method defines `read` and may override any other step. Blocks are edited from the lowest up;
+the keys of a block are read with the blocks below it already edited.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from errata.core.errors import ErrataError
-from errata.core.settings import Settings
-from errata.data.request import EditRequest, check_batch
-from errata.methods.closed_form.settings import Contexts, Search
+from errata.data.request import EditRequest
+from errata.methods.base import Job, Method
+from errata.methods.closed_form.settings import Contexts, Search, check_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from errata.core.cost import Cost
     from errata.methods.closed_form.encoding import Rewrite
+    from errata.methods.closed_form.job import ClosedFormJob
     from errata.methods.closed_form.keys import Keys
     from errata.methods.closed_form.target_search import Targets
     from errata.models.layerwise import LayerwiseReader
-    from errata.patches.patch import Base, Patch, Update
+    from errata.patches.edited_model import EditedModel
+    from errata.patches.patch import Patch, Update
     from errata.statistics.second_moment import SecondMoment
 
 
-class ClosedForm(Settings):
-    """Settings that all closed-form editors share; call one to get a patch."""
+class ClosedForm(Method):
+    """Settings that all closed-form methods share."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    name: ClassVar[str]
-    label: ClassVar[str]
-    """The name as the field writes it."""
     place: ClassVar[Literal["block", "mlp"]] = "block"
-    """Where the target value stands: at the output of the last block, or of its MLP."""
+    """Whether target values are outputs of the last edited block or of its MLP."""
     inverts: ClassVar[bool] = True
     """Whether the second moment is inverted."""
-    batch_limit: ClassVar[int | None] = None
-    """How many requests are written at once; None for all."""
     depth: ClassVar[tuple[float, float]] = (0.15, 0.3)
-    """First and last block as a share of depth, where no preset names them: a guess."""
+    """First and last edited block as a fraction of the depth, for models without a preset."""
+    restraints: ClassVar[Mapping[str, str]] = {}
+    """Settings that keep an edit small, and the direction in which each makes it stronger."""
 
     blocks: tuple[int, ...] | None = None
-    """Blocks to edit; the model's preset when not given."""
+    """Blocks to edit (default: the model's preset)."""
     position: Literal["subject_first", "subject_last", "subject_first_after_last", "last"] = (
         "subject_last"
     )
-    """The token whose key is edited."""
+    """Token position whose key is edited."""
     search: Search = Search()
-    """How target values are searched."""
+    """Settings of the target search."""
     contexts: Contexts = Contexts()
-    """Texts put before the prompt."""
+    """Context prefixes put before the prompt."""
     requests_at_once: int | None = Field(None, ge=1)
-    """Requests searched together, as many as memory allows when not given; it changes speed."""
+    """Requests per target search (default: as many as memory allows); affects speed only."""
     memory: float | None = Field(None, gt=0)
-    """Gigabytes that the search may take; a share of what the machine has when not given."""
+    """Memory limit of the target search in GB (default: a share of the device's memory)."""
 
     @field_validator("blocks")
     @classmethod
@@ -73,83 +76,128 @@ class ClosedForm(Settings):
         return None if blocks is None else tuple(sorted(blocks))
 
     @property
-    def needs_moment(self) -> bool:
-        """Whether `read` uses the second moment."""
-        return True
+    def edited_blocks(self) -> tuple[int, ...]:
+        """The edited blocks, ascending; raises `ErrataError` when none are set."""
+        if self.blocks is None:
+            raise ErrataError(
+                f"{self.name} does not know which blocks to edit",
+                "name them: --blocks 4,5,6 (blocks=(4, 5, 6))",
+            )
+        return self.blocks
 
-    def read(
-        self,
-        keys: Tensor,
-        bare: Tensor,
-        moment: SecondMoment | None,
-        memory: Sequence[Tensor] | None,
-    ) -> Tensor:
-        """Return A: (n, d_in), float64.
+    @property
+    def moment_blocks(self) -> tuple[int, ...]:
+        """The edited blocks, whose second moments `read` uses."""
+        return self.edited_blocks
 
-        `keys` and `bare`: (d_in, n), the keys with and without prefixes; `memory`: the keys of
-        earlier edits, (d_in, …) for each batch.
-        """
-        raise NotImplementedError
+    @classmethod
+    def defaults_for(cls, block_count: int) -> dict[str, Any]:
+        """Return blocks by `depth`."""
+        first, last = (min(int(share * block_count), block_count - 1) for share in cls.depth)
+        return {"blocks": tuple(range(first, last + 1))}
+
+    def check_model(self, block_count: int) -> tuple[str, ...]:
+        """Raise `ErrataError` for blocks that the model lacks; warn of inexact products."""
+        check_blocks(self.edited_blocks, self.search.loss_block, block_count)
+        if self.search.precision == "full":
+            return ()
+        return (
+            f"target values are searched with {self.search.precision} products: faster on some "
+            "devices, and not exact",
+        )
 
     def check(self, moment: SecondMoment) -> None:
-        """Raise `ErrataError` for a second moment of no use, before time is spent on targets."""
+        """Raise `ErrataError` for a singular second moment, before targets are searched."""
         moment.check_invertible()
 
     def notes(self, moment: SecondMoment) -> tuple[str, ...]:
-        """What a reader of the patch should know of one block's second moment."""
+        """Return notes on one block's second moment for the provenance."""
         if self.inverts and moment.factor is None:
             return ("the second moment is not positive definite: solved by LU, less exactly",)
         return ()
 
-    def __call__(
+    def summary(self) -> str:
+        """Return the method, its blocks and the steps of its search."""
+        return f"{super().summary()}, {self.search.steps} steps"
+
+    def remedies(self) -> tuple[str, ...]:
+        """Return what to change so that an edit becomes stronger."""
+        values = self.model_dump()
+        ways = (
+            f"a {way} --{name.replace('_', '-')} (it is {values[name]:g})"
+            for name, way in self.restraints.items()
+        )
+        return (*ways, "more --steps", "other --blocks")
+
+    def sampled(self, edited: EditedModel) -> Self:
+        """Return the method with its context prefixes sampled."""
+        from errata.methods.closed_form.prefixes import prefixes_of
+
+        prefixes = prefixes_of(self.contexts, edited.model, edited.tokenizer)
+        return self.with_values(contexts={**self.contexts.model_dump(), "prefixes": prefixes})
+
+    def begin(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        edited: EditedModel,
+        requests: Sequence[EditRequest],
+        group_size: int | None = None,
+    ) -> ClosedFormJob:
+        """Return a job that encodes each request once and searches targets in groups."""
+        from errata.methods.closed_form.job import ClosedFormJob
+
+        return ClosedFormJob.begun(self, edited, requests, group_size)
+
+    def costs(
+        self,
+        edited: EditedModel,
+        requests: Sequence[EditRequest],
+        batch_sizes: Sequence[int],
+        scoring: Cost,
+    ) -> list[Cost]:
+        """Return the costs of target search, reading keys, and solving."""
+        from errata.methods.closed_form.cost import closed_form_costs
+
+        return closed_form_costs(self, edited, requests, batch_sizes, scoring)
+
+    def edit(
+        self,
+        edited: EditedModel,
         requests: Sequence[EditRequest],
         *,
-        base: Base,
         moments: Mapping[int, SecondMoment],
-        earlier: Sequence[Patch] = (),
-        originals: Mapping[str, Tensor] | None = None,
-        targets: Targets | None = None,
+        job: Job | None = None,
+        notes: Sequence[str] = (),
         command: str | None = None,
     ) -> Patch:
-        """Compute the patch that makes `model` answer `requests`; the model is left as found.
+        """Return the patch that makes the model answer `requests` (see `Method.edit`)."""
+        from errata.methods.closed_form.job import ClosedFormJob
+        from errata.patches.patch import Patch
 
-        `model` stands with the `earlier` patches applied, `originals` are the weights that they
-        changed as the base has them. `targets`, when given, are used instead of a search.
-        """
-        from errata.models.families import weight_of
-        from errata.models.identity import tensor_hash, versions
-        from errata.patches.patch import Patch, Provenance
-
-        warnings = check_batch(requests)
-        rewrites, prefixes = self.rewrites(model, tokenizer, requests)
-        grouped = self.grouped(model, rewrites)
-        if targets is None:
-            targets = grouped.find_targets(model, rewrites)
+        work = self.begin(edited, requests) if job is None else job
+        assert isinstance(work, ClosedFormJob), work
+        searched = work if work.targets is not None else work.shared()
+        method, targets = work.method, searched.targets
+        assert targets is not None
+        told = list(notes)
         if self.search.precision != "full":
-            warnings.append(f"target values were searched with {self.search.precision} products")
-        if targets.at_once is not None and targets.at_once < (grouped.requests_at_once or 0):
-            warnings.append(f"memory ran out: {targets.at_once} requests were searched at once")
-        updates = self.updates(model, rewrites, targets, moments, earlier)
-        base_weights = {name: weight_of(model, name)[1] for name in updates} | dict(originals or {})
-        used = {block: moments[block] for block in self.edited_blocks if self.needs_moment}
-        provenance = Provenance(
-            base=base,
-            method=self.name,
-            settings=grouped.model_dump(mode="json"),
-            requests=tuple(requests),
-            prefixes=prefixes,
-            parents=tuple(patch.digest for patch in earlier),
-            weights={name: tensor_hash(base_weights[name]) for name in updates},
+            told.append(f"target values were searched with {self.search.precision} products")
+        if targets.at_once is not None and targets.at_once < (method.requests_at_once or 0):
+            told.append(f"memory ran out: {targets.at_once} requests were searched at once")
+        updates = method.updates(
+            edited.model, searched.rewrites, targets, moments, tuple(edited.patches)
+        )
+        used = {block: moments[block] for block in self.moment_blocks}
+        told += [f"block {b}: {note}" for b, m in used.items() for note in self.notes(m)]
+        settings = self.with_values(requests_at_once=method.requests_at_once)
+        provenance = self.provenance(
+            edited,
+            requests,
+            updates,
+            settings=settings.model_dump(mode="json"),
+            prefixes=method.contexts.prefixes,
             moments={str(block): moment.digest for block, moment in used.items()},
             losses=tuple(float(trace[-1, 0]) for trace in targets.losses),
-            notes=(
-                *warnings,
-                *(f"block {b}: {note}" for b, m in used.items() for note in self.notes(m)),
-            ),
-            versions=versions(),
+            notes=tuple(told),
             command=command,
         )
         return Patch(updates, provenance)
@@ -159,18 +207,17 @@ class ClosedForm(Settings):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         requests: Sequence[EditRequest],
+        first: int = 1,
     ) -> tuple[list[Rewrite], tuple[str, ...]]:
-        """Encode requests behind context prefixes; return both."""
+        """Encode requests behind context prefixes; return both.
+
+        Raises `ErrataError` for a request that is too long, by its number counted from `first`.
+        """
         from errata.methods.closed_form.encoding import check_lengths, rewrite_of
-        from errata.methods.closed_form.prefixes import sample_prefixes
+        from errata.methods.closed_form.prefixes import prefixes_of
         from errata.models.families import positions_of
 
-        contexts = self.contexts
-        prefixes = contexts.prefixes
-        if prefixes is None:
-            prefixes = sample_prefixes(
-                model, tokenizer, contexts.prefix_lengths, contexts.prefix_seed
-            )
+        prefixes = prefixes_of(self.contexts, model, tokenizer)
         rewrites = [
             rewrite_of(
                 tokenizer,
@@ -182,8 +229,17 @@ class ClosedForm(Settings):
             )
             for request in requests
         ]
-        check_lengths(rewrites, positions_of(model))
+        check_lengths(rewrites, positions_of(model), first)
         return rewrites, prefixes
+
+    def grouped(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> Self:
+        """Return the method with the number of requests per target search settled."""
+        from errata.methods.closed_form.memory import searched_at_once
+
+        if self.requests_at_once is not None:
+            return self
+        count = searched_at_once(model, self.edited_blocks[-1], rewrites, self.memory)
+        return self.with_values(requests_at_once=count)
 
     def find_targets(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> Targets:
         """Search the target value of every request: (n, d)."""
@@ -196,15 +252,6 @@ class ClosedForm(Settings):
         assert at_once is not None
         return search_targets(model, rewrites, block, site, self.search, at_once=at_once)
 
-    def grouped(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> Self:
-        """Return the method with the number of requests that it searches at once settled."""
-        from errata.methods.closed_form.memory import searched_at_once
-
-        if self.requests_at_once is not None:
-            return self
-        count = searched_at_once(model, self.edited_blocks[-1], rewrites, self.memory)
-        return self.with_values(requests_at_once=count)
-
     def updates(
         self,
         model: PreTrainedModel,
@@ -214,80 +261,40 @@ class ClosedForm(Settings):
         earlier: Sequence[Patch] = (),
     ) -> dict[str, Update]:
         """Return Δ = R A for every block's weight; the model is left as found."""
-        import torch
+        from errata.methods.closed_form.updates import write_blocks
 
-        from errata.methods.closed_form.keys import Keys, bare_rows
-        from errata.methods.closed_form.residual import output_wanted
-        from errata.models.families import family_of
-        from errata.models.hooks import frozen
-        from errata.models.layerwise import LayerwiseReader
-        from errata.models.precision import widened
-        from errata.patches.patch import Update, add, keeping
+        return self.finished(write_blocks(self, model, rewrites, targets, moments, earlier))
 
-        family = family_of(model)
-        names = {block: family.weight_name(block) for block in self.edited_blocks}
-        parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {
-            name: [] for name in names.values()
-        }
-        limit = self.batch_limit or len(rewrites)
-        wide = widened(model, self.search.precision)
-        with frozen(model), wide, keeping(model, names.values()):
-            for start in range(0, len(rewrites), limit):
-                batch = range(start, min(start + limit, len(rewrites)))
-                chosen, wanted = [rewrites[i] for i in batch], targets.pick(batch).values
-                if self.place == "block":
-                    last = self.edited_blocks[-1]
-                    wanted = output_wanted(model, bare_rows(chosen), wanted, last)
-                climbs = Keys(model, chosen), LayerwiseReader(model, bare_rows(chosen))
-                for block, name in names.items():
-                    memory = [p.updates[name].K for p in earlier if name in p.updates]
-                    memory += [K for _, _, K in parts[name]]
-                    part = self._part(model, climbs, wanted, block, moments.get(block), memory)
-                    parts[name].append(part)
-                    add(model, name, Update.of(*part).delta())
-        return {
-            name: Update.of(
-                torch.cat([R for R, _, _ in held], dim=1),
-                torch.cat([A for _, A, _ in held]),
-                torch.cat([K for _, _, K in held], dim=1),
-            )
-            for name, held in parts.items()
-        }
+    def keys(self, keys: Keys, block: int) -> tuple[Tensor, Tensor]:
+        """Return K at a block, averaged over prefixes and of the bare prompt: (n, d_in) each."""
+        return keys.at(block, last=block == self.edited_blocks[-1])
 
-    def _part(
-        self,
-        model: PreTrainedModel,
-        climbs: tuple[Keys, LayerwiseReader],
-        wanted: Tensor,
-        block: int,
-        moment: SecondMoment | None,
-        memory: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return R (d_out, n), A (n, d_in) and K (d_in, n) of one block for one batch.
+    def residual(
+        self, model: PreTrainedModel, rows: LayerwiseReader, wanted: Tensor, block: int
+    ) -> Tensor:
+        """Return R (d_out, n), float64: the change of a block's MLP output that is asked of it.
 
-        `climbs` read the keys of its requests, and their rows without prefixes.
+        `wanted` (n, d) is the output that the last edited block (or its MLP) should have;
+        `rows` reads the present hidden states of the bare prompts.
         """
         from errata.methods.closed_form.residual import residual
-        from errata.models.precision import solving_device
 
-        if moment is None and self.needs_moment:
-            raise ErrataError(
-                f"{self.name} needs the second moment of block {block}", "run `errata stats` first"
-            )
-        device = solving_device(model.device)
-        blocks = self.edited_blocks
-        keys, bare = (read.to(device) for read in climbs[0].at(block, last=block == blocks[-1]))
-        R = residual(model, climbs[1], wanted.to(device), block, self.place, blocks)
-        held = [K.to(device) for K in memory]
-        A = self.read(keys.T, bare.T, moment if self.needs_moment else None, held)
-        return R, A, keys.T
+        return residual(model, rows, wanted, block, self.place, self.edited_blocks)
 
-    @property
-    def edited_blocks(self) -> tuple[int, ...]:
-        """The blocks that are written, ascending; raises `ErrataError` when none are set."""
-        if self.blocks is None:
-            raise ErrataError(
-                f"{self.name} does not know which blocks to edit",
-                "name them: --blocks 4,5,6 (blocks=(4, 5, 6))",
-            )
-        return self.blocks
+    @abstractmethod
+    def read(
+        self,
+        keys: Tensor,
+        bare: Tensor,
+        moment: SecondMoment | None,
+        memory: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """Return A: (n, d_in), float64.
+
+        `keys` and `bare`: (d_in, n), the keys with and without prefixes; `memory`: the keys of
+        earlier edits, (d_in, …) for each batch.
+        """
+
+    def finished(self, updates: dict[str, Update]) -> dict[str, Update]:
+        """Return the updates after the last step: a limit of norm or rank, a sparse mask."""
+        return updates

@@ -55,9 +55,12 @@ def rewrite_of(
     return Rewrite(tuple(rows), TokenRow(encoded.ids, place).key, groups)
 
 
-def check_lengths(rewrites: Sequence[Rewrite], limit: int) -> None:
-    """Raise `ErrataError` when a request has more tokens than the model can see."""
-    for number, rewrite in enumerate(rewrites, start=1):
+def check_lengths(rewrites: Sequence[Rewrite], limit: int, first: int = 1) -> None:
+    """Raise `ErrataError` when a request has more tokens than the model's context (`limit`).
+
+    The message counts requests from `first`.
+    """
+    for number, rewrite in enumerate(rewrites, start=first):
         longest = max(len(row.ids) for row in rewrite.rows)
         if longest > limit:
             raise ErrataError(

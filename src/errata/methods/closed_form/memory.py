@@ -17,14 +17,8 @@ from transformers import PreTrainedModel
 
 from errata.methods.closed_form.encoding import Rewrite
 from errata.models.precision import widened_bytes
-from errata.models.shape import ModelShape
+from errata.models.shape import LOGITS, MLPS, STREAMS, ModelShape
 
-STREAMS = 14
-"""Vectors as wide as the model that backward keeps per token and block: norms, attention, sums."""
-MLPS = 5
-"""Vectors as wide as the MLP that backward keeps per token and block: GPT-2's activation, most."""
-LOGITS = 4
-"""Vectors as long as the vocabulary, in float32, per place looked at: logits, log p, gradient."""
 ENOUGH = {"cpu": 1024, "cuda": 32768}
 """Tokens of a step beyond which more at once is no faster."""
 SHARE = 0.25

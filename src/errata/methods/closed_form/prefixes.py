@@ -12,11 +12,21 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
+from errata.methods.closed_form.settings import Contexts
 from errata.models.hooks import frozen
 from errata.models.tokens import encode
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 """The words that prefixes begin with, in turn."""
+
+
+def prefixes_of(
+    contexts: Contexts, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, ...]:
+    """Return the prefixes that the settings name, or sample them from the model."""
+    if contexts.prefixes is not None:
+        return contexts.prefixes
+    return sample_prefixes(model, tokenizer, contexts.prefix_lengths, contexts.prefix_seed)
 
 
 @torch.no_grad()

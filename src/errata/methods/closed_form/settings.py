@@ -1,37 +1,39 @@
-"""Settings that the closed-form methods share: the target search and its contexts."""
+"""Settings that the closed-form methods share: the target search and the context prefixes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
+from errata.core.errors import ErrataError
 from errata.core.settings import LARGEST_SEED, Settings
 
 
 class Search(Settings):
-    """How target values are searched (see `values`)."""
+    """Settings of the target search (see `target_search`)."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     steps: int = Field(25, ge=1)
-    """Evaluations of the loss; there is one Adam step fewer."""
+    """Loss evaluations of the target search; there is one Adam step fewer."""
     learning_rate: float = Field(0.5, gt=0)
     """Adam's learning rate."""
     weight_decay: float = Field(0.5, ge=0)
-    """Weight of the change's length over the squared length of what stood there."""
+    """Weight of the penalty ‖δ‖ / ‖h₀‖² in the loss."""
     clamp: float = Field(4.0, gt=0)
-    """The change is kept within this many lengths of what stood there."""
+    """Maximum ‖δ‖ as a multiple of ‖h₀‖."""
     kl_weight: float = Field(0.0625, ge=0)
-    """Weight of the KL divergence that keeps the subject's essence."""
+    """Weight of the KL divergence at the essence prompt in the loss."""
     stop_at: float = Field(0.05, ge=0)
-    """A request is done when its loss falls below this."""
+    """Loss below which the search of a request stops."""
     loss_block: int | None = Field(None, ge=0)
-    """Read the answer after this block instead of the last one."""
+    """Block after which logits are computed for the loss (default: the last)."""
     essence_prompt: str = "{} is a"
-    """The text whose next-token distribution should stay; {} is the subject."""
+    """Prompt whose next-token distribution should not change; {} is the subject."""
     precision: Literal["full", "tf32", "autocast"] = "full"
-    """Float32, also where weights are narrower; products in TF32 (CUDA) or bfloat16 are faster."""
+    """Products of the search: float32 (full), or TF32 (CUDA) or bfloat16, which are faster."""
 
     @field_validator("essence_prompt")
     @classmethod
@@ -42,11 +44,28 @@ class Search(Settings):
 
 
 class Contexts(Settings):
-    """Texts put before a prompt, so that an edit holds in any company (see `prefixes`)."""
+    """Context prefixes put before a prompt, so that an edit generalises (see `prefixes`)."""
 
     prefixes: tuple[str, ...] | None = None
-    """A fixed list of prefixes; when not given they are sampled from the model."""
+    """Context prefixes (default: sampled from the model)."""
     prefix_lengths: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = (10, 10, 10, 10, 10)
-    """Sample one prefix per number, that many tokens long."""
+    """Lengths in tokens of the sampled prefixes, one each."""
     prefix_seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of their sampling."""
+    """Seed for sampling prefixes."""
+
+
+def check_blocks(blocks: Sequence[int], loss_block: int | None, block_count: int) -> None:
+    """Raise `ErrataError` for blocks that a model of this depth does not have."""
+    beyond = [block for block in blocks if not 0 <= block < block_count]
+    if beyond:
+        raise ErrataError(
+            f"there is no block {','.join(map(str, beyond))}: "
+            f"the model has blocks 0 to {block_count - 1}",
+            f"choose blocks between 0 and {block_count - 1}",
+        )
+    if loss_block is not None and loss_block >= block_count:
+        raise ErrataError(
+            f"the loss cannot be read after block {loss_block}: "
+            f"the model has blocks 0 to {block_count - 1}",
+            f"choose --loss-block between 0 and {block_count - 1}, or leave it out for the last",
+        )

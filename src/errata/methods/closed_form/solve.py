@@ -1,12 +1,12 @@
-"""The small systems that closed-form edits come down to, and how they grow with earlier edits.
+"""The linear systems of closed-form edits, extended by the keys of earlier edits.
 
-Two equal forms of one solution, H the features of all keys (d, N), E the columns of the new ones:
+Two equal forms of one solution, with H the features of all keys (d, N), E the new columns:
 
     H (ρ I + HᵀH)⁻¹ E        N x N, for few keys; its Cholesky factor grows by blocks
-    (B + H Hᵀ)⁻¹ H E         d x d, for many; earlier keys are but a sum, so memory stays flat
+    (B + H Hᵀ)⁻¹ H E         d x d, for many; earlier keys enter as a sum, so memory is constant
 
-`Grown` keeps what earlier keys have left, block by block in their order, so that a batch costs no
-more than its own keys and a process that starts anew gets the same bits.
+`GrowingSystem` stores the factor of earlier keys, extended batch by batch in their order, so that
+a batch costs no more than its own keys and a new process computes the same bits.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from errata.core.errors import ErrataError
 Features = Callable[[Tensor], Tensor]
 
 
-class Grown:
-    """What earlier keys have left of one weight's system; it follows whatever it is asked about."""
+class GrowingSystem:
+    """The system of one weight with the keys of earlier edits, extended as they are given."""
 
     def __init__(self) -> None:
         self._forget()
@@ -33,7 +33,7 @@ class Grown:
         self.factor: Tensor | None = None
         """Lower Cholesky factor of ρ I + HᵀH of the features so far."""
         self.gram: Tensor | None = None
-        """H Hᵀ of the blocks so far; once it is there, features are let go."""
+        """H Hᵀ of the blocks so far; features are released once it exists."""
 
     def fetch(
         self, earlier: Sequence[Tensor], keys: Tensor, features_of: Features, ridge: float
@@ -79,7 +79,7 @@ class Grown:
         return _solved(system, new)
 
     def _begins(self, earlier: Sequence[Tensor]) -> bool:
-        """Whether the blocks that are held are the first of `earlier`."""
+        """Whether the stored blocks are the first of `earlier`."""
         return len(self.blocks) <= len(earlier) and all(
             ours is theirs or torch.equal(ours, theirs)
             for ours, theirs in zip(self.blocks, earlier, strict=False)
@@ -102,7 +102,7 @@ class Grown:
 
 
 def _placed(parts: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
-    """Return parts with the column that each begins at."""
+    """Return parts with their first columns."""
     found, start = [], 0
     for part in parts:
         found.append((start, part))
@@ -111,7 +111,7 @@ def _placed(parts: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
 
 
 def _solved(system: Tensor, columns: Tensor) -> Tensor:
-    """Solve by Cholesky, or by LU where rounding left the system not positive definite."""
+    """Solve by Cholesky, or by LU where the system is not positive definite after rounding."""
     factor, failed = torch.linalg.cholesky_ex(system)
     if not failed and factor.isfinite().all():
         half = torch.linalg.solve_triangular(factor, columns, upper=False)

@@ -1,4 +1,4 @@
-"""Which second moments a method is given: stored ones, or an estimate on a corpus."""
+"""Choosing the second moments for a method: stored ones, or an estimate on a corpus."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from typing import NamedTuple
 from errata.core.errors import ErrataError
 from errata.core.progress import Progress, Say, no_progress, say_nothing
 from errata.data.corpus import read_corpus
-from errata.methods.closed_form.driver import ClosedForm
+from errata.methods.base import Method
 from errata.models.families import family_of, width_of
 from errata.patches.edited_model import EditedModel
 from errata.statistics.second_moment import TOKENS_PER_DIMENSION, SecondMoment
 from errata.statistics.store import Store, measured
 
 QUICK_TOKENS_PER_DIMENSION = 5
-"""A quick estimate takes this many tokens per dimension of the key (arXiv 2506.04226: 2 to 10)."""
+"""Tokens per key dimension of a quick estimate (arXiv 2506.04226 uses 2 to 10)."""
 
 
 class Wanted(NamedTuple):
-    """The moments that a method needs, and what they are to be measured on."""
+    """The moments that a method needs, and the corpus to compute them on."""
 
     blocks: tuple[int, ...]
     corpus: str | None
-    """None: those that are stored are good enough."""
+    """None: stored moments are used."""
     tokens: int | None
     quick: bool
-    """Whether only an estimate is made."""
+    """Whether they are a quick estimate."""
 
 
 def moments_wanted(
     edited: EditedModel,
-    method: ClosedForm,
+    method: Method,
     store: Store | None,
     corpus: str | None = None,
     tokens: int | None = None,
     blocks: Sequence[int] | None = None,
 ) -> Wanted:
-    """Decide which moments a method is given, without measuring any, for its blocks or others.
+    """Decide which moments to use for a method's blocks, or for `blocks`, computing none.
 
-    Never hours of it unasked: without a corpus only what is stored is used (the demo brings
-    its own text); with one, a quick estimate is made unless `tokens` says otherwise. Raises
-    `ErrataError` where moments are needed but neither stored nor to be measured.
+    Without a corpus only stored moments are used (the demo has its own text), so that hours of
+    work never start unasked; with one, a quick estimate is made unless `tokens` is given.
+    Raises `ErrataError` where moments are needed but neither stored nor to be computed.
     """
-    blocks = tuple(method.edited_blocks if blocks is None else blocks)
-    if not method.needs_moment:
+    if not method.moment_blocks:
         return Wanted((), None, None, False)
+    blocks = tuple(method.moment_blocks if blocks is None else blocks)
     if corpus is not None or edited.name == "demo":
         quick = edited.name != "demo" and tokens is None
         limit = quick_tokens(edited, blocks) if quick else tokens
@@ -57,8 +57,8 @@ def moments_wanted(
         f"measure them once: errata stats {edited.name} --blocks {listed} --corpus FILE.txt",
         "or make a quick estimate now: add --corpus FILE.txt to this command",
     ]
-    if "second_moment" in type(method).model_fields:
-        hints.append("or do without: --no-second-moment")
+    if method.moments_hint is not None:
+        hints.append(method.moments_hint)
     raise ErrataError(
         f"{method.label} needs second moments of block{'s' * (len(blocks) != 1)} {listed}; "
         f"none are stored for {edited.name}",
@@ -68,7 +68,7 @@ def moments_wanted(
 
 def moments_for(
     edited: EditedModel,
-    method: ClosedForm,
+    method: Method,
     store: Store | None,
     corpus: str | None = None,
     tokens: int | None = None,
@@ -76,9 +76,9 @@ def moments_for(
     say: Say = say_nothing,
     blocks: Sequence[int] | None = None,
 ) -> tuple[Mapping[int, SecondMoment], list[str]]:
-    """Find or measure the moments that a method needs; also return lines that say which.
+    """Load or compute the moments that a method needs; also return lines about their source.
 
-    The second line says how settled a quick estimate is. See `moments_wanted` for what is measured.
+    The second line reports the convergence of an estimate. See `moments_wanted` for the choice.
     """
     wanted = moments_wanted(edited, method, store, corpus, tokens, blocks)
     if not wanted.blocks:
@@ -98,26 +98,26 @@ def moments_for(
 
 
 def shortages(moments: Mapping[int, SecondMoment]) -> list[str]:
-    """Return what second moments of too few tokens will be refused for, each thing once."""
-    told = []
+    """Return one line per limitation of second moments computed on too few tokens."""
+    found = []
     for moment in moments.values():
         width = moment.matrix.shape[0]
         least = TOKENS_PER_DIMENSION * width
         if is_singular(moment):
-            told.append(
+            found.append(
                 f"the second moment of {moment.count} tokens is singular: it has {width} "
                 f"dimensions; ROME and MEMIT need more than {width} tokens, AlphaEdit at least "
                 f"{least}"
             )
         elif moment.count < least:
-            told.append(
+            found.append(
                 f"{moment.count} tokens are too few for AlphaEdit, which needs at least {least}"
             )
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(found))
 
 
 def is_singular(moment: SecondMoment) -> bool:
-    """Return whether so few tokens were read that the moment cannot be inverted."""
+    """Return whether the moment of too few tokens is singular."""
     try:
         moment.check_invertible()
     except ErrataError:
@@ -126,7 +126,7 @@ def is_singular(moment: SecondMoment) -> bool:
 
 
 def convergence_lines(moments: Mapping[int, SecondMoment]) -> list[str]:
-    """Say how settled the least settled of some moments is; nothing where none of them says."""
+    """Report the convergence of the least converged moment; empty where none is known."""
     known = {b: m.convergence for b, m in moments.items() if m.convergence is not None}
     if not known:
         return []
@@ -135,7 +135,7 @@ def convergence_lines(moments: Mapping[int, SecondMoment]) -> list[str]:
 
 
 def quick_tokens(edited: EditedModel, blocks: Sequence[int]) -> int:
-    """Return how many tokens a quick estimate takes: a few per dimension of the widest key."""
+    """Return the tokens of a quick estimate: a few per dimension of the widest key."""
     family = family_of(edited.model)
     widths = [width_of(family.mlp_out(edited.model, block)) for block in blocks]
     return QUICK_TOKENS_PER_DIMENSION * max(widths)

@@ -1,0 +1,90 @@
+"""Requests of a closed-form method: encoded once, their targets searched batch by batch or jointly.
+
+A request is encoded when it is first needed, so that a resumed run does not encode requests
+whose patches are on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from errata.data.request import EditRequest
+from errata.methods.base import Job
+
+if TYPE_CHECKING:
+    from errata.methods.closed_form.driver import ClosedForm
+    from errata.methods.closed_form.encoding import Rewrite
+    from errata.methods.closed_form.target_search import Targets
+    from errata.patches.edited_model import EditedModel
+
+GROUPING_SAMPLE = 64
+"""Requests whose lengths decide how many are searched together."""
+
+
+class ClosedFormJob(Job):
+    """Some requests of a run, with their encodings and, once searched, their targets."""
+
+    def __init__(
+        self,
+        method: ClosedForm,
+        edited: EditedModel,
+        requests: Sequence[EditRequest],
+        first: int = 0,
+        encoded: dict[int, Rewrite] | None = None,
+        targets: Targets | None = None,
+    ) -> None:
+        super().__init__(requests, method.requests_at_once or 1)
+        self.method, self.edited, self.targets = method, edited, targets
+        self._first = first
+        self._encoded: dict[int, Rewrite] = {} if encoded is None else encoded
+
+    @classmethod
+    def begun(
+        cls,
+        method: ClosedForm,
+        edited: EditedModel,
+        requests: Sequence[EditRequest],
+        group_size: int | None,
+    ) -> ClosedFormJob:
+        """Return a job with prefixes sampled and the number of requests per search settled."""
+        _ = edited.base  # weights that cannot be edited are an error here, before the search
+        job = cls(method.sampled(edited), edited, requests)
+        if group_size is not None:
+            settled = job.method.with_values(requests_at_once=group_size)
+        elif job.method.requests_at_once is None:
+            sample = job.take(range(min(GROUPING_SAMPLE, len(requests))))
+            settled = job.method.grouped(edited.model, sample.rewrites)
+        else:
+            settled = job.method
+        return cls(settled, edited, requests, encoded=job._encoded)
+
+    def take(self, chosen: range) -> ClosedFormJob:
+        """Return the part of the job with the requests at these (consecutive) indices."""
+        return ClosedFormJob(
+            self.method,
+            self.edited,
+            self.requests[chosen.start : chosen.stop],
+            self._first + chosen.start,
+            self._encoded,
+            None if self.targets is None else self.targets.pick(chosen),
+        )
+
+    def shared(self) -> ClosedFormJob:
+        """Return the job with the targets of all its requests searched on the present model."""
+        found = self.method.find_targets(self.edited.model, self.rewrites)
+        return ClosedFormJob(
+            self.method, self.edited, self.requests, self._first, self._encoded, found
+        )
+
+    @property
+    def rewrites(self) -> list[Rewrite]:
+        """The requests in tokens; those not encoded yet are encoded now."""
+        places = range(self._first, self._first + len(self.requests))
+        missing = [place for place in places if place not in self._encoded]
+        if missing:
+            wanted = [self.requests[place - self._first] for place in missing]
+            model, tokenizer = self.edited.model, self.edited.tokenizer
+            found, _ = self.method.rewrites(model, tokenizer, wanted, first=missing[0] + 1)
+            self._encoded.update(zip(missing, found, strict=True))
+        return [self._encoded[place] for place in places]
