@@ -1,7 +1,6 @@
-"""The cases that `errata edit` is given: one fact, a file of requests, or a dataset.
+"""The cases of `errata edit`: one fact, a file of requests, or a dataset.
 
-What belongs to one of the three and is given with another is an error: nothing that a user
-writes is passed over.
+An option of one source that is given with another is an error; no option is ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from errata.data.request_files import load_requests
 
 
 class Cut(NamedTuple):
-    """Which of many cases are taken."""
+    """Which cases of a dataset are used."""
 
     limit: int | None
     offset: int
@@ -34,9 +33,9 @@ def named_cases(
     dataset: str | None,
     cut: Cut,
 ) -> list[Case]:
-    """Read the one source of cases that was given; `cut` says which of them are taken.
+    """Read the cases from the one source that was given; `cut` selects among them.
 
-    Raises `ErrataError` for none, for several, and for options that do not go with it.
+    Raises `ErrataError` for no source, for several, and for options of another source.
     """
     if (prompt is not None) + (requests is not None) + (dataset is not None) != 1:
         raise ErrataError(
@@ -56,11 +55,11 @@ def named_cases(
     assert prompt is not None
     if target is None:
         raise ErrataError("the target is missing", f"give the new answer after {prompt!r}")
-    _refuse_cut(cut, "one fact", "they choose among the cases of a dataset: --dataset NAME")
+    _refuse_cut(cut, "one fact", "they select cases of a dataset: --dataset NAME")
     if cut.skip_invalid:
         raise ErrataError(
             "--skip-invalid does not go with one fact",
-            "it leaves out broken records of --requests FILE or --dataset NAME",
+            "it skips invalid records of --requests FILE or --dataset NAME",
         )
     request = EditRequest.parse(prompt, target, subject)
     return [(_known_case(request) if model == "demo" else None) or Case(request=request)]
@@ -82,7 +81,7 @@ def _refuse_cut(cut: Cut, source: str, hint: str) -> None:
 
 
 def _known_case(request: EditRequest) -> Case | None:
-    """Find the probes that the demo's world has for a fact."""
+    """Return the demo dataset's case of a fact, with its probes."""
     from errata.data.datasets import read_cases
 
     for case in read_cases("demo"):
@@ -97,7 +96,7 @@ def with_probes(
     neighbours: list[str] | None,
     target_true: str | None,
 ) -> list[Case]:
-    """Add what is asked afterwards to the one case that it was given for."""
+    """Add paraphrases, neighbours and the true answer to the single case."""
     given = {"paraphrases": paraphrases, "neighbours": neighbours, "target_true": target_true}
     given = {key: value for key, value in given.items() if value}
     if not given:

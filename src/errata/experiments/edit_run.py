@@ -196,8 +196,8 @@ class _Work:
             path = self._part(f"{name}_{number:04d}")
             if path.exists():
                 with reading_own(path):
-                    kept = parse_json(path.read_text("utf-8"))
-                    scores += [[score_of(row) for row in rows] for rows in kept]
+                    stored = parse_json(path.read_text("utf-8"))
+                    scores += [[score_of(row) for row in rows] for rows in stored]
                 continue
             chunk = cases[start : start + CASES_PER_PART]
             found = score_cases(self.edited, chunk)

@@ -1,8 +1,7 @@
-"""Published hyperparameter files, as the reference repositories write them.
+"""Published hyperparameter files in the format of the reference repositories.
 
-Their JSON keys (`layers`, `v_lr`, `mom2_update_weight` …) become settings of ours. Keys that
-say where a model keeps its modules, or how statistics were gathered, are not needed here and
-are named as unused; keys nobody knows are an error.
+Their JSON keys (`layers`, `v_lr`, `mom2_update_weight` …) are mapped to settings. Keys about
+module paths or the computation of statistics are reported as unused; unknown keys are an error.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from errata.core.files import parse_json, reason
 from errata.methods.base import Method
 
 MANY_PREFIXES = 1000
-"""More prefixes than anybody wants, and few enough for the memory."""
+"""Limit on the number of prefixes, which bounds memory."""
 
 
 def _lengths(pairs: list[list[int]]) -> list[int]:
@@ -45,7 +44,7 @@ KEYS: Mapping[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
     "nullspace_threshold": (("null_space_threshold",), float),
     "L2": (("ridge",), float),
 }
-"""Reference key → path of our setting, and how its value is read."""
+"""Reference key → path of the setting, and the conversion of its value."""
 
 UNUSED = (
     *("alg_name", "model_name", "device", "stats_dir", "model_parallel", "fp16", "P_loc"),
@@ -53,16 +52,16 @@ UNUSED = (
     *("ln_f_module", "lm_head_module", "layer_selection", "batch_size", "max_length"),
     *("mom2_dataset", "mom2_n_samples", "mom2_dtype", "source"),
 )
-"""Keys that the references need and we do not: families, corpora, devices are found otherwise."""
+"""Reference keys without a setting: families, corpora and devices are determined elsewhere."""
 
 
 class PublishedSettings(NamedTuple):
-    """What a hyperparameter file says."""
+    """The contents of a hyperparameter file."""
 
     settings: dict[str, Any]
     """Settings of the method, nested."""
     unused: tuple[str, ...]
-    """Keys that have no meaning here, or none for this method."""
+    """Keys without a setting in errata, or in this method."""
 
 
 def read_hparams(path: Path, method: type[Method]) -> PublishedSettings:

@@ -1,1 +1,1 @@
-"""What work will take, in FLOPs, bytes and seconds, before it starts."""
+"""Estimates of FLOPs, bytes and seconds, made before work starts."""

@@ -1,7 +1,7 @@
-"""What tunings and a survival matrix will cost, from a few real steps and a few real questions.
+"""The cost of tunings and of a survival matrix, extrapolated from a few steps and questions.
 
-A tuning is begun on the model at hand, its own Trainer and optimizer at work, stopped after some
-steps, and taken back. What guards edits costs is left out: it needs patches that are not there yet.
+A tuning is started on the model with its own Trainer and optimizer, stopped after a few steps,
+and undone. The cost of guards is left out: they need patches that do not exist yet.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from errata.tuning.settings import TuneSettings
 from errata.tuning.train import tune
 
 STEPS = 4
-"""Optimizer steps that are run; the first of them is not counted."""
+"""Optimizer steps that are timed; the first is not counted."""
 SAMPLE_ROWS = 256
-"""Rows by whose tokens the length of all is told."""
+"""Rows from which the average length is estimated."""
 SAMPLE_ANSWERS = 4
-"""Rows of a task that are answered."""
+"""Rows of a task that are answered as a sample."""
 
 
 class _Enough(Exception):
@@ -156,8 +156,7 @@ def matrix_costs(
 ) -> list[Cost]:
     """Return the costs of a survival matrix: moments, edits, tunings, questions.
 
-    Edits are scaled by their number from the largest; what a tuning costs is measured once for
-    each way to tune.
+    The cost of edits is scaled from the largest number; each kind of tuning is timed once.
     """
     count, edits = family_of(edited.model).block_count(edited.model), sum(matrix.edits)
     cases, moments, making, written = list(questions.cases), [], [], {}
@@ -199,7 +198,7 @@ def matrix_costs(
 
 
 def asking_cost(edited: EditedModel, questions: Questions) -> Cost:
-    """Return the cost of asking one model a matrix's questions."""
+    """Return the cost of evaluating one model on a matrix's questions."""
     cases, shape = [*questions.cases, *questions.controls], ModelShape.of(edited.model)
     cost = evaluation_cost(edited, cases, EvalSettings(), halves=1)._replace(what="questions")
     flops, seconds = cost.flops, cost.seconds

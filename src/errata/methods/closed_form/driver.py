@@ -178,16 +178,16 @@ class ClosedForm(Method):
         searched = work if work.targets is not None else work.shared()
         method, targets = work.method, searched.targets
         assert targets is not None
-        told = list(notes)
+        remarks = list(notes)
         if self.search.precision != "full":
-            told.append(f"target values were searched with {self.search.precision} products")
+            remarks.append(f"target values were searched with {self.search.precision} products")
         if targets.at_once is not None and targets.at_once < (method.requests_at_once or 0):
-            told.append(f"memory ran out: {targets.at_once} requests were searched at once")
+            remarks.append(f"memory ran out: {targets.at_once} requests were searched at once")
         updates = method.updates(
             edited.model, searched.rewrites, targets, moments, tuple(edited.patches)
         )
         used = {block: moments[block] for block in self.moment_blocks}
-        told += [f"block {b}: {note}" for b, m in used.items() for note in self.notes(m)]
+        remarks += [f"block {b}: {note}" for b, m in used.items() for note in self.notes(m)]
         settings = self.with_values(requests_at_once=method.requests_at_once)
         provenance = self.provenance(
             edited,
@@ -197,7 +197,7 @@ class ClosedForm(Method):
             prefixes=method.contexts.prefixes,
             moments={str(block): moment.digest for block, moment in used.items()},
             losses=tuple(float(trace[-1, 0]) for trace in targets.losses),
-            notes=tuple(told),
+            notes=tuple(remarks),
             command=command,
         )
         return Patch(updates, provenance)

@@ -14,12 +14,12 @@ from errata.models.tokens import Position, TokenRow, encode, position_of, split_
 
 @dataclass(frozen=True)
 class Rewrite:
-    """One request in token ids: all that the mathematics needs of it."""
+    """One request in token ids."""
 
     rows: tuple[TokenRow, ...]
     """Prefix + prompt + target without its last token, per prefix; the bare prompt comes first."""
     essence: TokenRow
-    """The text whose next-token distribution should stay, cut at the edited position."""
+    """The essence prompt, whose next-token distribution should not change."""
     keys: tuple[tuple[TokenRow, ...], ...]
     """Groups of rows, the bare one first: the key is the mean over groups of each group's mean."""
 
@@ -35,9 +35,9 @@ def rewrite_of(
 ) -> Rewrite:
     """Encode one request behind every prefix.
 
-    `prefixes` are texts put before the prompt; the bare prompt is always the first row.
-    With `mean_by_type` the bare prompt weighs as much in the key as all the prefixed ones
-    together (MEMIT); without, every row weighs the same (ROME).
+    The bare prompt is always the first row. With `mean_by_type` the bare prompt has the same
+    weight in the key as all prefixed ones together (MEMIT); without, all rows have equal weight
+    (ROME).
     """
     rows = []
     for prefix in ("", *prefixes):

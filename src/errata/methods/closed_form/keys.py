@@ -1,8 +1,7 @@
-"""Keys: what the MLP output matrix of a block reads at the edited position.
+"""Keys: the inputs of a block's MLP output matrix at the edited position.
 
-A key is the input of that matrix at one token (d_in numbers), averaged over context
-prefixes. An edit that writes several blocks reads them upwards, each as the ones below are
-written (see `climb`).
+A key has d_in numbers and is averaged over context prefixes. An edit of several blocks reads
+them in ascending order, each with the blocks below it edited (see `models.layerwise`).
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from errata.models.layerwise import HELD_BYTES, LayerwiseReader
 from errata.models.tokens import TokenRow
 
 REQUESTS = 256
-"""Requests whose rows are read before they are averaged: memory is that of so many, not of all."""
+"""Requests per averaging step, which bounds the memory of their rows."""
 
 
 class Keys:
-    """The keys of some requests, at one block after another, upwards."""
+    """The keys of some requests, block after block in ascending order."""
 
     def __init__(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> None:
         self.model = model
@@ -38,9 +37,9 @@ class Keys:
     def at(self, block: int, *, last: bool = False) -> tuple[Tensor, Tensor]:
         """Return each request's key with and without prefixes: (n, d_in) each, float32.
 
-        The first is the mean within each group of prefixes, then over groups, as the request's
-        `keys` say; the second that of the bare prompt alone. After the `last` block nothing is
-        kept for the next one.
+        The first is the mean over groups of the mean within each group of the request's `keys`;
+        the second is the key of the bare prompt. After the `last` block no hidden states are
+        held.
         """
         site = Site(family_of(self.model).mlp_out(self.model, block), "input")
         keys, bare, room = [], [], 0 if last else HELD_BYTES
@@ -55,7 +54,7 @@ class Keys:
         return torch.stack(keys), torch.stack(bare)
 
     def tokens(self) -> int:
-        """Return how many tokens run through a block, padding included."""
+        """Return the number of tokens that run through a block, with padding."""
         return sum(climb.tokens() for _, climb in self.parts)
 
 

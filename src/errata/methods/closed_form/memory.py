@@ -1,9 +1,9 @@
-"""How much memory a value search takes, and how many requests at once fit into what there is.
+"""The memory of a target search, and how many requests fit at once.
 
-All of it is known before the work starts: what backward needs of every block above the edited one
-is so many numbers per token, what is kept of the tokens before so many per token and block, and
-the logits so many per place that is looked at. The same model, machine and requests always give
-the same number, so that a run can be taken up again.
+It is known before the search: backward holds a fixed number of values per token for every block
+above the edited one, the key-value cache of earlier tokens a fixed number per token and block,
+and the logits one vocabulary per predicted position. The same model, machine and requests always
+give the same number, so that a run can be resumed.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from errata.models.precision import widened_bytes
 from errata.models.shape import LOGITS, MLPS, STREAMS, ModelShape
 
 ENOUGH = {"cpu": 1024, "cuda": 32768}
-"""Tokens of a step beyond which more at once is no faster."""
+"""Tokens per step above which larger batches are no faster."""
 SHARE = 0.25
-"""How much of the memory that a model leaves a search may take, where nothing else is said."""
+"""Default share of the memory beside the model that a search may use."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """How much text a request is, on its own: all rows with its prefixes and the essence."""
+    """The size of a request's text: its rows with all prefixes, and the essence prompt."""
 
     rows: int
     tokens: int
     """Tokens of all rows."""
     suffix: int
-    """Those from the edited position on, which every step runs."""
-    looked_at: int
-    """Places whose logits are looked at."""
+    """Tokens from the edited position on, which every step runs."""
+    predicted: int
+    """Positions whose logits are computed."""
 
     @classmethod
     def of(cls, rewrite: Rewrite) -> Texts:
@@ -45,21 +45,21 @@ class Texts:
             rows=len(rows),
             tokens=sum(len(row.ids) for row in rows),
             suffix=sum(len(row.ids) - row.position for row in rows),
-            looked_at=sum(max(1, len(row.targets)) for row in rows),
+            predicted=sum(max(1, len(row.targets)) for row in rows),
         )
 
 
 def search_bytes(shape: ModelShape, block: int, texts: Texts) -> int:
-    """Return the most bytes that one request takes in a search at `block`, beside the model."""
+    """Return the peak bytes of one request in a search at `block`, without the model."""
     above = max(1, shape.blocks - 1 - block)
     longest = texts.tokens / texts.rows
     seen = 3 * shape.heads * longest if shape.eager else 0.0
     per_token = STREAMS * shape.width + MLPS * shape.mlp + seen
-    # Attention joins past and suffix anew in every pass; the past itself stays, too.
+    # Attention concatenates past and suffix in every pass; the past itself is held, too.
     kept = texts.tokens * shape.kept * 2
     steps = above * (texts.suffix * per_token + kept) * shape.itemsize
-    steps += LOGITS * texts.looked_at * shape.vocabulary * 4
-    # Before the first step all texts run once, in full, and keep what attention keeps.
+    steps += LOGITS * texts.predicted * shape.vocabulary * 4
+    # Before the first step all texts run once, in full, to fill the key-value cache.
     once = texts.tokens * (4 * shape.mlp + 4 * shape.width + 2 * shape.blocks * shape.kept)
     return int(max(steps, once * shape.itemsize))
 
@@ -67,8 +67,8 @@ def search_bytes(shape: ModelShape, block: int, texts: Texts) -> int:
 def requests_within(memory: int, most: int, suffix: float, enough: int) -> int:
     """Return how many requests of `most` bytes can be searched at once, at least one.
 
-    No more than what brings `enough` tokens into a step, `suffix` for each request: that would
-    not be faster.
+    The number is limited to `enough` tokens per step, with `suffix` tokens per request: more
+    would not be faster.
     """
     return max(1, min(memory // most, round(enough / suffix)))
 
@@ -76,7 +76,7 @@ def requests_within(memory: int, most: int, suffix: float, enough: int) -> int:
 def group_bytes(
     model: PreTrainedModel, block: int, rewrites: Sequence[Rewrite], count: int = 1
 ) -> int:
-    """Return the most bytes that `count` requests like these take at once, beside the model."""
+    """Return the peak bytes of `count` such requests at once, without the model."""
     shape = ModelShape.of(model)
     return count * max(search_bytes(shape, block, Texts.of(rewrite)) for rewrite in rewrites)
 
@@ -86,7 +86,7 @@ def searched_at_once(
 ) -> int:
     """Return how many requests to search at once on this machine; see `requests_within`.
 
-    `gigabytes` is what the search may take; a share of what the model leaves when not given.
+    `gigabytes` limits the memory of the search (default: a share of what the model leaves).
     """
     memory = spare_bytes(model) if gigabytes is None else int(gigabytes * 2**30)
     enough = ENOUGH.get(model.device.type, ENOUGH["cpu"])
@@ -95,10 +95,10 @@ def searched_at_once(
 
 
 def spare_bytes(model: PreTrainedModel) -> int:
-    """Return how much memory a search may take: a share of what the device has beside the model.
+    """Return the memory in bytes that a search may use: a share of what the model leaves.
 
-    Weights of 16 bits stand there twice, as they are and in float32. The whole of the device's
-    memory is asked, not what is free now, so that it stays the same.
+    Weights of 16 bits count twice, as stored and in float32. The total memory of the device is
+    used, not what is free now, so that the result is always the same.
     """
     held = sum(parameter.nbytes for parameter in model.parameters()) + widened_bytes(model)
     if model.device.type == "cuda":

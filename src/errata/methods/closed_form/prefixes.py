@@ -1,7 +1,7 @@
-"""Context prefixes: short texts put before a prompt, so that an edit holds in any company.
+"""Context prefixes: short texts put before a prompt, so that an edit generalises to contexts.
 
-They are sampled from the model itself, with a seed, as ROME and MEMIT do (a word to begin
-with, then a few tokens from the five likeliest). A patch keeps the ones it used.
+They are sampled from the model with a seed, as in ROME and MEMIT: a first word, then tokens
+from the five most likely. A patch records the prefixes that it was made with.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from errata.models.hooks import frozen
 from errata.models.tokens import encode
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
-"""The words that prefixes begin with, in turn."""
+"""First words of prefixes, used in turn."""
 
 
 def prefixes_of(
@@ -49,7 +49,7 @@ def sample_prefixes(
                 logits = model(input_ids=ids, use_cache=False).logits[0, -1].float()
                 if not logits.isfinite().any() or logits.isnan().any():
                     raise ErrataError(
-                        f"the model's answers are not finite in {model.dtype}",
+                        f"the model's logits are not finite in {model.dtype}",
                         "load it in a wider dtype: --dtype float32, or bfloat16",
                     )
                 likeliest = logits.topk(min(5, len(tokenizer))).indices

@@ -1,10 +1,10 @@
-"""Residuals: what the MLP output matrix of a block must say in addition, so that it arrives.
+"""Residuals: the change of a block's MLP output that produces the target value.
 
-In a pre-norm block what the matrix says joins the residual stream as it is. In a post-norm block
-(Gemma 2 and 3, OLMo 2) an RMS norm n stands between them, n(y) = γ ⊙ y / rms(y): whatever the
-matrix says, what joins has the same length but for γ, so that not every change can be made.
-There, target values are searched before the norm, where whatever is found can be said, and the
-share of a change that is asked of one of several blocks becomes the nearest that it can make.
+In a pre-norm block the output of the MLP matrix is added to the residual stream unchanged. In a
+post-norm block (Gemma 2 and 3, OLMo 2) it first passes an RMS norm n(y) = γ ⊙ y / rms(y), whose
+output has a fixed length up to γ, so that not every change is possible. There, targets are
+searched before the norm, where every target can be reached, and a block's share of a change is
+replaced by the nearest possible one.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Place = Literal["block", "mlp"]
 HALVINGS = 64
 """Steps of the bisection: to the last bit of float64 from any start."""
 NOTHING = 1e-300
-"""What a length that is nothing counts as: where the matrix says nothing, nothing can be said."""
+"""Lower bound of lengths in divisions, for outputs of length zero."""
 BARELY = 1e-9
-"""How near λ comes to its end, as a share of the smallest squared gain."""
+"""Distance of λ from its limit, relative to the smallest squared gain."""
 
 
 def target_site(model: PreTrainedModel, block: int, place: Place) -> Site:
-    """Return where target values stand: at the block's output, or at what its MLP says.
+    """Return the site of target values: the output of the block or of its MLP.
 
-    In a post-norm block it is the second in any case.
+    In a post-norm block it is always that of the MLP.
     """
     family = family_of(model)
     if place == "block" and family.block_post_norm is None:
@@ -45,7 +45,7 @@ def target_site(model: PreTrainedModel, block: int, place: Place) -> Site:
 def output_wanted(
     model: PreTrainedModel, rows: Sequence[TokenRow], values: Tensor, block: int
 ) -> Tensor:
-    """Return what `block` puts out at the rows when its target values (n, d) stand: (n, d)."""
+    """Return the output of `block` at the rows, given its target values (n, d): (n, d)."""
     family = family_of(model)
     norm = family.post_norm(model, block)
     if norm is None:
@@ -54,8 +54,8 @@ def output_wanted(
         Site(family.block(model, block), "output"),
         Site(family.mlp_out(model, block), "output"),
     ]
-    output, says = (read.float() for read in read_at(model, rows, sites))
-    return output + norm(values.to(says)) - norm(says)
+    output, raw = (read.float() for read in read_at(model, rows, sites))
+    return output + norm(values.to(raw)) - norm(raw)
 
 
 @torch.no_grad()
@@ -67,10 +67,10 @@ def residual(
     place: Place,
     blocks: Sequence[int],
 ) -> Tensor:
-    """Return R (d, n), float64: what the matrix of `block` must say in addition at the rows.
+    """Return R (d, n), float64: the change of the MLP output of `block` at the rows.
 
-    `wanted` (n, d) is what the matrix itself shall say (`mlp`), or what the last of `blocks`
-    shall put out, of which `block` and those above do an equal share each.
+    `wanted` (n, d) is the target output of the MLP itself (`mlp`), or of the last of `blocks`;
+    `block` and the edited blocks above it each contribute an equal share.
     """
     family = family_of(model)
     norm = family.post_norm(model, block) if place == "block" else None
@@ -84,22 +84,22 @@ def residual(
     return (change if norm is None else _before(norm, rest[0], change)).T
 
 
-def _before(norm: nn.Module, says: Tensor, change: Tensor) -> Tensor:
-    """Return what to say besides `says` so that its norm changes by `change`: (n, d) each.
+def _before(norm: nn.Module, raw: Tensor, change: Tensor) -> Tensor:
+    """Return the change of `raw` for which its norm changes by `change`: (n, d) each.
 
-    For all y as long as `says`, n(y) = g ⊙ y: an ellipsoid. Sought is its point nearest to
-    w = n(says) + `change`: y = g w / (g² + λ), with λ > -min g² as y shrinks while λ grows,
-    found by bisection. A w on the ellipsoid is met exactly; no change is divided by a gain
-    near 0, as w / g would be.
+    For all y of the length of `raw`, n(y) = g ⊙ y: an ellipsoid. Its point nearest to
+    w = n(raw) + `change` is y = g w / (g² + λ) with λ > -min g²; since ‖y‖ decreases in λ,
+    λ is found by bisection. A w on the ellipsoid is reached exactly, and nothing is divided by
+    a gain near 0, as in w / g.
     """
-    says = says.to(torch.promote_types(says.dtype, torch.float32))
-    gains, now, says = (x.to(change) for x in (norm(torch.ones_like(says)), norm(says), says))
-    gains = gains * (now.norm(dim=1) / (gains * says).norm(dim=1).clamp(min=NOTHING))[:, None]
-    aim, squares, size = gains * (now + change), gains**2, says.norm(dim=1)
+    raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+    gains, now, raw = (x.to(change) for x in (norm(torch.ones_like(raw)), norm(raw), raw))
+    gains = gains * (now.norm(dim=1) / (gains * raw).norm(dim=1).clamp(min=NOTHING))[:, None]
+    aim, squares, size = gains * (now + change), gains**2, raw.norm(dim=1)
     low, high = -(1 - BARELY) * squares.amin(1), aim.norm(dim=1) / size.clamp(min=NOTHING)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         long = (aim / (squares + middle[:, None])).norm(dim=1) > size
         low, high = torch.where(long, middle, low), torch.where(long, high, middle)
     found = aim / (squares + high[:, None]).clamp(min=NOTHING)
-    return found * (size / found.norm(dim=1).clamp(min=NOTHING))[:, None] - says
+    return found * (size / found.norm(dim=1).clamp(min=NOTHING))[:, None] - raw

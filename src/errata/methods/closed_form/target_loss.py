@@ -1,8 +1,8 @@
-"""What a value search makes small: how far the texts of its requests are from what they should say.
+"""The loss of a target search, for many requests at once.
 
-The losses are those of `values`; here is how they are computed at once for many requests: texts
-run together that have about as many tokens from the edited position on, only from the edited
-block and position on (`tail`), and one call of the head serves them all.
+The formula is that of `target_search`. Texts with about as many tokens from the edited position
+on share a forward pass, which starts at the edited block and position (`models.suffix_run`);
+one call of the language-model head serves all of them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from errata.models.tokens import TokenRow, batches_by_length
 
 
 class _Line(NamedTuple):
-    """One text of a request; without targets it is the one whose meaning should stay."""
+    """One text of a request; the one without targets is the essence prompt."""
 
     owner: int
     row: TokenRow
     share: float
-    """What the text's tokens weigh in the mean NLL, each."""
+    """Weight of each of the text's tokens in the mean NLL."""
 
 
 def _lines(rewrites: Sequence[Rewrite]) -> list[_Line]:
-    """Return all texts that answer, then all whose meaning should stay."""
+    """Return all texts with targets, then all essence prompts."""
     answers = [
         _Line(i, row, 1 / (len(row.targets) * len(rewrite.rows)))
         for i, rewrite in enumerate(rewrites)
@@ -43,7 +43,7 @@ def _lines(rewrites: Sequence[Rewrite]) -> list[_Line]:
 
 
 def tokens_searched(rewrites: Sequence[Rewrite], budget: int) -> tuple[int, int, int]:
-    """Return the tokens that a search of these runs once, and those and the logits of a step."""
+    """Return the tokens that a search runs once, and the tokens and logits of each step."""
     lines = _lines(rewrites)
     left = [len(line.row.ids) for line in lines]
     starts = [line.row.ids[: line.row.position] for line in lines]
@@ -59,15 +59,14 @@ def tokens_searched(rewrites: Sequence[Rewrite], budget: int) -> tuple[int, int,
 
 
 def _suffix(row: TokenRow) -> int:
-    """Return how many tokens a row has from its position on."""
+    """Return the number of tokens from a row's position on."""
     return len(row.ids) - row.position
 
 
 class TargetLoss:
-    """How far some requests' texts are from saying what they should, as δ stands.
+    """The loss of some requests as a function of δ (see the module).
 
-    Texts run together that have about as many tokens from the edited position on; one call of
-    the head then serves them all.
+    The rows of requests that are done are dropped.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class TargetLoss:
         loss_block = last if settings.loss_block is None else max(settings.loss_block, block)
         lines = _lines(rewrites)
         kinds = [range(len(lines))]
-        if loss_block < last:  # the essence is read at the end all the same
+        if loss_block < last:  # the essence is always read after the last block
             answers = len(lines) - len(rewrites)
             kinds = [range(answers), range(answers, len(lines))]
         past = SuffixRun.beginnings(model, [line.row for line in lines], block)
@@ -99,7 +98,7 @@ class TargetLoss:
             for chosen in _together(lines, kind, budget)
         ]
         self.before: Tensor | None = None
-        """(n, vocabulary) log-probabilities behind the essence at the first evaluation."""
+        """(n, vocabulary) log-probabilities after the essence prompt at the first evaluation."""
 
     def losses(self, delta: Tensor, active: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return each request's mean NLL and KL(now ‖ before): (n,) each, 0 where not active."""
@@ -107,10 +106,10 @@ class TargetLoss:
             part.drop_all_but(active)
         passes = self.passes = [part for part in self.passes if len(part.owner)]
         owner, target, share = (
-            torch.cat(each) for each in zip(*(part.kept() for part in passes), strict=True)
+            torch.cat(each) for each in zip(*(part.predicted() for part in passes), strict=True)
         )
         order = torch.argsort((share == 0).int(), stable=True)  # answers first, then essences
-        hidden = torch.cat([part.hidden(delta) for part in passes])[order]  # (kept, d)
+        hidden = torch.cat([part.hidden(delta) for part in passes])[order]  # (predicted, d)
         answers = int((share != 0).sum())
         owner, whose = owner[order].split([answers, len(order) - answers])
         logits = logits_of(self.model, hidden)
@@ -132,27 +131,27 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        said = logits.float().log_softmax(-1)  # (answers + essences, vocabulary)
-        now = said[len(target) :]
+        log_p = logits.float().log_softmax(-1)  # (answers + essences, vocabulary)
+        now = log_p[len(target) :]
         divergence = (now.exp() * (now - before)).sum(-1)
-        ctx.save_for_backward(said, target, before, divergence)
+        ctx.save_for_backward(log_p, target, before, divergence)
         ctx.dtype = logits.dtype
-        return -said[: len(target)].gather(1, target[:, None])[:, 0], divergence
+        return -log_p[: len(target)].gather(1, target[:, None])[:, 0], divergence
 
     @staticmethod
     def backward(ctx: Any, to_surprise: Tensor, to_divergence: Tensor) -> tuple[Tensor, None, None]:
-        said, target, before, divergence = ctx.saved_tensors
+        log_p, target, before, divergence = ctx.saved_tensors
         count = len(target)
-        gradient = said.exp()
+        gradient = log_p.exp()
         gradient[:count] *= to_surprise[:, None]
         gradient[:count].scatter_add_(1, target[:, None], -to_surprise[:, None])
-        gradient[count:] *= said[count:].sub(before).sub_(divergence[:, None])
+        gradient[count:] *= log_p[count:].sub(before).sub_(divergence[:, None])
         gradient[count:] *= to_divergence[:, None]
         return gradient.to(ctx.dtype), None, None
 
 
 class _Pass:
-    """Texts that run together, and the places whose predictions are looked at."""
+    """Texts that share a forward pass, and the positions whose predictions the loss uses."""
 
     def __init__(self, tail: SuffixRun, lines: Sequence[_Line], last_block: int) -> None:
         self.tail, self.last_block = tail, last_block
@@ -173,16 +172,16 @@ class _Pass:
             self.keep[index, places] = True
 
     def hidden(self, delta: Tensor) -> Tensor:
-        """Return what the head reads at the kept places: (kept, d)."""
+        """Return the final hidden states at the predicted positions: (predicted, d)."""
         return self.tail.hidden(self.tail.with_delta(delta[self.owner]), self.keep, self.last_block)
 
-    def kept(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return owner, target and share of each kept place: (kept,)."""
+    def predicted(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return owner, target and share of each predicted position: (predicted,)."""
         owner = self.owner[:, None].expand_as(self.keep)
         return owner[self.keep], self.target[self.keep], self.share[self.keep]
 
     def drop_all_but(self, active: Sequence[int]) -> None:
-        """Forget the rows of requests that are done."""
+        """Drop the rows of requests that are done."""
         stay = torch.isin(self.owner, torch.tensor(active, device=self.owner.device))
         if stay.all():
             return
@@ -192,9 +191,9 @@ class _Pass:
 
 
 def _together(lines: Sequence[_Line], chosen: Iterable[int], budget: int) -> list[list[int]]:
-    """Group the chosen texts by the tokens from the edited position on, within the budget.
+    """Group the chosen texts by their tokens from the edited position on, within the budget.
 
-    Groups join where padding the shorter costs less than a pass of their own.
+    Groups are merged where padding the shorter one costs less than a pass of its own.
     """
     by_length: dict[int, list[int]] = {}
     for i in chosen:

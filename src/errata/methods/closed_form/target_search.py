@@ -1,14 +1,14 @@
-"""Target values: what a block should say at the subject so that the model answers anew.
+"""Target values: hidden states at the subject for which the model gives the new answer.
 
-For each request a vector δ, added at one block and position, is found by gradient descent
+For each request a vector δ, added at one block and token position, is found by gradient descent
 (arXiv 2202.05262 eq. 4, 2210.07229 eq. 16) on
 
     mean over prefixes of NLL(target) / tokens  +  kl · KL(now ‖ before)  +  decay · ‖δ‖ / ‖h₀‖²
 
-where the KL is that of the next-token distribution behind "{subject} is a" and h₀ is what
-stands there without a prefix. Many requests are searched at once, each exactly as if alone:
-rows share forward passes, only what δ can reach is computed (`tail`), a request leaves when
-its loss is small enough.
+where the KL is that of the next-token distribution after "{subject} is a" and h₀ is the hidden
+state without a prefix. Many requests are searched together with the same result as alone: rows
+share forward passes, only what δ can reach is computed (see `models.suffix_run`), and a request
+leaves the batch when its loss is small enough.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from errata.models.precision import computing, ran_out_of_memory
 
 @dataclass(frozen=True)
 class Targets:
-    """What a search found, in the order of the requests."""
+    """The result of a search, in the order of the requests."""
 
     initial: Tensor
     """h₀: (n, d), float32."""
@@ -42,8 +42,8 @@ class Targets:
     losses: tuple[Tensor, ...]
     """Per request (evaluations, 4): total, NLL, weighted KL, weighted decay; float64."""
     at_once: int | None = None
-    """How many requests were searched together at the end, fewer than asked for where memory
-    ran out; None where nothing was searched."""
+    """Requests searched together at the end, fewer than requested where memory ran out; None
+    where nothing was searched."""
 
     @property
     def values(self) -> Tensor:
@@ -73,11 +73,10 @@ def search_targets(
 ) -> Targets:
     """Search the target values of all requests at `block`.
 
-    `site` is what h₀ is read from: the block's output (MEMIT) or its MLP's (ROME); δ is
-    added there, which in a pre-norm block is the same as adding it to the block's output.
-    `at_once` requests are searched together, those of like length first, and half as many from
-    then on whenever memory runs out; a forward pass holds at most `budget` tokens. Neither
-    changes results beyond rounding.
+    `site` is where h₀ is read: the block's output (MEMIT) or its MLP's (ROME). δ is added
+    there, which in a pre-norm block equals adding it to the block's output. Requests are sorted
+    by length and searched `at_once` at a time, half as many whenever memory runs out; a forward
+    pass has at most `budget` tokens. Neither changes results beyond rounding.
     """
     with frozen(model), computing(settings.precision, model):
         initial = read_at(model, bare_rows(rewrites), [site])[0].float()
@@ -101,7 +100,7 @@ def search_targets(
 
 
 def _searched(*search: Any) -> tuple[Tensor, list[Tensor]] | None:
-    """Search a group; None when memory ran out, with all that the try has held let go."""
+    """Search a group; None when memory ran out, after everything is released."""
     try:
         return _search_group(*search)
     except (MemoryError, RuntimeError) as error:
@@ -111,7 +110,7 @@ def _searched(*search: Any) -> tuple[Tensor, list[Tensor]] | None:
 
 
 def _fewer(model: PreTrainedModel, count: int) -> int:
-    """Return half as many requests; one alone that does not fit is an `ErrataError`."""
+    """Return half as many requests; raises `ErrataError` when a single one does not fit."""
     if count == 1:
         raise ErrataError(
             "memory ran out while searching a single request",
@@ -130,7 +129,7 @@ def _search_group(
     settings: Search,
     budget: int,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Search some requests together; return δ (n, d) and their loss rows."""
+    """Search a group of requests; return δ (n, d) and the losses of each."""
     texts = TargetLoss(model, rewrites, block, settings, budget)
     delta = torch.zeros_like(initial, requires_grad=True)
     found = torch.zeros_like(initial)
@@ -171,10 +170,10 @@ def _check_finite(row: Tensor, delta: Tensor, step: int) -> None:
         return
     if step == 0:
         raise ErrataError(
-            "the loss is not finite before anything was changed",
-            "the model's weights or activations hold NaN or infinity; try --dtype float32",
+            "the loss is not finite before any change",
+            "the model's weights or activations contain NaN or infinity; try --dtype float32",
         )
     raise ErrataError(
-        f"the search ran away: its loss is not finite after {step} steps",
+        f"the target search diverged: its loss is not finite after {step} steps",
         "lower the learning rate or the clamp (--learning-rate, --clamp)",
     )
