@@ -10,6 +10,11 @@ Say = Callable[[str], None]
 """Called with one line for the user."""
 
 
+def shifted(progress: Progress, before: int, total: int) -> Progress:
+    """Report units as part of a longer work: `before` are done already, `total` is the whole."""
+    return lambda done, _: progress(before + done, total)
+
+
 def no_progress(done: int, total: int) -> None:
     """Report nothing."""
 
