@@ -1,57 +1,46 @@
-"""A lock between processes, which the system frees when its holder ends, however it ends."""
+"""Locks between processes, released by the operating system when their holder ends."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from errata.core.errors import ErrataError
 
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock that the file `path` stands for; `waiting` is called when another holds it.
+    """Hold a lock on the file `path`; `waiting` is called once if another process holds it.
 
     The file is removed at the end. Raises `ErrataError` where it cannot be written.
     """
-    told = False
-    while True:
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w")
-        except OSError as error:
-            raise ErrataError(
-                f"cannot write {path}: {error.strerror}", "check the folder and its permissions"
-            ) from None
-        with file:
-            if not _held(file, wait=False):
-                if not told:
-                    waiting()
-                told = True
-                _held(file, wait=True)
-            if not _is(file, path):  # the holder before us removed it; others lock a new one
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _held(file: IO[str], wait: bool) -> bool:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+    except OSError as error:
+        raise ErrataError(
+            f"cannot write {path}: {error.strerror}", "check the folder and its permissions"
+        ) from None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
-def _is(file: IO[str], path: Path) -> bool:
+def try_lock(path: Path) -> FileLock | None:
+    """Return a held lock on the file `path`, None if another process holds it."""
+    lock = FileLock(path)
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock

@@ -1,30 +1,48 @@
-"""Run folders: `results/<METHOD>/run_<NNN>`, numbered, locked while in use, found again.
+"""Run folders: `results/<METHOD>/run_<NNN>`, numbered, locked while in use, found by parameters.
 
-A run is unfinished while it has no `summary.json`. Asking for a run with the same params
-gives the unfinished folder back, unless another process is at work in it.
+A run is unfinished until it has a `summary.json`. `run_folder` resumes an unfinished run with the
+same parameters unless another process holds its lock. Beside `params.json` stands a digest of the
+parameters, so that a search parses the `params.json` of the matching runs alone.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
+
+from filelock import FileLock
 
 from errata.core.errors import ErrataError
 from errata.core.files import parse_json, remove_parts, write_text
+from errata.core.locks import try_lock
 
 LOCK = ".lock"
+DIGEST = ".params.sha256"
+
+
+class RunFolder(NamedTuple):
+    """The folder of a run, locked for this process."""
+
+    path: Path
+    resumed: bool
+    """Whether an earlier process began it."""
 
 
 @contextmanager
 def run_folder(
     results: Path, label: str, params: dict[str, Any], command: str | None = None
-) -> Iterator[tuple[Path, bool]]:
-    """Give the folder of a run and whether it was begun before; it is locked for the block."""
+) -> Iterator[RunFolder]:
+    """Lock the folder of a run for the `with` block: an unfinished one with `params`, or a new one.
+
+    `params` and `command` are written to `params.json`. Raises `ErrataError` where `results`
+    cannot be written.
+    """
     parent = results / label
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -38,45 +56,56 @@ def run_folder(
         if not resumed:
             text = json.dumps({**params, "command": command}, indent=1, ensure_ascii=False)
             write_text(folder / "params.json", text + "\n")
+            write_text(folder / DIGEST, _digest(params) + "\n")
         else:
             _remove_parts(folder)
-        yield folder, resumed
+        yield RunFolder(folder, resumed)
         (folder / LOCK).unlink(missing_ok=True)
     finally:
-        lock.close()
+        lock.release()
 
 
 def finished_run(results: Path, label: str, params: dict[str, Any]) -> Path | None:
-    """Return the last finished run with these params, None where there is none."""
+    """Return the latest finished run with these parameters, None where there is none."""
     found = list(_with_params(results / label, params, finished=True))
     return found[-1] if found else None
 
 
 def _remove_parts(folder: Path) -> None:
-    """Remove what a killed process left half-written in a run that we hold the lock of."""
+    """Remove half-written files of a killed process from a run whose lock this process holds."""
     for place, below, _ in os.walk(folder):
         remove_parts(Path(place))
-        # A run kept within this one is its own holder's.
+        # A run nested in this one has a lock of its own.
         below[:] = [name for name in below if not Path(place, name, LOCK).exists()]
 
 
-def _unfinished(parent: Path, params: dict[str, Any]) -> tuple[Path, IO[str], bool] | None:
+def _unfinished(parent: Path, params: dict[str, Any]) -> tuple[Path, FileLock, bool] | None:
     for folder in _with_params(parent, params, finished=False):
         lock = _lock(folder)
-        if lock is not None:
+        if lock is not None and (folder / "summary.json").exists():
+            lock.release()  # another process finished it before we held the lock
+        elif lock is not None:
             return folder, lock, True
     return None
 
 
 def folders_within(folder: Path) -> list[Path]:
-    """Return a folder and all below it, in order."""
-    return sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())})
+    """Return a folder and all folders below it, runs in the order of their numbers."""
+    return sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())}, key=by_number)
+
+
+def by_number(path: Path) -> list[list[tuple[int, str]]]:
+    """Return a key that sorts paths with the numbers in names by value: run_999 before run_1000."""
+    return [
+        [(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", part)]
+        for part in path.parts
+    ]
 
 
 def unfinished_runs(folder: Path) -> dict[Path, str]:
-    """Return runs of ours at and below a folder that were begun and have told nothing yet.
+    """Return the unfinished runs of errata at and below a folder, each with a hint on resuming it.
 
-    With each stands what to do. One that is at work in another process is among them.
+    Runs at work in another process are included.
     """
     found = {}
     for place in folders_within(folder):
@@ -95,9 +124,11 @@ def unfinished_runs(folder: Path) -> dict[Path, str]:
 
 
 def _with_params(parent: Path, params: dict[str, Any], finished: bool) -> Iterator[Path]:
-    wanted = json.loads(json.dumps(params))
-    for folder in sorted(parent.glob("run_*")):
+    wanted, digest = json.loads(json.dumps(params)), _digest(params)
+    for folder in sorted(parent.glob("run_*"), key=by_number):
         if (folder / "summary.json").exists() is not finished:
+            continue
+        if _stored_digest(folder) not in (None, digest):  # None: a run of an earlier version
             continue
         try:
             found = parse_json((folder / "params.json").read_text("utf-8"))
@@ -110,7 +141,7 @@ def _with_params(parent: Path, params: dict[str, Any], finished: bool) -> Iterat
             yield folder
 
 
-def _new(parent: Path) -> tuple[Path, IO[str], bool]:
+def _new(parent: Path) -> tuple[Path, FileLock, bool]:
     for number in range(100_000):
         folder = parent / f"run_{number:03d}"
         try:
@@ -123,12 +154,17 @@ def _new(parent: Path) -> tuple[Path, IO[str], bool]:
     raise ErrataError(f"{parent} is full of runs", "name another folder: --results DIR")
 
 
-def _lock(folder: Path) -> IO[str] | None:
+def _lock(folder: Path) -> FileLock | None:
     """Lock a folder for this process; None when another one holds it."""
-    file = (folder / LOCK).open("w")
+    return try_lock(folder / LOCK)
+
+
+def _digest(params: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+
+
+def _stored_digest(folder: Path) -> str | None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
+        return (folder / DIGEST).read_text("utf-8").strip()
+    except (OSError, ValueError):
         return None
-    return file
