@@ -5,12 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from errata.cli import survival
+from errata.cli.main import app
 from errata.core.errors import ErrataError
 from errata.experiments.recipe.schema import EvalStage, Recipe, read_recipe, recipe_of
+from errata.experiments.recipe.yaml_text import change_value
 from errata.methods import METHODS
+from errata.patches.edited_model import DTYPES
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 PLAIN = """
@@ -65,7 +71,7 @@ tune: {{}}
     for told in (
         "model.name: Field required",
         "model.nam: is not known here (got 'demo')",
-        "model.dtype: Input should be 'auto', 'float32', 'bfloat16' or 'float16' (got 'int8')",
+        "model.dtype: Input should be 'auto', 'float64', 'float32', 'bfloat16' or 'float16' (got 'int8')",
         "edit.dataset: is no known dataset and no file; see `errata ls datasets` (got 'nowhere')",
         "edit.limit: Input should be greater than or equal to 1 (got 0)",
         "eval.0.generat: is not known here (got True)",
@@ -145,7 +151,7 @@ def test_changes_go_on_top(tmp_path: Path) -> None:
         ("edit.limit", "cannot read the change"),
         ("=4", "cannot read the change"),
         ("edit..limit=4", "cannot read the change"),
-        ("edit.limit.x=4", "which has no parts"),
+        ("edit.limit.x=4", "which has no fields"),
         ("eval.2.limit=4", "is a list of 1, and '2' is none of its places"),
         ("eval.limit=4", "count from 0"),
         ("edit.limit=[", "is not YAML"),
@@ -196,3 +202,29 @@ def test_help_names_everything_that_a_recipe_may_hold() -> None:
             names |= set(getattr(part, "model_fields", {}))
     missing = [name for name in sorted(names) if name not in done.stdout]
     assert not missing
+
+
+@pytest.mark.parametrize("flags", [("--seeds", ","), ("--methods", ","), ("--set", "epochs=[1"),
+                                   ("--set", "lora=3", "--set", "lora.rank=2"), ("--set", "lora=3"),
+                                   ("--set", "memit=3"), ("--set", "a.=3")])  # fmt: skip
+def test_a_matrix_that_cannot_be_read_is_refused_before_the_model_is_loaded(
+    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survival, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(ErrataError):
+        CliRunner().invoke(app, ["survival", "demo", *flags], catch_exceptions=False)
+
+
+def test_small_numbers_in_changes_are_numbers(tmp_path: Path) -> None:
+    raw: dict[str, Any] = {}
+    for change in ("a.b=1e-4", "c=-2.5E3", "d=.5e1", "e=true", "f=one", "g=[1, 2]"):
+        change_value(raw, change)
+    numbers = {"a": {"b": 1e-4}, "c": -2500.0, "d": 5.0}
+    assert raw == {**numbers, "e": True, "f": "one", "g": [1, 2]}
+
+
+def test_recipes_take_every_dtype_that_models_are_loaded_in() -> None:
+    for dtype in DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        raw = {"model": {"name": "demo", "dtype": name}, "eval": {"dataset": "demo"}}
+        assert recipe_of(raw).model.dtype == name

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from errata.cli.main import app
@@ -236,3 +237,21 @@ def test_a_dry_run_tells_the_plan_and_its_cost_and_does_nothing(
     shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
     assert "nothing is edited or saved" in shown
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_recipe_on_the_demo_leaves_the_number_of_threads_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(
+        stages, "finished_run", lambda *_: pytest.fail(f"{torch.get_num_threads()}")
+    )
+    try:
+        torch.set_num_threads(3)
+        around = Surroundings(tmp_path, tmp_path / "cache", no_bar, [].append)
+        demo = recipe_of({"model": "demo", "eval": {"dataset": "demo", "limit": 1}})
+        with pytest.raises(pytest.fail.Exception, match="^1$"):
+            run_recipe(demo, around)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)

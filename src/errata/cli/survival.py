@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from errata.cli import console
 from errata.cli.options import (
@@ -25,6 +24,7 @@ from errata.cli.options import (
 )
 from errata.cli.show_edit import show_plan
 from errata.core.errors import ErrataError
+from errata.experiments.recipe.yaml_text import change_value
 from errata.experiments.survival.settings import Matrix, defaults_for
 from errata.methods import METHODS
 
@@ -217,20 +217,6 @@ def _changes(changes: list[str] | tuple[str, ...]) -> tuple[dict[str, Any], dict
     tune: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for change in changes:
-        path, sign, value = change.partition("=")
-        parts = path.strip().split(".")
-        if not sign or not all(parts):
-            raise ErrataError(f"cannot read the change {change!r}", "write it like --set epochs=2")
-        place = settings if parts[0] in METHODS else tune
-        for part in parts[:-1]:
-            place = place.setdefault(part, {})
-        place[parts[-1]] = _number(value)
+        first = change.partition("=")[0].strip().split(".")[0]
+        change_value(settings if first in METHODS else tune, change, "epochs=2")
     return tune, settings
-
-
-def _number(text: str) -> Any:
-    """Read a value as YAML does, with `1e-4` for a number."""
-    try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
-        return yaml.safe_load(text)

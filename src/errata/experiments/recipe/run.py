@@ -10,8 +10,8 @@ done are not done again, the one that was at work goes on from where it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,8 +81,6 @@ class Outcome:
 
 def load_choice(choice: ModelChoice) -> EditedModel:
     """Load the model that a recipe names."""
-    if choice.name == "demo":
-        torch.set_num_threads(1)  # so small a model only loses time on others
     return load(
         choice.name,
         path=choice.path,
@@ -159,6 +157,23 @@ def run_recipe(recipe: Recipe, around: Surroundings, *, again: bool = False) -> 
     Raises `ErrataError` for datasets, models or settings that are not valid, before the first
     stage begins where that can be known.
     """
+    with _threads_for(recipe.model):
+        return _run_recipe(recipe, around, again)
+
+
+@contextmanager
+def _threads_for(choice: ModelChoice) -> Iterator[None]:
+    """Compute on one thread in the block for the demo, too small to gain from more."""
+    threads = torch.get_num_threads()
+    try:
+        if choice.name == "demo":
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_recipe(recipe: Recipe, around: Surroundings, again: bool) -> Outcome:
     cases = load_all(recipe, around)
     edited = load_choice(recipe.model)
     params = {

@@ -39,7 +39,7 @@ class ModelChoice(Settings):
     """A PEFT LoRA or DoRA folder to merge into the model; blank for none."""
     adapter_kind: Literal["lora", "dora"] | None = None
     """What the adapter has to be."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
     """Load in this dtype; auto: as stored."""
     device: str | None = None
     """cpu, cuda, cuda:1 …; the first GPU when there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -10,6 +11,9 @@ from errata.core.errors import ErrataError
 
 DEEPEST = 50
 """Levels that a recipe may have; it needs five."""
+
+
+_EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+")
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,18 +52,16 @@ def plain_yaml(text: str, name: str) -> Any:
         ) from None
 
 
-def change_value(raw: dict[str, Any], change: str) -> None:
-    """Make one change `a.b=c` to a recipe; `c` is read as YAML.
+def change_value(raw: dict[str, Any], change: str, example: str = "edit.method=rome") -> None:
+    """Apply one change `a.b=c` to nested mappings; `c` is YAML, or a number like `1e-4`.
 
-    Raises `ErrataError` for one that cannot be made.
+    Raises `ErrataError`, with `example` as a hint, for a change that cannot be read or applied.
     """
     path, sign, value = change.partition("=")
     parts = path.strip().split(".")
     if not sign or not all(parts):
-        raise ErrataError(
-            f"cannot read the change {change!r}", "write it like --set edit.method=rome"
-        )
-    new = plain_yaml(value, f"--set {change}")
+        raise ErrataError(f"cannot read the change {change!r}", f"write it like --set {example}")
+    new = _value(value, f"--set {change}")
     place: Any = raw
     for number, part in enumerate(parts):
         if isinstance(place, list):
@@ -75,7 +77,7 @@ def change_value(raw: dict[str, Any], change: str) -> None:
         else:
             raise ErrataError(
                 f"cannot set {path}: {'.'.join(parts[:number])} is {place!r:.40}, "
-                "which has no parts"
+                "which has no fields"
             )
         if number == len(parts) - 1:
             place[key] = new
@@ -83,3 +85,11 @@ def change_value(raw: dict[str, Any], change: str) -> None:
         if number == 0 and isinstance(place.get(key), str) and key == "model":
             place[key] = {"name": place[key]}
         place = place[key] if isinstance(place, list) else place.setdefault(key, {})
+
+
+def _value(text: str, name: str) -> Any:
+    """Read a value as YAML does, and also `1e-4`, which YAML takes for a string, as a number."""
+    found = plain_yaml(text, name)
+    if isinstance(found, str) and _EXPONENT.fullmatch(found):
+        return float(found)
+    return found

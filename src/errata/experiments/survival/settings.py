@@ -28,6 +28,7 @@ FOR_DEMO: dict[str, Any] = {
     "corpus": "demo",
 }
 """What is asked of the embedded model unless other things are named."""
+TUNING_METHODS = ("lora", "dora", "full")
 GUARDS = ("penalty", "project", "reapply")
 _TUNING = re.compile(r"(lora|dora|full)(?:@(edited|others|\d+(?:\.\d+)*))?((?:\+[a-z]+)*)")
 
@@ -111,7 +112,24 @@ class Matrix(Settings):
         named = tuple(method.strip().lower() for method in methods)
         if unknown := [method for method in named if method not in METHODS]:
             raise ValueError(f"knows no {', '.join(unknown)}; there are {', '.join(METHODS)}")
+        if not named:
+            raise ValueError("name at least one method")
         return named
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds:
+            raise ValueError("name at least one seed")
+        return seeds
+
+    @field_validator("tune")
+    @classmethod
+    def _tune(cls, tune: dict[str, Any]) -> dict[str, Any]:
+        for name in TUNING_METHODS:
+            if name in tune and not isinstance(tune[name], dict):
+                raise ValueError(f"{name} is {tune[name]!r:.40}, not settings of {name} by name")
+        return tune
 
     @field_validator("edits")
     @classmethod
@@ -136,7 +154,7 @@ class Matrix(Settings):
         """Build, and check the settings of every tuning as well."""
         matrix = cls.of(values)
         for name in matrix.tunings:
-            matrix.settings_of(Tuning.parse(name), matrix.seeds[0] if matrix.seeds else 0)
+            matrix.settings_of(Tuning.parse(name), matrix.seeds[0])
         return matrix
 
     def settings_of(self, tuning: Tuning, seed: int) -> TuneSettings:
