@@ -68,7 +68,7 @@ def tune(
 
     Checkpoints are written to `work`, which the caller removes once the result is saved; an adapter
     is also written to `adapter`. Raises `ErrataError` for settings that do not fit the model or its
-    patches.
+    patches. If training raises, weights and patches are restored.
     """
     patches, model = tuple(edited.patches), edited.model
     names = check_tuning(edited, settings)
@@ -86,8 +86,11 @@ def tune(
         else None
     )
     projection = Projection.of(model, patches, names) if settings.project else None
-    edited.bake()
-    with _seeded(settings.seed), _tunable(model, names, settings) as wrapped:
+    with (
+        _restored_on_error(model, names),
+        _seeded(settings.seed),
+        _tunable(model, names, settings) as wrapped,
+    ):
         if projection is not None:
             projection()
         trainer = trainer_for(wrapped, edited.tokenizer, coded.rows, aside, settings, work)
@@ -165,6 +168,20 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numbers)  # noqa: NPY002
+
+
+@contextmanager
+def _restored_on_error(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
+    """Write the named parameters back if the block raises; the copies are kept in CPU memory."""
+    parameters = {name: model.get_parameter(name) for name in names}
+    copies = {name: each.detach().to("cpu", copy=True) for name, each in parameters.items()}
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(copies[name])
+        raise
 
 
 @contextmanager
