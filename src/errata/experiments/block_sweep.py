@@ -13,14 +13,16 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from errata.core.files import parse_json, reading_own, write_text
-from errata.core.progress import Progress, no_progress
+from errata.core.files import reading_own, write_text
+from errata.core.progress import Progress, no_progress, shifted
 from errata.data.case import Case
 from errata.experiments.edit_plan import EditPlan
 from errata.experiments.edit_run import Run, run_edits
+from errata.experiments.parts import Parts, json_format
 from errata.experiments.run_folder import run_folder
 from errata.methods import Method
 from errata.metrics.prompts import PROMPT_KINDS
@@ -176,20 +178,17 @@ def sweep_blocks(
     }
     with run_folder(results, LABEL, params, command) as (folder, _):
         sweep = Sweep(folder, some.label)
+        parts = Parts[dict[str, Any]](folder / "blocks", json_format())
+        total = len(methods) * len(cases)
         for number, (block, method) in enumerate(methods.items()):
-            path, start = folder / "blocks" / f"{block}.json", number * len(cases)
-            if not path.exists():
-                _edit_at(
-                    edited,
-                    cases,
-                    method,
-                    moments,
-                    path,
-                    lambda done, _, start=start: progress(start + done, len(methods) * len(cases)),  # type: ignore[misc]
-                )
-            with reading_own(path):
-                _read(sweep, block, parse_json(path.read_text(encoding="utf-8")))
-            progress(start + len(cases), len(methods) * len(cases))
+            at = shifted(progress, number * len(cases), total)
+            room = folder / "blocks" / str(block)
+            edit = partial(_edit_at, edited, cases, method, moments, room, at)
+            found = parts.one(str(block), edit)
+            with reading_own(room.with_suffix(".json")):
+                _read(sweep, block, found)
+            shutil.rmtree(room, ignore_errors=True)
+            at(len(cases), len(cases))
         finish(sweep)
         write_text(folder / "report.md", _report(sweep, len(cases), command))
         write_text(folder / "summary.json", json.dumps(sweep.as_json(), indent=1) + "\n")
@@ -201,11 +200,11 @@ def _edit_at(
     cases: Sequence[Case],
     method: Method,
     moments: Mapping[int, SecondMoment],
-    path: Path,
+    room: Path,
     progress: Progress,
-) -> None:
-    """Edit all cases, each alone, and keep what they did; the patches are not kept."""
-    room, held = path.with_suffix(""), len(edited.patches)
+) -> dict[str, Any]:
+    """Edit each case alone, as a run in `room`; return the scores before and after, as JSON."""
+    held = len(edited.patches)
     try:
         run = run_edits(
             edited, cases, method, moments, EditPlan(batch_size=1), room, progress=progress
@@ -214,8 +213,7 @@ def _edit_at(
         while len(edited.patches) > held:
             edited.undo()
     summary = {half: {n: s.model_dump() for n, s in run.summary[half].items()} for half in _HALVES}
-    write_text(path, json.dumps({**summary, "magnitudes": _magnitudes(run)}) + "\n")
-    shutil.rmtree(room)
+    return {**summary, "magnitudes": _magnitudes(run)}
 
 
 _HALVES = ("before", "after")

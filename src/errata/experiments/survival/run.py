@@ -22,6 +22,7 @@ from errata.core.files import parse_json, reading_own, write_text
 from errata.core.progress import Progress, no_progress
 from errata.data.case import cases_digest
 from errata.data.instructions import Instruction, digest_of
+from errata.experiments.parts import Parts, json_format
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.experiments.survival.figures import write_plots
 from errata.experiments.survival.measure import (
@@ -63,6 +64,11 @@ class Survival:
     command: str | None
     progress: Progress
 
+    @property
+    def parts(self) -> Parts[dict[str, Any]]:
+        """The stored pieces."""
+        return Parts(self.folder, json_format())
+
     def run(self) -> None:
         """Do every piece that is not done yet."""
         names = list(self.names())
@@ -84,18 +90,20 @@ class Survival:
 
     def base(self) -> dict[str, Any]:
         """Ask the unedited model, once."""
-        path = self.folder / "base.json"
-        if not path.exists():
+
+        def ask() -> dict[str, Any]:
             edited = self.fresh()
             save_states(self.folder / "base.safetensors", states=self._states(edited))
-            _write(path, self.questions.ask(edited))
-        return _read(path)
+            return self.questions.ask(edited)
+
+        return self.parts.one("base", ask)
 
     def edits(self, method: str, count: int) -> Patch:
         """Make the edits of a method, once, and ask the edited model."""
         place = self.folder / "edits" / f"{method}-{count}"
-        patch, told = place / "patch.safetensors", place / "edited.json"
-        if not told.exists():
+        patch = place / "patch.safetensors"
+
+        def ask() -> dict[str, Any]:
             self.base()
             edited = self.fresh()
             if not patch.exists():
@@ -103,7 +111,9 @@ class Survival:
                 edited = self.fresh()
             edited.apply(Patch.load(patch))
             save_states(place / "states.safetensors", states=self._states(edited, count))
-            _write(told, self.questions.ask(edited, count))
+            return self.questions.ask(edited, count)
+
+        self.parts.one(f"edits/{method}-{count}/edited", ask)
         return Patch.load(patch)
 
     def _edit(self, edited: EditedModel, method: str, count: int) -> Patch:
@@ -129,20 +139,27 @@ class Survival:
         )
         text = plain.model_dump_json()
         name = f"{plain.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        path = self.folder / "controls" / f"{name}.json"
-        if not path.exists():
+
+        def ask() -> dict[str, Any]:
             edited = self.fresh()
             self._tune(edited, plain, name)
-            _write(path, {"settings": json.loads(text), **self.questions.ask(edited)})
-            self._clear(name)
+            return {"settings": json.loads(text), **self.questions.ask(edited)}
+
+        self.parts.one(f"controls/{name}", ask)
+        self._clear(name)
         return name
 
     def configuration(self, method: str, count: int, tuning: Tuning, seed: int) -> None:
         """Tune the edited model and ask it, and make what it is compared with."""
         name = f"{method}-{count}-{tuning.name}-s{seed}"
-        path = self.folder / "configurations" / f"{name}.json"
-        if path.exists():
-            return
+        self.parts.one(
+            f"configurations/{name}", lambda: self._tuned(name, method, count, tuning, seed)
+        )
+        self._clear(name)
+
+    def _tuned(
+        self, name: str, method: str, count: int, tuning: Tuning, seed: int
+    ) -> dict[str, Any]:
         patch = self.edits(method, count)
         edited = self.fresh()
         edited.apply(patch)
@@ -156,23 +173,19 @@ class Survival:
         ]
         moves = displacement(states[0][:, : states[1].shape[1]], states[1],
                              self._states(edited, count))  # fmt: skip
-        _write(
-            path,
-            {
-                "method": METHODS[method].label,
-                "edits": count,
-                "tuning": tuning.name,
-                "seed": seed,
-                "settings": settings.model_dump(mode="json"),
-                "blocks": list(blocks),
-                "edited": f"edits/{method}-{count}/edited.json",
-                "control": f"controls/{control}.json",
-                "losses": tuned,
-                "displacement": moves,
-                "tuned": self.questions.ask(edited, count),
-            },
-        )
-        self._clear(name)
+        return {
+            "method": METHODS[method].label,
+            "edits": count,
+            "tuning": tuning.name,
+            "seed": seed,
+            "settings": settings.model_dump(mode="json"),
+            "blocks": list(blocks),
+            "edited": f"edits/{method}-{count}/edited.json",
+            "control": f"controls/{control}.json",
+            "losses": tuned,
+            "displacement": moves,
+            "tuned": self.questions.ask(edited, count),
+        }
 
     def _states(self, edited: EditedModel, count: int | None = None) -> Any:
         return states_of(edited, self.questions.cases[:count])
@@ -270,12 +283,3 @@ def finish(folder: Path, command: str | None = None) -> dict[str, Any]:
     summary = as_json(configurations)
     write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return found
-
-
-def _write(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, ensure_ascii=False))
