@@ -11,6 +11,7 @@ from typing import Any
 from errata.assets import WORLD_DIR
 from errata.core.errors import ErrataError
 from errata.core.files import parse_json, reason
+from errata.data.hub import hub_rows
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,11 @@ def _text_of(record: Any) -> str:
 
 
 def _hub_texts(dataset: str, config: str | None = None) -> list[str]:
+    rows = hub_rows(dataset, config, "train")
     try:
-        from datasets import load_dataset
-    except ImportError:
+        return [_text_of(row) for row in rows]
+    except TypeError as error:
         raise ErrataError(
-            "reading Hub datasets needs an extra", "pip install 'errata[tune]'"
-        ) from None
-    try:
-        return list(load_dataset(dataset, config, split="train")["text"])
-    except Exception as error:
-        raise ErrataError(
-            f"cannot load the dataset {dataset}: {error}", "offline, give a text file instead"
+            f"cannot read the corpus hf:{dataset}: {error}",
+            "name a dataset whose records have a `text`",
         ) from None
