@@ -1,10 +1,10 @@
-"""Traces of many facts, kept one file each, and what they say on average.
+"""Causal traces of many facts, one file each, and their averages.
 
     results/trace/run_<NNN>/  params.json summary.json report.md facts/<N>.npz facts/<N>.json
 
-A fact that the model does not know has a .json with the reason in place of its trace. A run that
-was stopped is found again by its params and goes on at the first fact without a file; as each is
-traced alone, it ends like an uninterrupted one to the bit. One that is finished is found, too.
+A fact that the model does not know has a .json with the reason instead of a trace. Each fact is
+traced alone, so a run that resumes at the first missing file ends bit-identical to an
+uninterrupted one. A finished run with the same parameters is read back, not computed again.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from errata.core.errors import ErrataError
 from errata.core.files import parse_json, reading_own, write_text
 from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
+from errata.experiments.parts import Format, Parts
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.metrics.scores import Score
 from errata.patches.edited_model import EditedModel
@@ -37,27 +39,34 @@ FACT = "trace.safetensors"
 """The file of a run of one fact."""
 
 
+class LeftOut(NamedTuple):
+    """A fact that cannot be traced."""
+
+    id: int | str | None
+    reason: str
+
+
 @dataclass
 class TraceRun:
-    """What a run left."""
+    """The traces of a run and the facts it left out."""
 
     folder: Path
     resumed: bool = False
     before: bool = False
-    """Whether an earlier call finished it."""
+    """Whether an earlier call finished the run."""
     traces: list[Trace] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
-    """Which of the cases they are of."""
+    """The index of each trace's case."""
     left_out: list[str] = field(default_factory=list)
-    """Why facts were left out, one text each."""
+    """The reason for each fact left out."""
 
-    def add(self, index: int, found: Trace | str | None) -> None:
-        """Take what was found of a case: its trace, or why it was left out."""
+    def add(self, index: int, found: Trace | LeftOut | None) -> None:
+        """Add the outcome of a case: its trace, or why it was left out."""
         if isinstance(found, Trace):
             self.traces.append(found)
             self.indices.append(index)
         elif found is not None:
-            self.left_out.append(found)
+            self.left_out.append(found.reason)
 
     @property
     def averages(self) -> Averages:
@@ -78,7 +87,7 @@ def noise_level(
     subjects: Sequence[str],
     cache: Path | None = None,
 ) -> tuple[float, str]:
-    """Return what noise is multiplied by, and where that comes from, in words."""
+    """Return the noise level (a standard deviation), and a description of its origin."""
     if settings.deviations is None:
         return float(settings.level), f"noise: {settings.noise}, {float(settings.level):.3g}"
     deviation = kept_deviation(edited.model, edited.tokenizer, subjects, cache)
@@ -91,7 +100,7 @@ def noise_level(
 
 
 def answer_of(case: Case) -> str:
-    """Return what a case's model is believed to say: what is true before any edit."""
+    """Return the answer that the unedited model should give to a case."""
     return case.target_true or case.request.target
 
 
@@ -106,9 +115,9 @@ def trace_cases(
     again: bool = False,
     progress: Progress = no_progress,
 ) -> TraceRun:
-    """Trace every case that the model knows; go on where the same run was stopped.
+    """Trace every case that the model knows, resuming an unfinished run with the same parameters.
 
-    A run that is finished is given back as it is; with `again` it is done once more.
+    A finished run is read back, or repeated with `again`.
     """
     params = {
         "model": edited.base.model_dump(),
@@ -119,66 +128,68 @@ def trace_cases(
         "facts": [[case.id, case.request.marked, answer_of(case)] for case in cases],
     }
     done = None if again else finished_run(results, LABEL, params)
-    kept = [_kept(_place(done, index)) for index in range(len(cases))] if done else []
-    if done is not None and None not in kept:
+    named = {f"{index:05d}": case for index, case in enumerate(cases)}
+    stored = [Parts(done / "facts", FACTS).stored(name) for name in named] if done else []
+    if done is not None and None not in stored:
         run = TraceRun(done, before=True)
-        for index, found in enumerate(kept):
+        for index, found in enumerate(stored):
             run.add(index, found)
         return run
     with run_folder(results, LABEL, params, command) as (folder, resumed):
-        run = TraceRun(folder, resumed)
-        for index, case in enumerate(cases):
-            path = _place(folder, index)
-            run.add(index, _kept(path) or _traced(edited, case, settings, level, path))
-            progress(index + 1, len(cases))
+        run, facts = TraceRun(folder, resumed), Parts(folder / "facts", FACTS)
+        trace = partial(_traced, edited, settings, level)
+        for index, one in enumerate(facts.each(named, trace, progress)):
+            run.add(index, one)
         _write_results(run, command)
     return run
 
 
-def _place(folder: Path, index: int) -> Path:
-    """Return where a fact's trace is kept, without the ending."""
-    return folder / "facts" / f"{index:05d}"
-
-
-def _kept(path: Path) -> Trace | str | None:
-    """Return the trace that is kept, or why there is none; None for a fact not reached yet."""
+def _read_fact(path: Path) -> Trace | LeftOut | None:
+    """Return a fact's stored trace, or why it was left out; None for a fact not reached yet."""
     kept, aside = path.with_suffix(".npz"), path.with_suffix(".json")
     if kept.exists():
         return Trace.load(kept)
     if aside.exists():
         with reading_own(aside):
-            return str(parse_json(aside.read_text(encoding="utf-8"))["left_out"])
+            found = parse_json(aside.read_text(encoding="utf-8"))
+            return LeftOut(found.get("id"), str(found["left_out"]))
     return None
 
 
+def _write_fact(path: Path, found: Trace | LeftOut) -> None:
+    if isinstance(found, Trace):
+        found.save(path.with_suffix(".npz"))
+    else:
+        write_text(
+            path.with_suffix(".json"), json.dumps({"id": found.id, "left_out": found.reason}) + "\n"
+        )
+
+
+FACTS = Format[Trace | LeftOut](_read_fact, _write_fact)
+"""How a fact is stored: its trace as .npz, or why it was left out as .json."""
+
+
 def _traced(
-    edited: EditedModel, case: Case, settings: TraceSettings, level: float, path: Path
-) -> Trace | str:
-    """Trace a case and keep that, or why it cannot be traced."""
-    reason, request = None, case.request
+    edited: EditedModel, settings: TraceSettings, level: float, case: Case
+) -> Trace | LeftOut:
+    """Trace a case; return the trace, or why the case is left out."""
+    request = case.request
     try:
         answer = request.separator + answer_of(case)
         question = ask_model(edited.model, edited.tokenizer, request.text, request.span, answer)
         if not question.known:
             said = edited.tokenizer.decode(question.spoken).strip()
             reason = f"the model says {said!r}, not {answer.strip()!r}"
+            return LeftOut(case.id, f"{request.text!r}: {reason}")
     except ErrataError as error:
-        reason = error.message
-    if reason is not None:
-        reason = f"{request.text!r}: {reason}"
-        write_text(
-            path.with_suffix(".json"), json.dumps({"id": case.id, "left_out": reason}) + "\n"
-        )
-        return reason
-    trace = trace_question(edited.model, edited.tokenizer, question, settings, level)
-    trace.save(path.with_suffix(".npz"))
-    return trace
+        return LeftOut(case.id, f"{request.text!r}: {error.message}")
+    return trace_question(edited.model, edited.tokenizer, question, settings, level)
 
 
 def fact_params(
     edited: EditedModel, question: Question, settings: TraceSettings, level: float
 ) -> dict[str, Any]:
-    """Return what one fact's run is found again by."""
+    """Return the parameters that identify one fact's run."""
     return {
         "model": edited.base.model_dump(),
         "dtype": str(edited.model.dtype),
@@ -202,7 +213,7 @@ def finished_trace(results: Path, params: dict[str, Any]) -> tuple[Trace, Path] 
 def keep_trace(
     trace: Trace, results: Path, params: dict[str, Any], command: str | None = None
 ) -> Path:
-    """Keep one fact's trace as a run of its own, and return its folder."""
+    """Store one fact's trace as a run of its own, and return its folder."""
     with run_folder(results, LABEL, params, command) as (folder, _):
         trace.save(folder / FACT)
         text = json.dumps(trace.as_json(), indent=1, ensure_ascii=False)
@@ -213,7 +224,7 @@ def keep_trace(
 
 
 def keep_picture(trace: Trace, folder: Path, formats: Sequence[str]) -> str:
-    """Keep those pictures of a trace that are not there; return the characters no font has."""
+    """Draw the missing pictures of a trace; return the characters that no font has."""
     paths = [path for form in formats if not (path := folder / f"trace.{form}").exists()]
     figure, lacking = draw_trace(trace) if paths else (None, "")
     for path in paths:
@@ -223,7 +234,7 @@ def keep_picture(trace: Trace, folder: Path, formats: Sequence[str]) -> str:
 
 
 def keep_averages(run: TraceRun, formats: Sequence[str]) -> None:
-    """Keep those pictures of a run's averages that are not there: heat maps and lines."""
+    """Draw the missing pictures of a run's averages: heat maps and lines."""
     for name, draw in (("heat", draw_averages), ("lines", draw_lines)):
         paths = [path for form in formats if not (path := run.folder / f"{name}.{form}").exists()]
         figure = draw(run.averages, run.traces[0].window) if paths else None
@@ -233,7 +244,7 @@ def keep_averages(run: TraceRun, formats: Sequence[str]) -> None:
 
 
 def summary_of(run: TraceRun) -> dict[str, Any]:
-    """Return averages, what was left out and why, and a note where they say nothing."""
+    """Return averages, facts left out with reasons, and a note where nothing can be located."""
     found = run.averages.as_json() if run.traces else {"facts": 0}
     note = nothing_lost(run.traces) if run.traces else None
     return {
