@@ -71,7 +71,8 @@ tune: {{}}
     for told in (
         "model.name: Field required",
         "model.nam: is not known here (got 'demo')",
-        "model.dtype: Input should be 'auto', 'float64', 'float32', 'bfloat16' or 'float16' (got 'int8')",
+        "model.dtype: Input should be 'auto', 'float64', 'float32', 'bfloat16' or 'float16' "
+        "(got 'int8')",
         "edit.dataset: is no known dataset and no file; see `errata ls datasets` (got 'nowhere')",
         "edit.limit: Input should be greater than or equal to 1 (got 0)",
         "eval.0.generat: is not known here (got True)",

@@ -250,7 +250,7 @@ def test_a_recipe_on_the_demo_leaves_the_number_of_threads_as_it_was(
         torch.set_num_threads(3)
         around = Surroundings(tmp_path, tmp_path / "cache", no_bar, [].append)
         demo = recipe_of({"model": "demo", "eval": {"dataset": "demo", "limit": 1}})
-        with pytest.raises(pytest.fail.Exception, match="^1$"):
+        with pytest.raises(pytest.fail.Exception, match=r"^1$"):
             run_recipe(demo, around)
         assert torch.get_num_threads() == 3
     finally:
