@@ -159,3 +159,20 @@ def test_a_batch_that_is_no_multiple_is_told_with_both_sizes() -> None:
 
 def test_a_legend_counts_as_one_should() -> None:
     assert [mean_label(steps) for steps in (1, 2)] == ["mean of 1 step", "mean of 2 steps"]
+
+
+def test_another_model_given_as_adapter_is_refused(tmp_path: Path) -> None:
+    """It was loaded in the place of the model that was named, under that one's name."""
+    name = str(tmp_path / "model")
+    pico_on_disk(tmp_path / "model")
+    pico_on_disk(tmp_path / "other")
+    edited, run = tuned_run(tmp_path, method="full")
+    export_merged(edited, tmp_path / "merged")
+    for folder in ("other", "merged"):
+        with pytest.raises(ErrataError, match="is a model, not an adapter") as caught:
+            load(name, adapter=tmp_path / folder)
+        assert "give it as MODEL" in caught.value.hints[-1]
+    assert load(name, adapter=run)
+    (run / "checkpoint" / "errata.json").unlink()
+    with pytest.raises(ErrataError, match="is a model, not an adapter"):
+        load(name, adapter=run)

@@ -82,6 +82,7 @@ def _below(
     model: str, adapter: str, dtype: str, device: str | None, allow_base: bool
 ) -> EditedModel | None:
     """Load the model that an adapter was tuned on; None where nothing tells that it was edited."""
+    from errata.models.identity import same_weights
     from errata.patches.adapter import find_tuned
 
     tuned = find_tuned(adapter)
@@ -90,7 +91,8 @@ def _below(
         return None
     edited = load_model(model, None, dtype, device, allow_base)
     made_for = below[0].provenance.base
-    if tuned.checkpoint is not None and not allow_base and made_for.weights != edited.base.weights:
+    same = allow_base or same_weights(made_for.weights, edited.base.weights)
+    if tuned.checkpoint is not None and not same:
         console.warning(
             f"{adapter} was tuned on an edited {made_for.name}, and {model} is another model: it "
             "speaks alone"

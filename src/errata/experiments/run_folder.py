@@ -124,6 +124,8 @@ def unfinished_runs(folder: Path) -> dict[Path, str]:
 
 
 def _with_params(parent: Path, params: dict[str, Any], finished: bool) -> Iterator[Path]:
+    from errata.models.identity import same_record
+
     wanted, digest = json.loads(json.dumps(params)), _digest(params)
     for folder in sorted(parent.glob("run_*"), key=by_number):
         if (folder / "summary.json").exists() is not finished:
@@ -137,7 +139,7 @@ def _with_params(parent: Path, params: dict[str, Any], finished: bool) -> Iterat
         if not isinstance(found, dict):
             continue
         found.pop("command", None)
-        if found == wanted:
+        if same_record(found, wanted):
             yield folder
 
 

@@ -1,22 +1,30 @@
-"""Who a model is: hashes of weights and tokenizers that survive loading in another dtype.
+"""Identity of models and tokenizers: hashes that do not depend on the dtype of loading.
 
-A weight is hashed as its values rounded to bfloat16, so a checkpoint has one identity
-whether it is loaded in float32 or bfloat16. The hash covers the set of weights, not
-their names or order, so tied heads and renamed modules do not matter. (float16 rounds
-otherwise: a float32 checkpoint loaded in float16 counts as another model.)
+A weight is hashed as its shape and its values rounded to bfloat16, so a checkpoint has one
+identity in float32 and bfloat16. (float16 rounds differently: a float32 checkpoint loaded in
+float16 counts as another model.)
+
+    model_hash = <hash of the set of tensors>-<hash of which name has which tensor>
+
+Up to version 3ea01b0 only the first part was recorded; `same_weights` accepts such a record.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
+
+CONTAINERS = frozenset(
+    ("base_model", "base_layer", "gpt_neox", "language_model", "model", "module", "transformer")
+) | {"_orig_mod"}
+"""Name components that only wrap others: those of PEFT, DDP, torch.compile and Transformers."""
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -32,14 +40,60 @@ def tensor_hash(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def weights_hash(weights: Iterable[Tensor]) -> str:
-    """Return a hash of a set of weights, whatever their order; equal weights count once."""
-    return hashlib.sha256("".join(sorted({tensor_hash(w) for w in weights})).encode()).hexdigest()
-
-
 def model_hash(model: PreTrainedModel) -> str:
-    """Return the hash over all parameters of a model."""
-    return weights_hash(model.parameters())
+    """Return the hash over all parameters of a model and their names.
+
+    Names are compared without `CONTAINERS`, which differ between versions and wrappers. An
+    output embedding equal to the input embedding counts once, whether the two are tied or not.
+    """
+    hashes = {name: tensor_hash(weight) for name, weight in model.named_parameters()}
+    content = hashlib.sha256("".join(sorted(set(hashes.values()))).encode()).hexdigest()
+    if head := _copied_head(model, hashes):
+        del hashes[head]
+    named = sorted(f"{_bare(name)} {digest}" for name, digest in hashes.items())
+    return f"{content}-{hashlib.sha256(chr(10).join(named).encode()).hexdigest()[:32]}"
+
+
+def _copied_head(model: PreTrainedModel, hashes: dict[str, str]) -> str | None:
+    """Return the name of an untied output embedding with the values of the input embedding."""
+    names = {weight: name for name, weight in model.named_parameters()}
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    embedding, head = (names.get(getattr(module, "weight", None)) for module in modules)
+    if embedding is None or head is None or embedding == head:
+        return None
+    return head if hashes[head] == hashes[embedding] else None
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in CONTAINERS)
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Return whether two model hashes agree; one in the old form is compared by its content."""
+    (content, _, names), (content_2, _, names_2) = one.partition("-"), other.partition("-")
+    return content == content_2 and (not names or not names_2 or names == names_2)
+
+
+def old_form(weights: str) -> str:
+    """Return a model hash as it was recorded up to version 3ea01b0."""
+    return weights.partition("-")[0]
+
+
+def same_record(found: Any, wanted: Any) -> bool:
+    """Return whether two JSON values are equal, except for model hashes in the old form.
+
+    A model hash is the value of the key `weights`; see `same_weights`.
+    """
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return found.keys() == wanted.keys() and all(
+            same_weights(value, wanted[name])
+            if name == "weights" and isinstance(value, str) and isinstance(wanted[name], str)
+            else same_record(value, wanted[name])
+            for name, value in found.items()
+        )
+    if isinstance(found, list) and isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(same_record, found, wanted))
+    return bool(found == wanted)
 
 
 def check_finite(model: PreTrainedModel) -> None:

@@ -14,7 +14,6 @@ checkpoint that was tuned both are part of the weights; its record tells what wa
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -25,8 +24,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from errata.core.errors import ErrataError
+from errata.core.files import parse_json
 from errata.models.families import weight_of
-from errata.models.identity import model_hash
+from errata.models.identity import model_hash, same_weights
 from errata.patches.patch import Patch, add, write
 
 ADAPTER_KINDS = ("lora", "dora")
@@ -55,13 +55,20 @@ class TunedFolder(NamedTuple):
 def find_tuned(source: str) -> TunedFolder:
     """Find what was tuned: in a run of `errata tune`, an adapter's folder, or a checkpoint's.
 
-    Anything else is handed on as the name of an adapter.
+    A checkpoint is one of `errata tune` by the record beside it. Raises `ErrataError` for a folder
+    with any other model; whatever else is no folder of ours is handed on as an adapter's name.
     """
     for folder in (Path(source), Path(source) / "adapter"):
         if is_adapter(folder):
             return TunedFolder(str(folder), None, *_recorded(folder))
     for folder in (Path(source), Path(source) / "checkpoint"):
         if (folder / "config.json").is_file():
+            if not (folder / RECORD).is_file():
+                raise ErrataError(
+                    f"{folder} is a model, not an adapter",
+                    "an adapter is a PEFT folder, or a run or checkpoint of `errata tune`",
+                    f"to use this model, give it as MODEL: {folder} (in Python: errata.load(…))",
+                )
             return TunedFolder(None, str(folder), *_recorded(folder))
     return TunedFolder(source, None)
 
@@ -71,16 +78,15 @@ def _recorded(folder: Path) -> tuple[tuple[Patch, ...], tuple[Patch, ...]]:
     if not (folder / RECORD).is_file():
         return (), ()
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
+        record = parse_json((folder / RECORD).read_text("utf-8"))
         below, above = (list(record[name]) for name in ("below", "above"))
+        files = [[folder / str(name) for name in names] for names in (below, above)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ErrataError(
             f"cannot read {folder / RECORD}: {error!r}", "copy its whole folder again"
         ) from None
-    return (
-        tuple(Patch.load(folder / name) for name in below),
-        tuple(Patch.load(folder / name) for name in above),
-    )
+    lower, upper = (tuple(Patch.load(path) for path in paths) for paths in files)
+    return lower, upper
 
 
 def merge_tuned(
@@ -93,7 +99,8 @@ def merge_tuned(
     """
     assert tuned.adapter is not None
     made_for = {patch.provenance.base.weights for patch in tuned.below}
-    if made_for and not allow_base and made_for != {model_hash(model)}:
+    weights = model_hash(model) if made_for and not allow_base else ""
+    if weights and not all(same_weights(each, weights) for each in made_for):
         raise ErrataError(
             f"the adapter {tuned.adapter!r} was tuned on an edited "
             f"{tuned.below[0].provenance.base.name}, and this is another model",

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errata.core.errors import ErrataError
 from errata.models.families import family_of, positions_of, weight_of
 from errata.models.hooks import frozen
-from errata.models.identity import check_finite, model_hash
+from errata.models.identity import check_finite, model_hash, same_weights
 from errata.models.loading import pretrained, to_device
 from errata.models.tokens import encode
 from errata.patches.adapter import check_kind, find_tuned, is_adapter, merge_tuned, read_adapter
@@ -67,7 +67,7 @@ class EditedModel:
         Raises `ErrataError` when the patch was made for another base, unless `allow_base`.
         """
         expected = patch.provenance.base
-        if not allow_base and expected.weights != self.base.weights:
+        if not allow_base and not same_weights(expected.weights, self.base.weights):
             raise ErrataError(
                 f"this patch was made for {expected.name} ({expected.weights[:12]}), "
                 f"not for {self.name} ({self.base.weights[:12]})",
