@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,9 @@ from errata.models.families import family_of
 from errata.patches.edited_model import EditedModel
 from errata.statistics.cost import pass_cost_of
 from errata.statistics.measure import token_rows
-from errata.statistics.store import Store, text_of
+from errata.statistics.second_moment import SecondMoment
+from errata.statistics.store import Store
+from errata.statistics.text import text_of
 from laws.bench import bits, closeness, edited_model, quick, random_patch
 from tiny import SENTENCES, tiny_tokenizer
 
@@ -368,3 +373,111 @@ def test_the_disk_that_is_needed_is_what_was_said(tokens: int | None, store: Sto
     assert ahead.cost.disk <= kept <= ahead.cost.disk + headers
     assert store.forecast(edited, CORPUS, (1, 2), tokens=tokens) is None
     assert ahead.tokens == store.get(edited, CORPUS, (1,), tokens=tokens)[1].count
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_killed_measurement_that_is_resumed_with_other_blocks_leaves_nothing(
+    store: Store,
+) -> None:
+    for _ in range(2):
+        with pytest.raises(Killed):
+            store.get(edited_model("gpt2"), CORPUS, (1, 2), progress=killed_at(100))
+    store.get(edited_model("gpt2"), CORPUS, (0,))
+    assert list(store.folder.glob("*/.*.partial")), "it can still be resumed"
+    store.get(edited_model("gpt2"), CORPUS, (1, 2, 3))
+    assert {path.suffix for path in store.folder.glob("*/*")} == {".safetensors"}
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_an_abandoned_checkpoint_of_another_measurement_is_removed(store: Store) -> None:
+    with pytest.raises(Killed):
+        store.get(edited_model("gpt2"), CORPUS, (1,), progress=killed_at(100))
+    (left,) = store.folder.glob("*/.*.partial")
+    store.get(edited_model("gpt2"), OTHER, (1,))
+    assert left.exists()
+    long_ago = left.stat().st_mtime - 15 * 86400
+    os.utime(left, (long_ago, long_ago))
+    store.get(edited_model("gpt2"), OTHER, (2,))
+    assert not left.exists()
+
+
+def test_moments_stored_under_the_old_form_of_the_hash_are_found(
+    store: Store, measured: list[tuple[int, ...]]
+) -> None:
+    edited = edited_model("gpt2")
+    moment = store.get(edited, CORPUS, (1,))[1]
+    assert moment.identity is not None
+    (path,) = store.folder.glob("*/*.safetensors")
+    old = moment.identity.old
+    replace(moment, identity=old).save(path.with_name(f"{old.weight}-{old.digest}.safetensors"))
+    path.unlink()
+    assert torch.equal(store.get(edited, CORPUS, (1,))[1].matrix, moment.matrix)
+    assert store.best(edited, (1,)) is not None
+    assert len(measured) == 1
+    other = edited_model("gpt2")
+    nudged(other)
+    assert store.best(other, (1,)) is None and store.missing(other, CORPUS, (1,)) == [1]
+
+
+def test_headers_are_listed_without_reading_a_matrix_or_hashing_a_model(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = store.get(edited_model("gpt2"), CORPUS, (1,))[1]
+    monkeypatch.setattr(SecondMoment, "load", None)
+    (path,) = store.folder.glob("*/*.safetensors")
+    assert store.headers() == [(path, moment.identity, moment.count, path.stat().st_size)]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert store.headers() == []
+
+
+def test_only_the_best_moments_are_loaded_and_each_text_is_hashed_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited, corpus = edited_model("gpt2"), Corpus("counted", Counted(SENTENCES))
+    blocks = (0, 1, 2, 3)
+    for tokens in (50, 60, 70):
+        store.get(edited, corpus, blocks, tokens=tokens)
+    texts = corpus.texts
+    assert isinstance(texts, Counted)
+    assert texts.passes == 1 + 3, "one for the digest, one for each measurement"
+    loaded, hashed = [], []
+    load, tokenizer_hash = SecondMoment.load, errata.statistics.store.tokenizer_hash
+    monkeypatch.setattr(SecondMoment, "load", lambda *a: loaded.append(a) or load(*a))
+    monkeypatch.setattr(
+        errata.statistics.store, "tokenizer_hash", lambda t: hashed.append(t) or tokenizer_hash(t)
+    )
+    moments_for(edited, quick("memit", blocks=blocks), store)
+    assert len(loaded) == len(blocks)
+    assert len(hashed) == 2, "whether there are any, and which"
+    hashed.clear()
+    assert store.missing(edited, corpus, blocks, tokens=50) == []
+    assert len(hashed) == 1 and texts.passes == 4
+
+
+class Counted:
+    """Texts that count how often they are read."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts, self.passes = texts, 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.passes += 1
+        return iter(self.texts)
+
+
+def test_a_hub_corpus_is_read_one_text_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    class Column:
+        def __iter__(self) -> Iterator[str]:
+            for text in ("", *SENTENCES, " "):
+                read.append(text)
+                yield text
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"text": Column()})
+    corpus = read_corpus("hf:someone/something")
+    assert len(read) == 2, "up to the first text"
+    assert corpus.digest == CORPUS.digest
+    read.clear()
+    text_of(edited_model("gpt2"), corpus, 10, 64)
+    assert len(read) == len(SENTENCES) + 2, "the held-out text needs the rest"

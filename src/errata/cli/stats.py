@@ -166,6 +166,7 @@ def show_moments(
             "block": block,
             "tokens": moment.count,
             "dimensions": width,
+            "rank": moment.rank,
             "tokens_per_dimension": round(moment.count / width, 1),
         }
         if moment.convergence is not None:

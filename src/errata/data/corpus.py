@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,35 @@ from errata.data.hub import hub_rows
 
 
 @dataclass(frozen=True)
+class NonBlank:
+    """The non-blank texts of a dataset's rows, read one at a time while it is iterated over."""
+
+    name: str
+    rows: Iterable[Any]
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for row in self.rows:
+                if (text := _text_of(row)).strip():
+                    yield text
+        except TypeError as error:
+            raise ErrataError(
+                f"cannot read the corpus {self.name}: {error}",
+                "name a dataset whose records have a `text`",
+            ) from None
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Text to measure statistics on."""
 
     name: str
-    texts: Sequence[str]
+    texts: Iterable[str]
+    """Can be iterated over more than once."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Hash of the text."""
+        """Hash of the text, computed once."""
         digest = hashlib.sha256()
         for text in self.texts:
             digest.update(text.encode() + b"\0")
@@ -35,14 +56,13 @@ def read_corpus(name: str) -> Corpus:
 
     Raises `ErrataError` for one that cannot be read or holds no text.
     """
-    if name == "demo":
-        texts = _file_texts(WORLD_DIR / "text.jsonl")
-    elif name.startswith("hf:"):
+    texts: Iterable[str]
+    if name.startswith("hf:"):
         texts = _hub_texts(*name.removeprefix("hf:").split(":")[:2])
     else:
-        texts = _file_texts(Path(name))
-    texts = [text for text in texts if text.strip()]
-    if not texts:
+        path = WORLD_DIR / "text.jsonl" if name == "demo" else Path(name)
+        texts = [text for text in _file_texts(path) if text.strip()]
+    if next(iter(texts), None) is None:
         raise ErrataError(
             f"the corpus {name} holds no text", "give a .txt file with a text per line, or a .jsonl"
         )
@@ -70,12 +90,5 @@ def _text_of(record: Any) -> str:
     return text
 
 
-def _hub_texts(dataset: str, config: str | None = None) -> list[str]:
-    rows = hub_rows(dataset, config, "train")
-    try:
-        return [_text_of(row) for row in rows]
-    except TypeError as error:
-        raise ErrataError(
-            f"cannot read the corpus hf:{dataset}: {error}",
-            "name a dataset whose records have a `text`",
-        ) from None
+def _hub_texts(dataset: str, config: str | None = None) -> NonBlank:
+    return NonBlank(f"hf:{dataset}", hub_rows(dataset, config, "train"))

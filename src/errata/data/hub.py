@@ -33,7 +33,10 @@ def mirrored(dataset: str, config: str | None, mirror: Path) -> tuple[str, str |
 def hub_rows(
     dataset: str, config: str | None, split: str, mirror: Path | None = None
 ) -> Sequence[dict[str, Any]]:
-    """Return the rows of a split; raises `ErrataError` when they cannot be had."""
+    """Return the rows of a split, read from disk one at a time when they are iterated over.
+
+    Raises `ErrataError` when the dataset cannot be loaded.
+    """
     try:
         from datasets import load_dataset
     except ImportError:
@@ -42,7 +45,8 @@ def hub_rows(
         ) from None
     path, name = (dataset, config) if mirror is None else mirrored(dataset, config, mirror)
     try:
-        return list(load_dataset(path, name, split=split))
+        rows: Sequence[dict[str, Any]] = load_dataset(path, name, split=split)
+        return rows
     except Exception as error:  # `datasets` raises a dozen kinds for one that cannot be had
         raise ErrataError(
             f"cannot load the dataset {dataset}: {str(error).splitlines()[0]}",

@@ -69,6 +69,7 @@ class AlphaEdit(ClosedForm):
     def check(self, moment: SecondMoment) -> None:
         """Raise `ErrataError` for a second moment without a usable null space."""
         self.null_space(moment)
+        moment.check_invertible()  # directions that no key spans are unseen, not unused
 
     def notes(self, moment: SecondMoment) -> tuple[str, ...]:
         """Return the dimension of the null space and the eigenvalue gap at its threshold."""

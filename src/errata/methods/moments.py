@@ -12,7 +12,8 @@ from errata.methods.base import Method
 from errata.models.families import family_of, width_of
 from errata.patches.edited_model import EditedModel
 from errata.statistics.second_moment import TOKENS_PER_DIMENSION, SecondMoment
-from errata.statistics.store import Store, measured
+from errata.statistics.store import Store
+from errata.statistics.text import measured
 
 QUICK_TOKENS_PER_DIMENSION = 5
 """Tokens per key dimension of a quick estimate (arXiv 2506.04226 uses 2 to 10)."""
@@ -50,7 +51,7 @@ def moments_wanted(
         quick = edited.name != "demo" and tokens is None
         limit = quick_tokens(edited, blocks) if quick else tokens
         return Wanted(blocks, corpus or "demo", limit, quick)
-    if store is not None and store.best(edited, blocks) is not None:
+    if store is not None and store.find(edited, blocks) is not None:
         return Wanted(blocks, None, None, False)
     listed = ",".join(str(block) for block in blocks)
     hints = [
@@ -105,9 +106,9 @@ def shortages(moments: Mapping[int, SecondMoment]) -> list[str]:
         least = TOKENS_PER_DIMENSION * width
         if is_singular(moment):
             found.append(
-                f"the second moment of {moment.count} tokens is singular: it has {width} "
-                f"dimensions; ROME and MEMIT need more than {width} tokens, AlphaEdit at least "
-                f"{least}"
+                f"the second moment of {moment.count} tokens is singular: its rank is "
+                f"{moment.rank} of {width}; ROME and MEMIT need varied text of "
+                f"more than {width} tokens, AlphaEdit of at least {least}"
             )
         elif moment.count < least:
             found.append(
@@ -117,12 +118,8 @@ def shortages(moments: Mapping[int, SecondMoment]) -> list[str]:
 
 
 def is_singular(moment: SecondMoment) -> bool:
-    """Return whether the moment of too few tokens is singular."""
-    try:
-        moment.check_invertible()
-    except ErrataError:
-        return True
-    return False
+    """Return whether the moment cannot be inverted."""
+    return moment.rank < moment.matrix.shape[0]
 
 
 def convergence_lines(moments: Mapping[int, SecondMoment]) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from torch import Tensor
 from errata.core.errors import ErrataError
 from errata.core.files import parse_json, reason, write_safetensors
 from errata.core.settings import Settings
+from errata.models.identity import old_form, same_record
 from errata.statistics.convergence import Convergence
 from errata.statistics.null_space import NullSpace
 
@@ -29,6 +30,12 @@ T = TypeVar("T")
 
 TOKENS_PER_DIMENSION = 2
 """With fewer tokens per dimension, directions look unused that merely were not seen."""
+
+
+UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, OverflowError)
+"""What reading a damaged file raises."""
+ROUNDING = 8
+"""Eigenvalues within so many units of float32 rounding count as zero."""
 
 
 class SecondMomentIdentity(Settings):
@@ -48,6 +55,15 @@ class SecondMomentIdentity(Settings):
     """Full name of the weight whose inputs were measured."""
     dtype: str
     """The dtype the model ran in."""
+
+    def matches(self, other: SecondMomentIdentity | None) -> bool:
+        """Return whether both are one measurement; model hashes in the old form count as equal."""
+        return other is not None and same_record(self.model_dump(), other.model_dump())
+
+    @property
+    def old(self) -> SecondMomentIdentity:
+        """The same with the model's hash in the old form (see `models.identity`)."""
+        return self.with_values(weights=old_form(self.weights))
 
     @property
     def digest(self) -> str:
@@ -90,21 +106,41 @@ class SecondMoment:
             raise self.singular()
         return solved
 
+    @cached_property
+    def rank(self) -> int:
+        """Numerical rank of C: directions that the keys span, of d_in.
+
+        Counted on C scaled to a unit diagonal, S = D^-1/2 C D^-1/2, against the rounding of float32
+        sums. Where inverse iteration finds the smallest eigenvalue well above that, C has full
+        rank and the others are not computed.
+        """
+        matrix = self.matrix.double()
+        diagonal = matrix.diagonal().clamp(min=0)
+        scale = torch.where(diagonal > 0, diagonal.rsqrt(), torch.zeros_like(diagonal))
+        scaled = scale[:, None] * matrix * scale
+        spread = max(1.0, float(scaled.norm()) / len(scaled) ** 0.5)
+        floor = ROUNDING * torch.finfo(torch.float32).eps * spread
+        if self.factor is not None:
+            lower = scale[:, None] * self.factor  # Cholesky factor of S
+            column = torch.linspace(1, 2, len(lower)).to(lower)[:, None]
+            for _ in range(4):  # inverse iteration towards the smallest eigenvalue
+                column = torch.cholesky_solve(column / column.norm(), lower)
+            if 1 / float(column.norm()) > 4 * floor:
+                return len(matrix)
+        return int((torch.linalg.eigvalsh(scaled) > floor).sum())
+
     def check_invertible(self) -> None:
-        """Raise `ErrataError` when so few tokens were read that C cannot be inverted."""
-        width = self.matrix.shape[0]
-        if self.count >= width:
-            return
-        pivots = None if self.factor is None else self.factor.diagonal() ** 2
-        if pivots is None or pivots.min() < 1e-6 * pivots.max():
+        """Raise `ErrataError` unless the keys span every direction, so that C can be inverted."""
+        if self.rank < self.matrix.shape[0]:
             raise self.singular()
 
     def singular(self) -> ErrataError:
         """Return the error of a moment that cannot be inverted."""
         return ErrataError(
             f"the second moment of {self.count} tokens is singular: "
-            f"it has {self.matrix.shape[0]} dimensions and cannot be inverted",
-            "measure it on several times as many tokens as dimensions (`errata stats`)",
+            f"its rank is {self.rank} of {self.matrix.shape[0]}, so it cannot be inverted",
+            "measure it on varied text with several times as many tokens as dimensions "
+            "(`errata stats`)",
         )
 
     @cached_property
@@ -159,38 +195,56 @@ class SecondMoment:
         """Read one back; raises `ErrataError` when it is damaged or measured on something else."""
         try:
             with safe_open(path, framework="pt") as file:
-                header, matrix = (
-                    parse_json((file.metadata() or {}).get("errata", "")),
-                    file.get_tensor("second_moment"),
-                )
-            found = header["identity"] and SecondMomentIdentity.model_validate(header["identity"])
-            settled = header.get("convergence")
-            settled = settled and Convergence.model_validate(settled)
-            count = int(header["count"])
+                header, matrix = _header_of(file), file.get_tensor("second_moment")
             square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
             if not square or matrix.dtype != torch.float32 or not matrix.isfinite().all():
                 raise ValueError("its matrix is not square, float32 and finite")
-            if count < 1:
-                raise ValueError(f"it was measured on {count} tokens")
-        except (
-            OSError,
-            SafetensorError,
-            LookupError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ) as error:
-            raise ErrataError(
-                f"{path} is not a second moment: {reason(error)}",
-                "delete it and run `errata stats`",
-            ) from None
-        if expected is not None and found != expected:
+        except UNREADABLE as error:
+            raise _no_moment(path, error) from None
+        if expected is not None and not expected.matches(header.identity):
             raise ErrataError(
                 f"the second moment in {path} was measured on something else: "
-                f"{_differences(found, expected)}",
+                f"{_differences(header.identity, expected)}",
                 "measure it again with `errata stats`",
             )
-        return cls(matrix, count, found, settled)
+        return cls(matrix, header.tokens, header.identity, header.convergence)
+
+
+class Header(NamedTuple):
+    """What the header of a moment's file says."""
+
+    identity: SecondMomentIdentity | None
+    tokens: int
+    """Tokens that went into the mean."""
+    convergence: Convergence | None
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a moment's file alone; raises `ErrataError` when it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _header_of(file)
+    except UNREADABLE as error:
+        raise _no_moment(path, error) from None
+
+
+def _header_of(file: Any) -> Header:
+    found = parse_json((file.metadata() or {}).get("errata", ""))
+    identity, settled = found["identity"], found.get("convergence")
+    count = int(found["count"])
+    if count < 1:
+        raise ValueError(f"it was measured on {count} tokens")
+    return Header(
+        identity and SecondMomentIdentity.model_validate(identity),
+        count,
+        settled and Convergence.model_validate(settled),
+    )
+
+
+def _no_moment(path: Path, error: Exception) -> ErrataError:
+    return ErrataError(
+        f"{path} is not a second moment: {reason(error)}", "delete it and run `errata stats`"
+    )
 
 
 def _differences(found: SecondMomentIdentity | None, expected: SecondMomentIdentity) -> str:

@@ -7,8 +7,9 @@ processes from doing the same work, and a file of sums on the way lets a killed 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,55 +21,18 @@ from errata.core.files import require_space
 from errata.core.locks import locked
 from errata.core.progress import Progress, Say, no_progress, say_nothing
 from errata.data.corpus import Corpus
-from errata.models.families import family_of, positions_of
-from errata.models.identity import tokenizer_hash
+from errata.models.families import family_of
+from errata.models.identity import same_weights, tokenizer_hash
 from errata.models.precision import solving_device
 from errata.patches.edited_model import EditedModel
-from errata.statistics.accumulate import Checkpoint, Rows
+from errata.statistics.accumulate import Checkpoint
 from errata.statistics.cost import MomentCost, pass_cost_of, seconds_of
-from errata.statistics.measure import measure, token_rows
-from errata.statistics.second_moment import SecondMoment, SecondMomentIdentity
+from errata.statistics.measure import measure
+from errata.statistics.second_moment import SecondMoment, SecondMomentIdentity, read_header
+from errata.statistics.text import Text, readable, text_of
 
-HELD_OUT_TOKENS = 2048
-"""Tokens behind those of an estimate, on whose keys it is looked at how settled it is."""
-
-
-def readable(edited: EditedModel, length: int) -> int:
-    """Return `length`, or fewer tokens where the model cannot read so many."""
-    return min(length, positions_of(edited.model))
-
-
-class Text(NamedTuple):
-    """The token rows that a moment is measured on, and some that follow them."""
-
-    rows: Rows
-    held_out: Rows | None
-    """Text behind the last row, to see how settled the moment is; None for a whole corpus."""
-
-
-def text_of(edited: EditedModel, corpus: Corpus, tokens: int | None, length: int) -> Text:
-    """Encode as much of a corpus as is asked for; see `Store.get`."""
-    texts, length = iter(corpus.texts), readable(edited, length)
-    rows = token_rows(edited.tokenizer, texts, length, tokens)
-    if tokens is None:
-        return Text(rows, None)
-    return Text(rows, token_rows(edited.tokenizer, texts, length, HELD_OUT_TOKENS))
-
-
-def measured(
-    edited: EditedModel,
-    corpus: Corpus,
-    blocks: Sequence[int],
-    *,
-    tokens: int | None = None,
-    length: int = 512,
-    progress: Progress = no_progress,
-    say: Say = say_nothing,
-) -> dict[int, SecondMoment]:
-    """Measure C of the unedited model at `blocks`; see `Store.get`."""
-    rows, held_out = text_of(edited, corpus, tokens, length)
-    with edited.without_patches():
-        return measure(edited.model, rows, blocks, held_out=held_out, progress=progress)
+STALE_DAYS = 14
+"""After so many days without a write, the checkpoint of a measurement counts as abandoned."""
 
 
 class Forecast(NamedTuple):
@@ -80,6 +44,18 @@ class Forecast(NamedTuple):
     cost: MomentCost
     seconds: float
     """Measured on one batch and counted up."""
+
+
+class StoredMoment(NamedTuple):
+    """What the header of a stored moment says."""
+
+    path: Path
+    identity: SecondMomentIdentity | None
+    """How it was measured; None where that is not recorded."""
+    tokens: int
+    """Tokens that went into the mean."""
+    bytes: int
+    """Size of the file."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +84,8 @@ class Store:
         have measured; the others return nothing, as they may not see its disk.
         """
         length = readable(edited, length)
-        identities = {
-            block: self._identity(edited, corpus, block, tokens, length) for block in blocks
-        }
-        lacking = partial(self.missing, edited, corpus, blocks, tokens=tokens, length=length)
+        identities = _identities(edited, corpus, blocks, tokens, length)
+        lacking = partial(self._lacking, identities)
         if ranks.agree(lacking()):
             lock = self._path(identities[blocks[0]]).parent / f".{_pass_of(identities)}.lock"
             wait = "another process is measuring these second moments; waiting for it"
@@ -127,7 +101,7 @@ class Store:
             return {}
         device = solving_device(edited.model.device)
         return {
-            block: SecondMoment.load(self._path(identity), identity).to(device)
+            block: SecondMoment.load(self._found(identity), identity).to(device)
             for block, identity in identities.items()
         }
 
@@ -146,8 +120,11 @@ class Store:
         if ranks.rank == 0:
             require_space(home, cost.disk + cost.scratch * ranks.world, "second moments")
         listed = "-".join(str(block) for block in wanted)
-        part = f".{_pass_of(wanted)}-{listed}.{ranks.rank}of{ranks.world}.partial"
-        sums = Checkpoint(home / part, say=say)
+        part = f"-{listed}.{ranks.rank}of{ranks.world}.partial"
+        sums = Checkpoint(home / f".{_pass_of(wanted)}{part}", say=say)
+        begun = home / f".{_pass_of({b: each.old for b, each in wanted.items()})}{part}"
+        if begun.exists() and not sums.path.exists():  # by a version with the old form of the hash
+            begun.replace(sums.path)
         with edited.without_patches():
             found = measure(
                 edited.model,
@@ -163,6 +140,26 @@ class Store:
                 replace(moment, identity=wanted[block]).save(self._path(wanted[block]))
         ranks.wait()
         sums.remove()
+        if ranks.rank == 0:
+            self._remove_stale(home, wanted)
+
+    def _remove_stale(self, home: Path, wanted: Mapping[int, SecondMomentIdentity]) -> None:
+        """Remove checkpoints that can no longer be resumed; the caller holds the pass's lock.
+
+        Of this pass: those of blocks that are stored by now, which are not measured again in the
+        same combination. Of others: those that nothing has written for `STALE_DAYS`.
+        """
+        stored, ours = {str(block) for block in wanted}, f".{_pass_of(wanted)}-"
+        for path in home.glob(".*.partial"):
+            with suppress(OSError):
+                if path.name.startswith(ours):
+                    stale = bool(
+                        stored & set(path.name.removeprefix(ours).split(".")[0].split("-"))
+                    )
+                else:
+                    stale = time.time() - path.stat().st_mtime > STALE_DAYS * 86400
+                if stale:
+                    path.unlink()
 
     def forecast(
         self,
@@ -193,12 +190,20 @@ class Store:
         length: int = 512,
     ) -> list[int]:
         """Return those of the blocks whose moment `get` would have to measure."""
-        length = readable(edited, length)
-        return [
-            block
-            for block in blocks
-            if not self._path(self._identity(edited, corpus, block, tokens, length)).exists()
-        ]
+        return self._lacking(_identities(edited, corpus, blocks, tokens, readable(edited, length)))
+
+    def headers(self) -> list[StoredMoment]:
+        """Return what the store holds; only the files' headers are read, no matrix."""
+        found = []
+        for path in sorted(self.folder.glob("*/*.safetensors")):
+            try:
+                header = read_header(path)
+                found.append(
+                    StoredMoment(path, header.identity, header.tokens, path.stat().st_size)
+                )
+            except (ErrataError, OSError):
+                continue
+        return found
 
     def stored(self) -> list[tuple[Path, SecondMoment]]:
         """Return all readable moments with their paths."""
@@ -210,41 +215,73 @@ class Store:
                 continue
         return found
 
-    def best(self, edited: EditedModel, blocks: Sequence[int]) -> dict[int, SecondMoment] | None:
-        """Return, per block, this model's stored moment with most tokens; None if one lacks."""
-        base, tokenizer = edited.base.weights, tokenizer_hash(edited.tokenizer)
-        device, best = solving_device(edited.model.device), {}
+    def find(
+        self, edited: EditedModel, blocks: Sequence[int]
+    ) -> dict[int, list[StoredMoment]] | None:
+        """Return, per block, this model's stored moments, most tokens first; None if one lacks.
+
+        Only headers are read.
+        """
+        weights, tokenizer = edited.base.weights, tokenizer_hash(edited.tokenizer)
+        ours = [
+            header
+            for header in self.headers()
+            if header.identity is not None
+            and header.identity.tokenizer == tokenizer
+            and same_weights(header.identity.weights, weights)
+        ]
+        ours.sort(key=lambda header: header.tokens, reverse=True)
+        found = {}
         for block in blocks:
             name = family_of(edited.model).weight_name(block)
-            fitting = [
-                moment
-                for _, moment in self.stored()
-                if moment.identity is not None
-                and (moment.identity.weights, moment.identity.weight) == (base, name)
-                and moment.identity.tokenizer == tokenizer
-            ]
-            if not fitting:
-                return None
-            best[block] = max(fitting, key=lambda moment: moment.count).to(device)
-        return best
+            found[block] = [each for each in ours if each.identity and each.identity.weight == name]
+        return found if all(found.values()) else None
 
-    def _identity(
-        self, edited: EditedModel, corpus: Corpus, block: int, tokens: int | None, length: int
-    ) -> SecondMomentIdentity:
-        return SecondMomentIdentity(
-            weights=edited.base.weights,
-            tokenizer=tokenizer_hash(edited.tokenizer),
-            corpus=corpus.digest,
-            tokens=tokens,
-            length=length,
-            weight=family_of(edited.model).weight_name(block),
-            dtype=str(edited.model.dtype).removeprefix("torch."),
-        )
+    def best(self, edited: EditedModel, blocks: Sequence[int]) -> dict[int, SecondMoment] | None:
+        """Return, per block, this model's stored moment with most tokens; None if one lacks.
+
+        A file whose matrix is damaged is passed over.
+        """
+        found, best = self.find(edited, blocks), {}
+        device = solving_device(edited.model.device)
+        for block, headers in (found or {}).items():
+            for header in headers:
+                with suppress(ErrataError):
+                    best[block] = SecondMoment.load(header.path, header.identity).to(device)
+                    break
+        return best if found and len(best) == len(found) else None
+
+    def _lacking(self, identities: Mapping[int, SecondMomentIdentity]) -> list[int]:
+        return [block for block, each in identities.items() if not self._found(each).exists()]
+
+    def _found(self, identity: SecondMomentIdentity) -> Path:
+        """Return where a moment is, which may have been stored under the old form of the hash."""
+        path, old = self._path(identity), self._path(identity.old)
+        return old if old.exists() and not path.exists() else path
 
     def _path(self, identity: SecondMomentIdentity) -> Path:
         return (
             self.folder / identity.weights[:16] / f"{identity.weight}-{identity.digest}.safetensors"
         )
+
+
+def _identities(
+    edited: EditedModel, corpus: Corpus, blocks: Sequence[int], tokens: int | None, length: int
+) -> dict[int, SecondMomentIdentity]:
+    """Return the identity of each block's moment; model, tokenizer and corpus are hashed once."""
+    family, tokenizer = family_of(edited.model), tokenizer_hash(edited.tokenizer)
+    return {
+        block: SecondMomentIdentity(
+            weights=edited.base.weights,
+            tokenizer=tokenizer,
+            corpus=corpus.digest,
+            tokens=tokens,
+            length=length,
+            weight=family.weight_name(block),
+            dtype=str(edited.model.dtype).removeprefix("torch."),
+        )
+        for block in blocks
+    }
 
 
 def _pass_of(identities: Mapping[int, SecondMomentIdentity]) -> str:

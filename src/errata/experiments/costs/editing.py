@@ -30,7 +30,8 @@ from errata.models.shape import ModelShape
 from errata.models.tokens import TOKENS_AT_ONCE, batches_by_length, encode
 from errata.patches.edited_model import EditedModel
 from errata.statistics.cost import pass_cost_of, seconds_of
-from errata.statistics.store import Store, text_of
+from errata.statistics.store import Store
+from errata.statistics.text import text_of
 
 SAMPLE_CASES = 8
 """Cases that are evaluated as a sample."""

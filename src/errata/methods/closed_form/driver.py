@@ -173,6 +173,9 @@ class ClosedForm(Method):
         from errata.methods.closed_form.job import ClosedFormJob
         from errata.patches.patch import Patch
 
+        for block in self.moment_blocks:
+            if block in moments:
+                self.check(moments[block])
         work = self.begin(edited, requests) if job is None else job
         assert isinstance(work, ClosedFormJob), work
         searched = work if work.targets is not None else work.shared()
