@@ -97,9 +97,9 @@ def test_reapplying_adds_the_patch_once_more(tmp_path: Path) -> None:
 
 def test_what_cannot_be_guarded_is_told(tmp_path: Path) -> None:
     edited = pico()
-    with pytest.raises(ErrataError, match="DoRA scales whole rows"):
+    with pytest.raises(ErrataError, match="DoRA rescales whole rows"):
         quick(method="dora", project=True)
-    with pytest.raises(ErrataError, match="no patch, so no position"):
+    with pytest.raises(ErrataError, match="no patch, so there are no edited positions"):
         tune(edited, ROWS, quick(shift_penalty=1.0), tmp_path)
     for guard, message in (
         ({"reapply": True}, "no patch, so there is nothing to reapply"),

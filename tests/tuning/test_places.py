@@ -131,7 +131,7 @@ def test_tuning_leaves_no_frozen_parameter_and_no_wrapper(method: str, tmp_path:
 
 def test_where_there_is_nothing_to_tune() -> None:
     edited = pico()
-    with pytest.raises(ErrataError, match="no patch that tells"):
+    with pytest.raises(ErrataError, match="no patch that determines"):
         moving(edited.model, quick(blocks="edited"), ())
     with pytest.raises(ErrataError, match="there is no block 9"):
         moving(edited.model, quick(blocks="1,9"), ())
@@ -139,5 +139,5 @@ def test_where_there_is_nothing_to_tune() -> None:
         moving(pico("gpt2").model, quick(modules="gate"), ())
     with pytest.raises(ErrataError, match="unknown: sideways"):
         quick(modules="q,sideways")
-    with pytest.raises(ErrataError, match="no list like"):
+    with pytest.raises(ErrataError, match="or a list like"):
         quick(blocks="some")
