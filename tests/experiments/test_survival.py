@@ -232,7 +232,7 @@ def test_tunings_are_written_shortly(text: str, name: str) -> None:
 def test_settings_that_do_not_fit_are_told_before_anything_is_done() -> None:
     for wrong, message in (
         ({"tunings": ("loar",)}, "there is no tuning 'loar'"),
-        ({"tunings": ("dora+project",)}, "DoRA scales whole rows"),
+        ({"tunings": ("dora+project",)}, "DoRA rescales whole rows"),
         ({"methods": ("rom",)}, "knows no rom"),
         ({"edits": (0,)}, "none below 1"),
         ({"tune": {"epoch": 3}}, "epoch"),
