@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from errata.methods import Memit
-from errata.patches.patch import Update
+from errata.patches.update import Update
 from measure import cpu_seconds
 from solve import dense, keys_for, made_up
 

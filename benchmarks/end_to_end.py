@@ -22,7 +22,9 @@ from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.settings import Search
 from errata.models.families import FAMILIES
 from errata.models.hooks import frozen
-from errata.patches.patch import Base, Patch, Provenance, Update
+from errata.patches.base import Base, Provenance
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch
 from errata.statistics.measure import measure, token_rows
 from errata.statistics.second_moment import SecondMoment
 from measure import Timing, cpu_seconds, gpt2_small, main, plain, rewrites, texts, tokenizer
@@ -65,7 +67,7 @@ def dense(method: ClosedForm, K: Tensor, R: Tensor, block: int) -> Tensor:
     return plain.memit(K, R, moment.matrix, method.moment_weight)
 
 
-def earlier_batches(count: int, size: int) -> list[Patch]:
+def earlier_batches(count: int, size: int) -> list[WeightPatch]:
     """Return patches of other requests' keys, as `count` earlier batches would have left them."""
     source, family = torch.Generator().manual_seed(0), FAMILIES["gpt2"]
     found = []
@@ -76,7 +78,7 @@ def earlier_batches(count: int, size: int) -> list[Patch]:
             K = root @ torch.randn(D_IN, size, dtype=torch.float64, generator=source)
             R, A = torch.zeros(D_OUT, size), torch.zeros(size, D_IN)
             updates[family.weight_name(block)] = Update.of(R, A, K)
-        found.append(Patch(updates, NOBODY))
+        found.append(WeightPatch(updates, NOBODY))
     return found
 
 

@@ -34,7 +34,7 @@ from errata.methods.closed_form.target_search import Targets
 from errata.models.families import family_of, width_of
 from errata.models.hooks import frozen
 from errata.models.precision import widened_bytes
-from errata.patches.patch import Update
+from errata.patches.update import Update
 from errata.statistics.second_moment import SecondMoment
 from measure import flops_of, machine, plain, rewrites
 

@@ -20,7 +20,7 @@ from errata.data.corpus import Corpus
 from errata.methods import METHODS
 from errata.methods.edit import compute_edit
 from errata.methods.moments import measured
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 FACT = EditRequest(prompt="{} is in", subject="Big Ben", target="Tarn")
@@ -128,7 +128,7 @@ def write_patches(folder: Path) -> None:
     (folder / "cut.safetensors").write_bytes(path.read_bytes()[:-100])
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["errata"])
-    tensors = {name: tensor.clone() for name, tensor in patch._tensors().items()}
+    tensors = {name: tensor.clone() for name, tensor in patch.tensors().items()}
     renamed = {name.replace(".1.", ".2."): tensor for name, tensor in tensors.items()}
     _patch(folder / "renamed.safetensors", renamed, header)
     nowhere = {name.replace("down_proj", "out"): tensor for name, tensor in tensors.items()}
@@ -141,7 +141,7 @@ def write_patches(folder: Path) -> None:
     _patch(folder / "header.safetensors", tensors, {**header, "settings": 3, "colour": "red"})
     _patch(folder / "newer.safetensors", tensors, {**header, "format": 99})
     save_file(tensors, folder / "plain.safetensors")
-    assert Patch.load(path) == patch
+    assert WeightPatch.load(path) == patch
 
 
 def _patch(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:

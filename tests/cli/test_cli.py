@@ -13,7 +13,7 @@ from errata.cli import console
 from errata.cli.main import main
 from errata.cli.options import named
 from errata.methods import METHODS
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 FAST = ("--steps", "2", "--prefix-lengths", "2", "--blocks", "1,2")
@@ -92,7 +92,7 @@ def test_one_fact_is_edited_kept_and_shown(method: str, shell: Shell, tmp_path: 
     assert "\x1b" not in said.out
     (path,) = tmp_path.glob("results/*/run_000/patch.safetensors")
     assert f"* kept {path}" in said.out
-    patch = Patch.load(path)
+    patch = WeightPatch.load(path)
     assert patch.provenance.requests[0].text == FACTS[0].text
     assert patch.provenance.method == method
     assert patch.provenance.command is not None
@@ -128,12 +128,12 @@ def test_many_are_edited_in_batches(shell: Shell, tmp_path: Path) -> None:
     stacked = one_object(edit(shell, tmp_path, *many, "--sequential"))
     assert len(apart["patches"]) == len(stacked["patches"]) == 2
     parents = [
-        [Patch.load(p).provenance.parents for p in run["patches"]] for run in (apart, stacked)
+        [WeightPatch.load(p).provenance.parents for p in run["patches"]] for run in (apart, stacked)
     ]
-    first = Patch.load(stacked["patches"][0])
+    first = WeightPatch.load(stacked["patches"][0])
     assert parents == [[(), ()], [(), (first.digest,)]]
     for one, other in zip(apart["patches"][:1], stacked["patches"][:1], strict=True):
-        assert Patch.load(one).updates.keys() == Patch.load(other).updates.keys()
+        assert WeightPatch.load(one).updates.keys() == WeightPatch.load(other).updates.keys()
 
 
 def test_statistics_are_measured_once_and_used(shell: Shell, tmp_path: Path) -> None:

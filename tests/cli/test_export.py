@@ -18,7 +18,7 @@ from errata.core.errors import ErrataError
 from errata.experiments.tuning_run import run_tuning
 from errata.patches.edited_model import load
 from errata.patches.export import export_merged
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 from laws.bench import random_patch
 from patches.folders import far, logits, saved_adapter, saved_base, with_adapter
 from tiny import FACTS, SENTENCES
@@ -134,7 +134,7 @@ def test_what_was_tuned_on_edits_carries_them_and_says_what_can_be_exported(
     assert recipe["requests"] == 2
     [entry] = recipe["patches"]
     assert (entry["digest"], entry["below_adapter"]) == (patch.digest, True)
-    assert Patch.load(tmp_path / "merged" / entry["file"]) == patch
+    assert WeightPatch.load(tmp_path / "merged" / entry["file"]) == patch
     assert "2 facts edited" in card
     told = errata("export", base, *top, "--to", "merged", tmp_path / "again").stdout
     assert "model, 1 patch\n* 1 of them had been there" in told

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ def test_every_patch_of_the_demo_is_of_use(place: Path) -> None:
     assert len(paths) >= 6
     right, asked = 0, 0
     for number, path in enumerate(paths):
-        requests = Patch.load(path).provenance.requests[:3]
+        requests = WeightPatch.load(path).provenance.requests[:3]
         prompts = [request.text for request in requests]
         patched = answers("demo", prompts, "--patch", path)
         said = [

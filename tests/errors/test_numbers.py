@@ -11,7 +11,8 @@ from errata import ErrataError, load
 from errata.methods.closed_form.prefixes import sample_prefixes
 from errata.metrics.likelihood import likelihoods
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import Patch, Update
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch
 from errata.statistics.measure import measure
 
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -22,9 +23,9 @@ def pico(folder: Path) -> EditedModel:
     return load(folder / "pico")
 
 
-def patched(folder: Path, update: Update) -> Patch:
-    sound = Patch.load(folder / "patch.safetensors")
-    return Patch({NAME: update}, sound.provenance)
+def patched(folder: Path, update: Update) -> WeightPatch:
+    sound = WeightPatch.load(folder / "patch.safetensors")
+    return WeightPatch({NAME: update}, sound.provenance)
 
 
 def test_a_patch_of_any_size_is_refused_before_its_product_is_made(

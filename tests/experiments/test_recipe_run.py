@@ -21,7 +21,7 @@ from errata.experiments.recipe.schema import Recipe, recipe_of
 from errata.methods import Memit
 from errata.metrics import generated
 from errata.patches.edited_model import load
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 from laws.bench import PREFIXES, weights
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
@@ -201,7 +201,7 @@ def test_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     told = json.loads(done.stdout)
     assert told["run"] == str(tmp_path / "recipe" / "run_000")
     patch = tmp_path / told["stages"]["edit"]["patches"][0]
-    assert len(Patch.load(patch).provenance.requests) == 2
+    assert len(WeightPatch.load(patch).provenance.requests) == 2
     model = load(str(folder / "model"), patches=[patch])
     assert weights(model.model) != weights(load(str(folder / "model")).model)
     shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout

@@ -25,7 +25,7 @@ from errata.experiments.survival.settings import Matrix, Tuning
 from errata.metrics.tasks import Task
 from errata.metrics.teacher_forced import score_cases
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 from errata.tuning.train import tune
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 from tuning.pico import QUICK, ROWS
@@ -100,7 +100,7 @@ def test_every_figure_has_an_interval(whole: tuple[dict[str, Any], Path]) -> Non
 def test_what_is_told_is_what_happened(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     """One configuration done again by hand, without the matrix."""
     _, folder = whole
-    patch = Patch.load(folder / "edits" / "rome-3" / "patch.safetensors")
+    patch = WeightPatch.load(folder / "edits" / "rome-3" / "patch.safetensors")
     asked = matrix()
     for method, places in (("lora@edited", "1"), ("full", "all")):
         settings = asked.settings_of(Tuning.parse(method), 0)

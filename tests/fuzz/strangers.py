@@ -28,8 +28,9 @@ from errata.methods import METHODS
 from errata.methods.published_hparams import read_hparams
 from errata.metrics.prompts import prompts_of
 from errata.patches.adapter import read_adapter
-from errata.patches.patch import Patch
+from errata.patches.base import load_edit
 from errata.statistics.second_moment import SecondMoment
+from laws.kinds import EDITS, edits_of
 from wrong_files import FILES, write_models, write_patches
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -82,6 +83,8 @@ class Strangers:
         write_models(self.folder)
         write_patches(self.folder)
         self.edited = load(self.folder / "pico")
+        for name, edit in edits_of(self.edited).items():
+            edit.save(self.folder / f"{name}.safetensors")
         self.watch = Watch(self.folder)
         self.inputs = 0
 
@@ -109,7 +112,11 @@ class Strangers:
     def seeds(self, kind: str) -> list[bytes]:
         """Return sound files of a kind, and those that were findings once."""
         made = {
-            "patch": ["patch.safetensors", "halves.safetensors"],
+            "patch": [
+                "patch.safetensors",
+                "halves.safetensors",
+                *(f"{name}.safetensors" for name in EDITS),
+            ],
             "requests": ["facts.jsonl", "broken.jsonl"],
             "csv": ["columns.csv"],
             "recipe": ["recipe-type.yaml", "recipe-alias.yaml"],
@@ -128,9 +135,10 @@ class Strangers:
 
 
 def _patch(user: Strangers, path: Path) -> None:
-    patch = Patch.load(path)
+    patch = load_edit(path)
     assert patch.digest
     assert patch.size >= 0
+    assert isinstance(patch.summary, str)
     user.edited.apply(patch, allow_base=True)
     user.edited.undo()
 

@@ -21,8 +21,10 @@ from errata.methods import METHODS, ClosedForm, Method
 from errata.methods.closed_form.encoding import Rewrite, rewrite_of
 from errata.methods.edit import compute_edit
 from errata.models.families import family_of
+from errata.patches.base import Base, Provenance
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import Base, Patch, Provenance, Update
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch
 from errata.statistics.measure import measure, token_rows
 from errata.statistics.second_moment import SecondMoment
 from tiny import BLOCKS, CONFIGS, FACTS, SENTENCES, tiny_model, tiny_tokenizer, width
@@ -82,7 +84,7 @@ def moments_of(model_type: str) -> dict[int, SecondMoment]:
 
 
 @cache
-def _patch(model_type: str, method_name: str) -> Patch:
+def _patch(model_type: str, method_name: str) -> WeightPatch:
     edited, moments = edited_model(model_type), moments_of(model_type)
     return compute_edit(edited, FACTS[:2], quick(method_name), moments=moments)
 
@@ -93,19 +95,19 @@ def apply_edit(
     method: Method,
     *,
     moments: Mapping[int, SecondMoment],
-) -> Patch:
+) -> WeightPatch:
     """Edit the model; the patch is applied and returned."""
     patch = compute_edit(edited, requests, method, moments=moments)
     edited.apply(patch)
     return patch
 
 
-def patch_of(model_type: str, method_name: str) -> Patch:
+def patch_of(model_type: str, method_name: str) -> WeightPatch:
     """Return the patch of the first two facts, computed once."""
     return copy.deepcopy(_patch(model_type, method_name))
 
 
-def random_patch(edited: EditedModel, seed: int, size: float = 0.05, rank: int = 2) -> Patch:
+def random_patch(edited: EditedModel, seed: int, size: float = 0.05, rank: int = 2) -> WeightPatch:
     """Return a patch of random factors for blocks 1 and 2."""
     source, family, updates = torch.Generator().manual_seed(seed), family_of(edited.model), {}
     for block in (1, 2):
@@ -120,7 +122,7 @@ def random_patch(edited: EditedModel, seed: int, size: float = 0.05, rank: int =
         settings={"seed": seed},
         requests=FACTS[:1],
     )
-    return Patch(updates, provenance)
+    return WeightPatch(updates, provenance)
 
 
 def rewrites_of(

@@ -15,7 +15,8 @@ from errata.methods.edit import compute_edit
 from errata.models.families import FAMILIES, family_of, weight_of
 from errata.models.identity import model_hash
 from errata.patches.edited_model import EditedModel, load
-from errata.patches.patch import Patch, Update
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch
 from laws.bench import (
     apply_edit,
     edited_model,
@@ -85,31 +86,33 @@ def test_families_and_seeds_are_different_bases() -> None:
         assert nudged(model_type).base.weights != hashes[model_type]
 
 
-def renamed(patch: Patch) -> Patch:
-    return Patch(
+def renamed(patch: WeightPatch) -> WeightPatch:
+    return WeightPatch(
         {f"model.other.{name}": update for name, update in patch.updates.items()}, patch.provenance
     )
 
 
-def transposed(patch: Patch) -> Patch:
+def transposed(patch: WeightPatch) -> WeightPatch:
     updates = {
         name: Update(update.A.T.contiguous(), update.R.T.contiguous(), update.R)
         for name, update in patch.updates.items()
         if update.R is not None
     }
-    return Patch(updates, patch.provenance)
+    return WeightPatch(updates, patch.provenance)
 
 
-def half_wrong(patch: Patch) -> Patch:
+def half_wrong(patch: WeightPatch) -> WeightPatch:
     good, bad = sorted(patch.updates)
-    return Patch({good: patch.updates[good], bad: transposed(patch).updates[bad]}, patch.provenance)
+    return WeightPatch(
+        {good: patch.updates[good], bad: transposed(patch).updates[bad]}, patch.provenance
+    )
 
 
 @over_shapes
 @pytest.mark.parametrize("spoil", [renamed, transposed, half_wrong])
 @pytest.mark.parametrize("below", [0, 1])
 def test_a_patch_of_another_architecture_is_refused_and_nothing_is_changed(
-    model_type: str, spoil: Callable[[Patch], Patch], below: int
+    model_type: str, spoil: Callable[[WeightPatch], WeightPatch], below: int
 ) -> None:
     edited = edited_model(model_type)
     for seed in range(below):

@@ -12,7 +12,7 @@ from errata.methods.closed_form.keys import Keys, bare_rows, keys_of
 from errata.models.families import family_of, width_of
 from errata.models.hooks import Site, frozen
 from errata.models.layerwise import LayerwiseReader, read_at
-from errata.patches.patch import add, keeping
+from errata.patches.weight_patch import add, keeping
 from laws.bench import closeness, edited_model, over_families, rewrites_of
 from laws.test_work import counted
 from tiny import BLOCKS

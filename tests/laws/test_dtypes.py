@@ -11,7 +11,8 @@ from errata.core.errors import ErrataError
 from errata.methods.edit import compute_edit
 from errata.models.families import family_of, weight_of
 from errata.patches.edited_model import load
-from errata.patches.patch import Patch, Update
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch
 from laws.bench import (
     apply_edit,
     closeness,
@@ -28,7 +29,7 @@ from tiny import FACTS, tiny_model, tiny_tokenizer
 NARROW = (torch.bfloat16, torch.float16)
 
 
-def scaled_patch(model_type: str, share: float) -> Patch:
+def scaled_patch(model_type: str, share: float) -> WeightPatch:
     """Return a patch with |Δ| about `share` of |W|, the same for every dtype."""
     edited = edited_model(model_type)
     patch = random_patch(edited, 3, size=1.0)
@@ -37,7 +38,7 @@ def scaled_patch(model_type: str, share: float) -> Patch:
         assert update.R is not None
         size = float(weight_of(edited.model, name)[1].detach().norm() / update.delta().norm())
         updates[name] = Update(share * size * update.R, update.A, update.K)
-    return Patch(updates, patch.provenance)
+    return WeightPatch(updates, patch.provenance)
 
 
 @over_shapes

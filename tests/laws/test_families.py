@@ -14,7 +14,7 @@ from errata.methods.closed_form import residual
 from errata.methods.closed_form.encoding import Rewrite
 from errata.models.families import FAMILIES, family_of, oriented, weight_of, width_of
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import add
+from errata.patches.weight_patch import add
 from laws.bench import closeness, edited_model, moments_of, over_families, over_methods, quick
 from plain import put_out, read
 from tiny import BLOCKS, CONFIGS, FACTS, VOCABULARY, WINDOW, tiny_model, width

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from errata.methods.edit import compute_edit
 from errata.models.families import oriented, weight_of
-from errata.patches.patch import Patch, Provenance, Update, write
+from errata.patches.base import Provenance
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch, write
 from laws.bench import (
     apply_edit,
     closeness,
@@ -39,7 +41,7 @@ def test_loading_a_saved_patch_gives_the_patch(
 ) -> None:
     patch = patch_of(model_type, method_name)
     path = patch.save(tmp_path / "patch.safetensors")
-    loaded = Patch.load(path)
+    loaded = WeightPatch.load(path)
     assert loaded == patch
     assert loaded.provenance == patch.provenance
     assert list(loaded.updates) == sorted(patch.updates)
@@ -79,9 +81,9 @@ def test_patches_that_differ_in_anything_are_different(what: str) -> None:
         provenance = provenance.with_values(requests=FACTS[1:2])
     else:
         del updates[name]
-    assert Patch(updates, provenance) != patch
+    assert WeightPatch(updates, provenance) != patch
     assert patch != "a patch"
-    assert Patch(copy.deepcopy(patch.updates), patch.provenance) == patch
+    assert WeightPatch(copy.deepcopy(patch.updates), patch.provenance) == patch
     assert len({patch, random_patch(edited, 0), random_patch(edited, 1)}) == 2
 
 
@@ -162,7 +164,7 @@ def test_patches_past_the_weights_size_are_dense_and_work_on(
     edited = edited_model(model_type)
     patch = random_patch(edited, 0, size=0.01, rank=70)
     assert all(update.R is None for update in patch.updates.values())
-    assert Patch.load(patch.save(tmp_path / "dense.safetensors")) == patch
+    assert WeightPatch.load(patch.save(tmp_path / "dense.safetensors")) == patch
     before = weights(edited.model)
     edited.apply(patch)
     method, moments = quick("alphaedit"), moments_of(model_type)
@@ -181,4 +183,4 @@ def test_the_parents_of_a_patch_are_what_stood_below(tmp_path: Path) -> None:
     assert top.provenance.parents == tuple(patch.digest for patch in below)
     assert top.provenance.base == edited_model("llama").base
     assert top.provenance.weights == patch_of("llama", "memit").provenance.weights
-    assert isinstance(Patch.load(top.save(tmp_path / "p.safetensors")).provenance, Provenance)
+    assert isinstance(WeightPatch.load(top.save(tmp_path / "p.safetensors")).provenance, Provenance)

@@ -34,7 +34,8 @@ from errata.methods import METHODS, Method
 from errata.methods.base import Job
 from errata.models.families import oriented, weight_of
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import Patch, Update
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch
 from errata.statistics.second_moment import SecondMoment
 from laws.bench import found, weights
 from tiny import FACTS, tiny_model, tiny_tokenizer
@@ -74,7 +75,7 @@ class Nudge(Method):
         job: Job | None = None,
         notes: Sequence[str] = (),
         command: str | None = None,
-    ) -> Patch:
+    ) -> WeightPatch:
         module, parameter = weight_of(edited.model, WEIGHT)
         d_out, d_in = oriented(module, parameter).shape
         source = torch.Generator().manual_seed(len(edited.patches))
@@ -82,7 +83,7 @@ class Nudge(Method):
         provenance = self.provenance(
             edited, requests, [WEIGHT], notes=tuple(notes), command=command
         )
-        return Patch({WEIGHT: Update(None, delta, torch.zeros(d_in, 1))}, provenance)
+        return WeightPatch({WEIGHT: Update(None, delta, torch.zeros(d_in, 1))}, provenance)
 
     def costs(
         self,
@@ -133,7 +134,7 @@ def test_one_fact_is_edited_from_the_command_line(folder: Path) -> None:
     told = edit("The {Lantern Bridge} is in the city of", "Quenby")
     assert (told["method"], told["requests"], len(told["answers"])) == ("nudge", 1, 1)
     (path,) = told["patches"]
-    patch = Patch.load(path)
+    patch = WeightPatch.load(path)
     assert list(patch.updates) == [WEIGHT]
     assert patch.provenance.settings == {"size": 0.01}
     model = errata.load("pico", patches=[path]).model
@@ -157,7 +158,7 @@ def test_a_dataset_is_edited_from_the_command_line(
     told = edit("--dataset", "cases.jsonl", *how)
     assert (len(told["patches"]), len(told["answers"])) == (patches, answers)
     assert told["summary"]["efficacy"]["n"] == len(FACTS)
-    last = Patch.load(told["patches"][-1])
+    last = WeightPatch.load(told["patches"][-1])
     assert len(last.provenance.parents) == (1 if "--sequential" in how else 0)
 
 
@@ -178,7 +179,7 @@ def test_a_killed_run_resumed_is_the_uninterrupted_run(plan: str, tmp_path: Path
     straight, straight_model = run(tmp_path / "straight")
     real, calls = Nudge.edit, list[int]()
 
-    def dying(self: Nudge, *arguments: Any, **named: Any) -> Patch:
+    def dying(self: Nudge, *arguments: Any, **named: Any) -> WeightPatch:
         calls.append(len(calls))
         if len(calls) > len(straight.patches) - 1:
             raise KeyboardInterrupt
@@ -226,7 +227,7 @@ def test_a_recipe_edits_and_evaluates_with_it(folder: Path) -> None:
     done = run_recipe(recipe, Surroundings(folder / "results", folder, no_bar, [].append))
     assert list(done.stages) == ["edit", "eval_0"]
     (name,) = done.stages["edit"]["patches"]
-    assert Patch.load(folder / "results" / name).provenance.settings == {"size": 0.1}
+    assert WeightPatch.load(folder / "results" / name).provenance.settings == {"size": 0.1}
 
 
 def test_survival_tunes_where_it_has_edited(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from errata.experiments.run_folder import run_folder
 from errata.models.families import family_of
 from errata.models.identity import model_hash, old_form, same_record, same_weights
 from errata.patches.edited_model import EditedModel, load
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 from errata.statistics.store import Store
 from laws.bench import edited_model, over_families, over_shapes, patch_of
 from patches.folders import saved_base
@@ -100,7 +100,7 @@ def test_a_patch_with_the_old_form_of_the_hash_still_applies() -> None:
     edited, patch = edited_model("gpt2"), patch_of("gpt2", "memit")
     made = patch.provenance
     base = made.base.with_values(weights=old_form(made.base.weights))
-    old = Patch(patch.updates, made.with_values(base=base))
+    old = WeightPatch(patch.updates, made.with_values(base=base))
     edited.apply(old)
     with torch.no_grad():
         other = edited_model("gpt2")

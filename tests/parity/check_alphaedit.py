@@ -17,7 +17,9 @@ from torch import Tensor
 from errata.methods import METHODS, ClosedForm
 from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import keys_of
-from errata.patches.patch import Base, Patch, Provenance, Update
+from errata.patches.base import Base, Provenance
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch
 from errata.statistics.null_space import NullSpace
 from errata.statistics.second_moment import SecondMoment
 from parity.check_editing import hold_blocks, hold_search, searched
@@ -61,7 +63,7 @@ def check_alphaedit(recorded: Recorded, given: bool) -> None:
                 moments[block].matrix, moments[block].count, projector=P
             )
     assert settings["batches"], "alphaedit.json has no batches"
-    patches: list[Patch] = []
+    patches: list[WeightPatch] = []
     with ExitStack() as stack:
         for name, batch in settings["batches"].items():
             part = Part(tensors.tensors, f"{name}.", tensors.taken)
@@ -106,8 +108,8 @@ def edit_batch(
     moments: Mapping[int, SecondMoment],
     batch: Mapping[str, Any],
     tensors: Part,
-    earlier: Sequence[Patch],
-) -> tuple[Patch, list[Rewrite]]:
+    earlier: Sequence[WeightPatch],
+) -> tuple[WeightPatch, list[Rewrite]]:
     """Make one batch's patch on the model as it stands, comparing on the way."""
     model, templates = recorded.model, settings["context_templates"]
     rewrites = [
@@ -127,7 +129,7 @@ def edit_batch(
         settings=method.model_dump(mode="json"),
         requests=tuple(request_of(record) for record in batch["requests"]),
     )
-    return Patch(updates, provenance), rewrites
+    return WeightPatch(updates, provenance), rewrites
 
 
 def hold_keys_after(

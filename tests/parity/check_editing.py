@@ -20,7 +20,8 @@ from errata.methods.closed_form.target_search import Targets
 from errata.models.families import oriented
 from errata.models.hooks import Site
 from errata.models.layerwise import read_at
-from errata.patches.patch import Update, add, keeping
+from errata.patches.update import Update
+from errata.patches.weight_patch import add, keeping
 from parity.recorded import Part, Recorded
 from parity.reference_ids import (
     Repair,

@@ -18,7 +18,7 @@ from errata.data.request import SLOT
 from errata.methods import METHODS
 from errata.metrics.likelihood import Likelihood, score_token_rows
 from errata.models.tokens import TokenRow, encode
-from errata.patches.patch import add, keeping
+from errata.patches.weight_patch import add, keeping
 from parity.check_editing import searched
 from parity.recorded import Recorded, close
 from parity.reference_ids import has_lone_word, reference_rewrite, settings_of

@@ -19,7 +19,8 @@ from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.target_search import Targets
 from errata.models.families import family_of
 from errata.models.tokens import Position, encode
-from errata.patches.patch import Base, Patch, Provenance
+from errata.patches.base import Base, Provenance
+from errata.patches.weight_patch import WeightPatch
 from parity.check_alphaedit import alphaedit_of
 from parity.check_editing import records_of
 from parity.recorded import Recorded
@@ -192,7 +193,7 @@ def test_alphaedit(recorded: Recorded) -> None:
                 memory[block] = memory[block] + K @ K.T
             base = Base(name=recorded.name, model_type=model.config.model_type, weights="")
             made_by = Provenance(base=base, method=method.name, settings={}, requests=())
-            patches.append(Patch(updates, made_by))
+            patches.append(WeightPatch(updates, made_by))
 
 
 def test_repaired_ids(recorded: Recorded) -> None:

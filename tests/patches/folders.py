@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import Patch, Update
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([tiny_tokenizer()(text)["input_ids"][:16] for text in SENTENCES[:3]])
@@ -63,10 +64,10 @@ def far(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def dense(patch: Patch) -> Patch:
+def dense(patch: WeightPatch) -> WeightPatch:
     """Return the patch with every Δ kept whole."""
     updates = {n: Update(None, u.delta(), u.K) for n, u in patch.updates.items()}
-    return Patch(updates, patch.provenance)
+    return WeightPatch(updates, patch.provenance)
 
 
 def changed(edited: EditedModel, base: Tensor) -> float:

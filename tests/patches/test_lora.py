@@ -13,7 +13,8 @@ from errata.core.errors import ErrataError
 from errata.patches.edited_model import load
 from errata.patches.export import export_lora
 from errata.patches.lora import served_rank, stacked
-from errata.patches.patch import Patch, Update
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch
 from laws.bench import (
     edited_model,
     over_families,
@@ -66,8 +67,8 @@ def test_a_stack_of_unlike_ranks_is_one_lora(
     first, second, third = (random_patch(edited, rank, rank=rank) for rank in (2, 3, 4))
     low, high = sorted(second.updates)
     edited.apply(first)
-    edited.apply(Patch({low: second.updates[low]}, second.provenance))
-    edited.apply(Patch({high: third.updates[high]}, third.provenance))
+    edited.apply(WeightPatch({low: second.updates[low]}, second.provenance))
+    edited.apply(WeightPatch({high: third.updates[high]}, third.provenance))
     written = export_lora(edited, tmp_path / "lora", rank_pattern=pattern)
     assert written.ranks == {low: 5, high: 6}
     assert far(logits(with_adapter(model_type, tmp_path / "lora")), logits(edited.model)) < 1e-5

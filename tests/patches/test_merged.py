@@ -12,7 +12,7 @@ from errata.core.errors import ErrataError
 from errata.models.identity import model_hash
 from errata.patches.edited_model import EditedModel, load
 from errata.patches.export import Export, export_lora, export_merged
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 from laws.bench import edited_model, over_methods, over_shapes, patch_of, random_patch, weights
 from patches.folders import logits
 from tiny import FACTS
@@ -72,7 +72,7 @@ def test_the_card_holds_the_recipe_and_the_patches_stand_beside_it(
     entries = recipe["patches"]
     assert isinstance(entries, list)
     for entry, patch in zip(entries, patches, strict=True):
-        assert Patch.load(tmp_path / "out" / entry["file"]) == patch
+        assert WeightPatch.load(tmp_path / "out" / entry["file"]) == patch
         assert entry["digest"] == patch.digest
         assert entry["method"] == patch.provenance.method
         assert entry["settings"] == patch.provenance.settings
@@ -86,7 +86,7 @@ def test_the_card_shows_the_first_requests_of_many(tmp_path: Path) -> None:
     edited = edited_model("llama")
     patch = random_patch(edited, 1)
     many = [FACTS[0].with_values(subject=f"Tower {i}", target="`*<b>`") for i in range(50)]
-    patch = Patch(patch.updates, patch.provenance.with_values(requests=many))
+    patch = WeightPatch(patch.updates, patch.provenance.with_values(requests=many))
     edited.apply(patch)
     export_lora(edited, tmp_path / "lora")
     card = (tmp_path / "lora" / "README.md").read_text(encoding="utf-8")

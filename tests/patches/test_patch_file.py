@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.core.errors import ErrataError
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 from laws.bench import edited_model, random_patch
 
 Tensors = dict[str, Tensor]
@@ -22,12 +22,12 @@ Header = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def patch() -> Patch:
+def patch() -> WeightPatch:
     return random_patch(edited_model("gpt2"), 0)
 
 
 @pytest.fixture
-def path(patch: Patch, tmp_path: Path) -> Path:
+def path(patch: WeightPatch, tmp_path: Path) -> Path:
     return patch.save(tmp_path / "patch.safetensors")
 
 
@@ -44,9 +44,9 @@ def first(tensors: Tensors, letter: str) -> str:
     return next(name for name in sorted(tensors) if name.endswith(f".{letter}"))
 
 
-def test_written_again_unchanged_it_is_the_patch(patch: Patch, path: Path) -> None:
+def test_written_again_unchanged_it_is_the_patch(patch: WeightPatch, path: Path) -> None:
     spoil(path, lambda tensors, header: None)
-    assert Patch.load(path) == patch
+    assert WeightPatch.load(path) == patch
 
 
 def put(letter: str, value: Callable[[Tensor], Tensor]) -> Callable[[Tensors, Header], None]:
@@ -110,14 +110,14 @@ def test_a_file_that_is_no_patch_of_ours_is_refused(case: str, path: Path) -> No
     change, message = HOSTILE[case]
     spoil(path, change)
     with pytest.raises(ErrataError, match=message):
-        Patch.load(path)
+        WeightPatch.load(path)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 200, -1])
 def test_a_torn_file_is_refused(keep: int, path: Path) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ErrataError, match="is not a patch") as caught:
-        Patch.load(path)
+        WeightPatch.load(path)
     assert caught.value.hints
 
 
@@ -127,23 +127,23 @@ def test_safetensors_of_something_else_are_refused(
 ) -> None:
     save_file({"weight": torch.ones(2, 2)}, tmp_path / "model.safetensors", header)
     with pytest.raises(ErrataError, match=r"is not a patch|another format"):
-        Patch.load(tmp_path / "model.safetensors")
+        WeightPatch.load(tmp_path / "model.safetensors")
 
 
 def test_a_file_that_is_not_there_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(ErrataError, match="there is no patch at") as caught:
-        Patch.load(tmp_path / "nowhere.safetensors")
+        WeightPatch.load(tmp_path / "nowhere.safetensors")
     assert "errata ls patches" in caught.value.hints[0]
     with pytest.raises(ErrataError, match="is not a patch"):
-        Patch.load(tmp_path)
+        WeightPatch.load(tmp_path)
 
 
-def test_a_patch_that_cannot_be_saved_leaves_nothing(patch: Patch, tmp_path: Path) -> None:
+def test_a_patch_that_cannot_be_saved_leaves_nothing(patch: WeightPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ErrataError, match="cannot write"):
         patch.save(tmp_path / "file" / "patch.safetensors")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_its_size_is_that_of_its_numbers(patch: Patch, path: Path) -> None:
+def test_its_size_is_that_of_its_numbers(patch: WeightPatch, path: Path) -> None:
     assert patch.size < path.stat().st_size < patch.size + 4096

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from errata.data.instructions import Instruction
 from errata.models.families import family_of
+from errata.patches.base import Base, Provenance
 from errata.patches.edited_model import EditedModel, load
-from errata.patches.patch import Base, Patch, Provenance, Update
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch
 from errata.tuning.settings import TuneSettings
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
@@ -43,7 +45,7 @@ def pico_on_disk(folder: Path) -> EditedModel:
     return load(str(folder))
 
 
-def pico_patch(edited: EditedModel) -> Patch:
+def pico_patch(edited: EditedModel) -> WeightPatch:
     """A patch of random factors for two facts, in blocks 1 and 2."""
     source, family, updates = torch.Generator().manual_seed(3), family_of(edited.model), {}
     d = edited.model.config.get_text_config().hidden_size
@@ -54,7 +56,7 @@ def pico_patch(edited: EditedModel) -> Patch:
         updates[family.weight_name(block)] = Update.of(R, K.T.clone(), K)
     base = Base(**edited.base.model_dump())
     made = Provenance(base=base, method="none", settings={}, requests=FACTS[:2])
-    return Patch(updates, made)
+    return WeightPatch(updates, made)
 
 
 def weights(edited: EditedModel) -> dict[str, Tensor]:

@@ -46,26 +46,22 @@ def list_things(
 
 
 def _patches(results: Path) -> list[dict[str, Any]]:
-    from errata.patches.patch import Patch
+    from errata.patches.base import load_edit
 
     rows = []
     for path in sorted(results.glob("*/run_*/patch*.safetensors")):
         try:
-            patch = Patch.load(path)
+            patch = load_edit(path)
         except ErrataError as error:
             console.warning(error.message)
             continue
-        requests = patch.provenance.requests
-        if not requests:
-            console.warning(f"{path} says not what it edits")
-            continue
-        first, more = requests[0], len(requests) - 1
         rows.append(
             {
                 "patch": str(path),
                 "model": patch.provenance.base.name,
+                "kind": patch.kind,
                 "method": patch.provenance.method,
-                "edits": f"{first.marked} → {first.target}" + (f" and {more} more" if more else ""),
+                "edits": patch.summary,
                 "kB": round(patch.size / 1000, 1),
             }
         )

@@ -79,7 +79,7 @@ def tune(
         from errata.tuning.modules import moving
 
         steps = settings.steps_of(len(rows) - settings.validation)
-        moved = len(moving(edited.model, settings, edited.patches))
+        moved = len(moving(edited.model, settings, edited.weight_patches))
         lines = [f"{settings.method}: {moved} parameters, {steps} steps of {settings.batch_size}"]
         lines.append(_told(preset, own))
         show_plan(lines, edited, [tuning_cost(edited, rows, settings)], json)

@@ -25,18 +25,20 @@ class Speaker:
     """Whether it speaks without the patches that are on it."""
     turns: list[dict[str, str]] = field(default_factory=list)
 
-    def answer(self, prompt: str, max_new_tokens: int) -> str:
-        """Continue a prompt, whatever was said before."""
+    def answer(self, prompt: str, max_new_tokens: int, *, talk: bool = False) -> str:
+        """Continue a prompt, or the conversation so far (`talk`), which `prompt` then ignores."""
         as_it_is: AbstractContextManager[None] = (
             self.edited.without_patches() if self.plain else nullcontext()
         )
         with as_it_is:
+            if talk:  # prompt patches are applied to the first message, not to the template
+                return self.edited.generate(self._told(), max_new_tokens, render=False)
             return self.edited.generate(prompt, max_new_tokens)
 
     def reply(self, said: str, max_new_tokens: int) -> str:
         """Answer a turn of the talk."""
         self.turns.append({"role": "user", "content": said})
-        text = self.answer(self._told(), max_new_tokens)
+        text = self.answer(said, max_new_tokens, talk=True)
         if not self.edited.tokenizer.chat_template:
             text = text.split(f"\n{ASKS}")[0]
         self.turns.append({"role": "assistant", "content": text.strip()})
@@ -44,10 +46,12 @@ class Speaker:
 
     def _told(self) -> str:
         """Return the talk so far as the model reads it."""
+        first = {**self.turns[0], "content": self.edited.rendered(self.turns[0]["content"])}
+        turns = [first, *self.turns[1:]]
         if self.edited.tokenizer.chat_template:
-            return chat_prompt(self.turns, self.edited.tokenizer)
+            return chat_prompt(turns, self.edited.tokenizer)
         marks = {"user": ASKS, "assistant": ANSWERS}
-        lines = [f"{marks[turn['role']]} {turn['content']}" for turn in self.turns]
+        lines = [f"{marks[turn['role']]} {turn['content']}" for turn in turns]
         return "\n".join([*lines, ANSWERS])
 
 

@@ -27,8 +27,8 @@ from errata.methods import Method
 from errata.methods.base import Job
 from errata.metrics.scores import Score, before_after_json
 from errata.metrics.teacher_forced import PromptScore, record_of, score_cases, score_of, summarise
+from errata.patches.base import load_edit
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import Patch
 from errata.reports.tables import before_after_rows, markdown_table
 from errata.statistics.second_moment import SecondMoment
 
@@ -175,7 +175,7 @@ class _Work:
         """Apply the patch of a batch; it is computed and saved unless it is there already."""
         path = self.patch_path(index)
         if path.exists():
-            patch = Patch.load(path)
+            patch = load_edit(path)
         else:
             patch = self.method.edit(
                 self.edited,

@@ -23,8 +23,9 @@ from errata.metrics.scores import Score, share
 from errata.models.identity import model_hash, versions
 from errata.models.loading import quiet
 from errata.patches.adapter import RECORD, find_tuned, is_adapter, merge_adapter, read_adapter
+from errata.patches.base import Edit
 from errata.patches.edited_model import EditedModel, load
-from errata.patches.patch import Patch, add
+from errata.patches.weight_patch import add, weight_patches
 from errata.reports.loss_figure import write_curve
 from errata.reports.tables import markdown_table
 from errata.tuning.settings import TuneSettings
@@ -75,7 +76,7 @@ def run_tuning(
 
 def _keep(
     edited: EditedModel,
-    patches: Sequence[Patch],
+    patches: Sequence[Edit],
     settings: TuneSettings,
     folder: Path,
     params: dict[str, Any],
@@ -108,7 +109,7 @@ def _keep(
     return made
 
 
-def _card(edited: EditedModel, patches: Sequence[Patch], settings: TuneSettings) -> str:
+def _card(edited: EditedModel, patches: Sequence[Edit], settings: TuneSettings) -> str:
     facts = sum(len(patch.provenance.requests) for patch in patches)
     what = "A whole checkpoint" if settings.method == "full" else f"A {settings.method} adapter"
     lines = [f"# {Path(edited.name).name}, tuned", f"{what} that errata tuned."]
@@ -131,7 +132,7 @@ def take_tuned(edited: EditedModel, run: Path) -> bool:
         edited.model = model
     elif is_adapter(str(tuned.adapter)):
         merge_adapter(edited.model, str(tuned.adapter), read_adapter(str(tuned.adapter)))
-        for patch in tuned.above:
+        for patch in weight_patches(tuned.above):
             for name, update in patch.updates.items():
                 add(edited.model, name, update.delta())
     else:
@@ -140,10 +141,12 @@ def take_tuned(edited: EditedModel, run: Path) -> bool:
     return True
 
 
-def _kept(edited: EditedModel, patches: Sequence[Patch]) -> list[Likelihood]:
+def _kept(edited: EditedModel, patches: Sequence[Edit]) -> list[Likelihood]:
     """Return how the model takes each edited fact."""
     pairs = [
-        (request.text, request.answer) for patch in patches for request in patch.provenance.requests
+        (edited.rendered(request.text), request.answer)
+        for patch in patches
+        for request in patch.provenance.requests
     ]
     return likelihoods(edited, pairs) if pairs else []
 

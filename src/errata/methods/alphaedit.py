@@ -78,6 +78,11 @@ class AlphaEdit(ClosedForm):
         clear = "" if space.gap > 1.01 else "; a small change of the threshold would change it"
         return (f"null space {space.kept} of {width} directions, gap {space.gap:.3f}x{clear}",)
 
+    @property
+    def reads_history(self) -> bool:
+        """The keys of earlier patches are part of the system."""
+        return True
+
     def read(
         self,
         keys: Tensor,

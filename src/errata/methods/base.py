@@ -3,7 +3,7 @@
 A method is a frozen settings object whose fields are its hyperparameters. It turns requests
 into an edit and leaves the model as it was:
 
-    method.edit(edited, requests, moments=…) -> Patch
+    method.edit(edited, requests, moments=…) -> Edit
 
 `edit` and `costs` are all that a method has to define. The other hooks have defaults: a method
 overrides them when it samples something (`sampled`), needs second moments (`moment_blocks`), or
@@ -25,8 +25,8 @@ from errata.data.request import EditRequest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from errata.patches.base import Edit, Provenance
     from errata.patches.edited_model import EditedModel
-    from errata.patches.patch import Patch, Provenance
     from errata.statistics.second_moment import SecondMoment
 
 
@@ -76,7 +76,7 @@ class Method(Settings):
         job: Job | None = None,
         notes: Sequence[str] = (),
         command: str | None = None,
-    ) -> Patch:
+    ) -> Edit:
         """Return the edit that makes the model answer `requests`; the model is left as found.
 
         The edit is made for the model with its present stack of patches. `moments` holds the
@@ -163,7 +163,7 @@ class Method(Settings):
     ) -> Provenance:
         """Return the provenance of an edit of `weights`; `more` are further fields of it."""
         from errata.models.identity import tensor_hash, versions
-        from errata.patches.patch import Provenance
+        from errata.patches.base import Provenance
 
         fields = {"settings": self.model_dump(mode="json"), "versions": versions(), **more}
         return Provenance(

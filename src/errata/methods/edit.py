@@ -15,8 +15,8 @@ from errata.methods import Method, method_named
 from errata.methods.moments import moments_for
 from errata.methods.presets import resolve_settings
 from errata.models.families import family_of
+from errata.patches.base import Edit
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import Patch
 from errata.statistics.second_moment import SecondMoment
 from errata.statistics.store import Store
 
@@ -75,7 +75,7 @@ def compute_edit(
     *,
     moments: Mapping[int, SecondMoment],
     command: str | None = None,
-) -> Patch:
+) -> Edit:
     """Return the edit that makes the model answer `requests`, without applying it.
 
     `moments` holds the second moment of each block in `method.moment_blocks`. Raises
@@ -94,7 +94,7 @@ def edit(
     corpus: str | None = None,
     tokens: int | None = None,
     **settings: Any,
-) -> Patch:
+) -> Edit:
     """Make a model answer one or more requests; the edit is applied to the model and returned.
 
     `settings` are those of the method; `corpus` names text for the second moments, of which

@@ -43,6 +43,11 @@ class Memit(ClosedForm):
     history: bool = False
     """Add the keys of earlier patches to the system, with the weight of new ones."""
 
+    @property
+    def reads_history(self) -> bool:
+        """Whether the keys of earlier patches join those of this one."""
+        return self.history
+
     def read(
         self,
         keys: Tensor,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.models.families import positions_of
 from errata.models.hooks import frozen
@@ -124,10 +124,15 @@ def _written(
     width, pad = max(map(len, rows)), settings["pad_token_id"]
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    with frozen(model):
-        out: Tensor = model.generate(
-            input_ids=torch.tensor(ids, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            **settings,
-        )
+    # `generate` completes the settings it is given from the checkpoint's own.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with frozen(model):
+            out: Tensor = model.generate(
+                input_ids=torch.tensor(ids, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                generation_config=GenerationConfig(**settings),
+            )
+    finally:
+        model.generation_config = own
     return out[:, width:]

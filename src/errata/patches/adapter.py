@@ -27,7 +27,8 @@ from errata.core.errors import ErrataError
 from errata.core.files import parse_json
 from errata.models.families import weight_of
 from errata.models.identity import model_hash, same_weights
-from errata.patches.patch import Patch, add, write
+from errata.patches.base import Edit, load_edit
+from errata.patches.weight_patch import add, weight_patches, write
 
 ADAPTER_KINDS = ("lora", "dora")
 RECORD = "errata.json"
@@ -46,9 +47,9 @@ class TunedFolder(NamedTuple):
 
     adapter: str | None
     checkpoint: str | None
-    below: tuple[Patch, ...] = ()
-    """Patches that belong under the adapter, or are part of the checkpoint."""
-    above: tuple[Patch, ...] = ()
+    below: tuple[Edit, ...] = ()
+    """Edits that the model had when it was tuned; a checkpoint contains the weight patches."""
+    above: tuple[Edit, ...] = ()
     """Patches that were added once more, on top of it."""
 
 
@@ -73,7 +74,7 @@ def find_tuned(source: str) -> TunedFolder:
     return TunedFolder(source, None)
 
 
-def _recorded(folder: Path) -> tuple[tuple[Patch, ...], tuple[Patch, ...]]:
+def _recorded(folder: Path) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
     """Return the patches below and above what was tuned, from the record beside it."""
     if not (folder / RECORD).is_file():
         return (), ()
@@ -85,7 +86,7 @@ def _recorded(folder: Path) -> tuple[tuple[Patch, ...], tuple[Patch, ...]]:
         raise ErrataError(
             f"cannot read {folder / RECORD}: {error!r}", "copy its whole folder again"
         ) from None
-    lower, upper = (tuple(Patch.load(path) for path in paths) for paths in files)
+    lower, upper = (tuple(load_edit(path) for path in paths) for paths in files)
     return lower, upper
 
 
@@ -107,11 +108,12 @@ def merge_tuned(
             "load the model it was made for",
             "to put it on all the same, say --allow-base (in Python: allow_base=True)",
         )
-    names = {name for patch in tuned.below for name in patch.updates}
+    below = weight_patches(tuned.below)
+    names = {name for patch in below for name in patch.updates}
     originals = {name: weight_of(model, name)[1].detach().clone() for name in names}
-    write(model, originals, tuned.below)
+    write(model, originals, below)
     model = merge_adapter(model, tuned.adapter, config)
-    for patch in tuned.above:
+    for patch in weight_patches(tuned.above):
         for name, update in patch.updates.items():
             add(model, name, update.delta())
     return model

@@ -15,8 +15,8 @@ import yaml
 
 from errata.core.files import write_text
 from errata.models.identity import versions
+from errata.patches.base import Edit
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import Patch
 
 SHOWN = 20
 """Requests, and patches, that a card shows."""
@@ -35,7 +35,7 @@ def write_record(
     export: dict[str, Any],
     adapter: str | None,
     command: str | None,
-    below: Sequence[Patch] = (),
+    below: Sequence[Edit] = (),
 ) -> None:
     """Write README.md and `patches/` into an export's folder.
 
@@ -58,7 +58,7 @@ def write_record(
     write_text(folder / "README.md", _card(edited, recipe, len(patches), len(below)))
 
 
-def _patch_entries(patches: list[Patch], files: list[str], below: int) -> list[dict[str, Any]]:
+def _patch_entries(patches: list[Edit], files: list[str], below: int) -> list[dict[str, Any]]:
     entries, room = [], SHOWN
     for number, (patch, file) in enumerate(list(zip(patches, files, strict=True))[:SHOWN]):
         made = patch.provenance
@@ -68,12 +68,13 @@ def _patch_entries(patches: list[Patch], files: list[str], below: int) -> list[d
             {
                 "file": file,
                 **({"below_adapter": True} if number < below else {}),
+                "kind": patch.kind,
                 "digest": patch.digest,
                 "method": made.method,
                 "settings": dict(made.settings),
                 "requests": len(made.requests),
                 "first_requests": [f"{each.marked} → {each.target}" for each in shown],
-                "weights": sorted(patch.updates),
+                "weights": list(patch.places),
                 "parents": list(made.parents),
                 "notes": list(made.notes),
                 "versions": dict(made.versions),

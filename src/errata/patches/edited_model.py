@@ -1,7 +1,8 @@
-"""`EditedModel`: a model, its tokenizer and the stack of patches on it; and `load`.
+"""`EditedModel`: a model, its tokenizer and the stack of edits on it; and `load`.
 
-The weights are always base + patches in order, computed from saved originals, so undoing
-any patch gives what would have been there without it, bit for bit.
+The weights are always base + weight patches in order, computed from saved originals, so undoing
+any of them restores, bit for bit, the model without it. Module patches are hooks in the order of
+the stack; prompt patches change the prompts that go through `EditedModel.rendered`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,27 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
 from errata.models.families import family_of, positions_of, weight_of
-from errata.models.hooks import frozen
+from errata.models.generation import continuations
 from errata.models.identity import check_finite, model_hash, same_weights
 from errata.models.loading import pretrained, to_device
 from errata.models.tokens import encode
 from errata.patches.adapter import check_kind, find_tuned, is_adapter, merge_tuned, read_adapter
-from errata.patches.patch import Base, Patch, change_lost, restore, write
+from errata.patches.base import ALLOW_BASE, Base, Edit, load_edit
+from errata.patches.module_patch import ModulePatch
+from errata.patches.prompt_patch import PromptPatch
+from errata.patches.weight_patch import (
+    WeightPatch,
+    change_lost,
+    check_range,
+    copied,
+    weight_patches,
+    write,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What weights may be held in."""
@@ -31,20 +43,23 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(eq=False, repr=False)
 class EditedModel:
-    """A model with a stack of patches on it; the first patch was applied first."""
+    """A model with a stack of edits of any kind on it; the first was applied first."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     """The name or path that it was loaded by; presets and corpora are found by it."""
-    patches: list[Patch] = field(default_factory=list, init=False)
+    patches: list[Edit] = field(default_factory=list, init=False)
     _originals: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _handles: list[RemovableHandle] = field(default_factory=list, init=False, repr=False)
+    _shown: list[Edit] = field(default_factory=list, init=False, repr=False)
+    """The edits that act now: the stack, or none within `without_patches`."""
 
     def __post_init__(self) -> None:
         family_of(self.model)
 
     def __repr__(self) -> str:
-        """Tell the name and what is on it, not every module."""
+        """Name the model and its edits without its modules."""
         size = sum(parameter.numel() for parameter in self.model.parameters())
         kind = f"{self.model.config.model_type}, {size:,} numbers, {self.model.dtype}"
         return f"EditedModel({self.name!r}: {kind}; patches: {self.patches})"
@@ -61,44 +76,46 @@ class EditedModel:
         original = self._originals.get(name)
         return weight_of(self.model, name)[1] if original is None else original
 
-    def apply(self, patch: Patch, *, allow_base: bool = False) -> dict[str, float]:
-        """Put a patch on top; return, per weight, the share of the change that the dtype loses.
+    @property
+    def weight_patches(self) -> list[WeightPatch]:
+        """The weight patches of the stack, in order."""
+        return weight_patches(self.patches)
 
-        Raises `ErrataError` when the patch was made for another base, unless `allow_base`.
+    def rendered(self, prompt: str) -> str:
+        """Return a prompt with every prompt patch applied; the last of them is outermost."""
+        for patch in self._shown:
+            if isinstance(patch, PromptPatch):
+                prompt = patch.render(prompt)
+        return prompt
+
+    def apply(self, patch: Edit, *, allow_base: bool = False) -> dict[str, float]:
+        """Put an edit on top; return, per weight, the share of the change that the dtype loses.
+
+        Raises `ErrataError` when the edit was made for another base, unless `allow_base`.
         """
         expected = patch.provenance.base
         if not allow_base and not same_weights(expected.weights, self.base.weights):
             raise ErrataError(
                 f"this patch was made for {expected.name} ({expected.weights[:12]}), "
                 f"not for {self.name} ({self.base.weights[:12]})",
-                "load the model it was made for",
-                "to apply it all the same, say --allow-base (in Python: allow_base=True)",
+                *ALLOW_BASE,
             )
-        added = {
-            name: weight_of(self.model, name)[1].detach().clone()
-            for name in patch.updates
-            if name not in self._originals
-        }
-        originals = {**self._originals, **added}
+        before = self._originals
+        names = tuple(patch.updates) if isinstance(patch, WeightPatch) else ()
+        self._originals = copied(self.model, names, before)
         try:
-            write(self.model, originals, [*self.patches, patch])
-            for name in patch.updates:
-                if not torch.stack(torch.aminmax(weight_of(self.model, name)[1])).isfinite().all():
-                    raise ErrataError(
-                        f"the patch makes {name} infinite in {self.model.dtype}",
-                        "load the model in a wider dtype: --dtype float32, or bfloat16",
-                    )
+            self._show([*self.patches, patch])
+            check_range(self.model, names)
         except BaseException:
-            write(self.model, originals, self.patches)
+            self._show(self.patches)
+            self._originals = before
             raise
-        self._originals = originals
         self.patches.append(patch)
-        return change_lost(
-            self.model, {name: originals[name] for name in patch.updates}, self.patches
-        )
+        originals = {name: self._originals[name] for name in names}
+        return change_lost(self.model, originals, self.weight_patches)
 
-    def undo(self, patch: Patch | None = None) -> Patch:
-        """Take a patch back, the last one unless another is named; return it.
+    def undo(self, patch: Edit | None = None) -> Edit:
+        """Undo an edit, the last one unless another is named; return it.
 
         Raises `ErrataError` when there is none, or the named one is not applied.
         """
@@ -108,50 +125,53 @@ class EditedModel:
             )
         index = len(self.patches) - 1 if patch is None else self.patches.index(patch)
         taken = self.patches.pop(index)
-        write(self.model, self._originals, self.patches)
-        held = {name for other in self.patches for name in other.updates}
+        self._show(self.patches)
+        held = {name for other in self.weight_patches for name in other.updates}
         self._originals = {name: tensor for name, tensor in self._originals.items() if name in held}
         return taken
 
     @contextmanager
     def without_patches(self) -> Iterator[None]:
         """Show the unedited model for the time of a `with` block."""
+        before = self._shown
         try:
-            restore(self.model, self._originals)
+            self._show([])
             yield
         finally:
-            write(self.model, self._originals, self.patches)
+            self._show(before)
 
     def bake(self) -> None:
-        """Take the model as it stands for a base of its own: patches become part of the weights."""
-        self.patches.clear()
+        """Make weight patches part of the base weights; module and prompt patches stay on."""
+        self.patches = [patch for patch in self.patches if not isinstance(patch, WeightPatch)]
         self._originals = {}
+        self._show(self.patches)
         self.__dict__.pop("base", None)
 
-    def rendered(self, prompt: str) -> str:
-        """Return a prompt as the model gets it."""
-        return prompt
+    def _show(self, patches: Sequence[Edit]) -> None:
+        """Let exactly these edits act: write the weights, install the hooks, choose the prompts."""
+        write(self.model, self._originals, weight_patches(patches))
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._shown = [], list(patches)
+        for patch in patches:
+            if isinstance(patch, ModulePatch):
+                self._handles += patch.install(self.model)
 
-    @torch.no_grad()
-    def generate(self, prompt: str, max_new_tokens: int = 32) -> str:
-        """Continue a prompt greedily, until the model ends it; return the new text."""
-        ids = torch.tensor([encode(self.tokenizer, prompt).ids], device=self.model.device)
-        pad, room = self.tokenizer.pad_token_id, positions_of(self.model) - ids.shape[1]
-        if max_new_tokens < 1 or room < 1:
+    def generate(self, prompt: str, max_new_tokens: int = 32, *, render: bool = True) -> str:
+        """Continue a prompt greedily until the model ends it; return the new text.
+
+        `render` says whether prompt patches are still to be applied to the prompt.
+        """
+        text = self.rendered(prompt) if render else prompt
+        length, positions = len(encode(self.tokenizer, text).ids), positions_of(self.model)
+        if max_new_tokens < 1 or length >= positions:
             raise ErrataError(
-                f"there is no room for an answer: the prompt has {ids.shape[1]} tokens, "
-                f"{max_new_tokens} may follow, the model reads {positions_of(self.model)}",
+                f"there is no room for an answer: the prompt has {length} tokens, "
+                f"{max_new_tokens} may follow, the model reads {positions}",
                 "shorten the prompt, or let more tokens follow",
             )
-        with frozen(self.model):
-            out = self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=min(max_new_tokens, room),
-                do_sample=False,
-                pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-            )
-        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+        (answer,) = continuations(self.model, self.tokenizer, [text], max_new_tokens)
+        return answer
 
 
 def load(
@@ -162,7 +182,7 @@ def load(
     adapter_kind: str | None = None,
     dtype: torch.dtype | str = "auto",
     device: str | torch.device | None = None,
-    patches: Sequence[Patch | str | Path] = (),
+    patches: Sequence[Edit | str | Path] = (),
     allow_base: bool = False,
 ) -> EditedModel:
     """Load a model by Hub name, folder, or `demo` for the embedded one, with patches applied.
@@ -201,13 +221,16 @@ def load(
     model, tokenizer = pretrained(whole or name, dtype)
     if device is not None:
         model = to_device(model, device)
-    given = [each if isinstance(each, Patch) else Patch.load(each) for each in patches]
+    given = [each if isinstance(each, Edit) else load_edit(each) for each in patches]
     if merged is not None:
         model = merge_tuned(model, merged, config, allow_base)
     if tuned is not None:
         given = [patch for patch in given if patch not in tuned.below]
     check_finite(model)
     edited = EditedModel(model.eval(), tokenizer, name)
+    for below in () if tuned is None else tuned.below:
+        if not isinstance(below, WeightPatch):  # those are part of what was tuned
+            edited.apply(below, allow_base=True)
     for patch in given:
         edited.apply(patch, allow_base=allow_base)
     return edited

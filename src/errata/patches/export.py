@@ -7,13 +7,18 @@ looks whole. Each holds a card with the recipe (see `card`) and the patches that
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
 from errata.core.errors import ErrataError
 from errata.core.files import write_safetensors, write_text, writing_folder
+from errata.core.text import counted
 from errata.models.families import weight_of
 from errata.models.identity import model_hash
 from errata.models.loading import quiet
@@ -30,7 +35,8 @@ from errata.patches.lora import (
     stacked,
     truncated,
 )
-from errata.patches.patch import Update, change_lost
+from errata.patches.update import Update
+from errata.patches.weight_patch import change_lost
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ def export_lora(
     """
     if not edited.patches:
         raise no_patch(adapter)
+    _check_lora(edited)
     if rank is not None and rank < 1:
         raise ErrataError(f"a rank of {rank} leaves nothing", "give a rank of at least 1")
     factors, loss = {}, {}
@@ -117,6 +124,11 @@ def export_merged(
             f"{100 * max(loss.values()):.0f} % of the change is lost in {edited.model.dtype}; "
             "export in float32 (--dtype float32), or as a LoRA, which is kept beside the weights"
         )
+    if left := _left_out(edited):
+        notes.append(
+            f"a checkpoint holds weights alone, and this one leaves out {left}; "
+            "errata applies them from `patches/`, after the checkpoint, with --allow-base"
+        )
     below = () if adapter is None else find_tuned(adapter).below
     export = Export("merged", Path(folder), {}, loss, tuple(notes), len(below))
     with writing_folder(Path(folder)) as temporary:
@@ -145,10 +157,33 @@ def no_patch(adapter: str | None) -> ErrataError:
     )
 
 
+def _left_out(edited: EditedModel) -> str:
+    """Count the edits that are no weight patches, by kind."""
+    kinds = Counter(patch.kind for patch in edited.patches if patch.kind != "weight")
+    return ", ".join(counted(count, f"{kind} patch", "es") for kind, count in kinds.items())
+
+
+def _check_lora(edited: EditedModel) -> None:
+    """Raise `ErrataError` for what no LoRA can hold: other kinds, weights of no linear layer."""
+    if left := _left_out(edited):
+        raise ErrataError(
+            f"a LoRA holds weight patches alone, and there is {left} on the model",
+            "leave it out, or export a merged checkpoint, which says what it leaves out: "
+            "--to merged DIR",
+        )
+    for name in _updates_of(edited):
+        module, _ = weight_of(edited.model, name)
+        if not isinstance(module, nn.Linear | Conv1D) or not name.endswith(".weight"):
+            raise ErrataError(
+                f"{name} is the weight of no linear layer, and a LoRA holds those alone",
+                "export a merged checkpoint: --to merged DIR",
+            )
+
+
 def _updates_of(edited: EditedModel) -> dict[str, list[Update]]:
-    names = sorted({name for patch in edited.patches for name in patch.updates})
+    names = sorted({name for patch in edited.weight_patches for name in patch.updates})
     return {
-        name: [patch.updates[name] for patch in edited.patches if name in patch.updates]
+        name: [patch.updates[name] for patch in edited.weight_patches if name in patch.updates]
         for name in names
     }
 
@@ -185,4 +220,4 @@ def _swallowed(edited: EditedModel) -> dict[str, float]:
         originals = {
             name: weight_of(edited.model, name)[1].detach().clone() for name in _updates_of(edited)
         }
-    return change_lost(edited.model, originals, edited.patches)
+    return change_lost(edited.model, originals, edited.weight_patches)

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from errata.models.families import oriented, weight_of
-from errata.patches.patch import Update
+from errata.patches.update import Update
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as `--max-lora-rank`, by its documentation of 0.14; older ones took less."""
@@ -37,7 +37,7 @@ def stacked(updates: Sequence[Update]) -> tuple[Tensor, Tensor]:
     stands beside the identity, and r is the smaller of d_out and d_in.
     """
     factors = [(each.R.cpu(), each.A.cpu()) for each in updates if each.R is not None]
-    d_out, d_in = _shape(updates[0])
+    d_out, d_in = updates[0].shape
     if len(factors) == len(updates) and sum(len(A) for _, A in factors) <= min(d_out, d_in):
         return torch.cat([R for R, _ in factors], dim=1), torch.cat([A for _, A in factors])
     delta = torch.zeros(d_out, d_in, dtype=torch.float64)
@@ -45,11 +45,6 @@ def stacked(updates: Sequence[Update]) -> tuple[Tensor, Tensor]:
         delta += update.delta().cpu()
     unit = torch.eye(min(d_out, d_in))
     return (unit, delta.float()) if d_out <= d_in else (delta.float(), unit)
-
-
-def _shape(update: Update) -> tuple[int, int]:
-    """Return (d_out, d_in)."""
-    return len(update.A if update.R is None else update.R), update.A.shape[1]
 
 
 def truncated(B: Tensor, A: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], float]:

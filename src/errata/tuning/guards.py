@@ -25,7 +25,7 @@ from errata.models.families import family_of, oriented, weight_of
 from errata.models.hooks import Site, first_tensor, frozen, record
 from errata.models.layerwise import read_at
 from errata.models.tokens import TokenRow, encode, pad_right, position_of
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 from errata.tuning.modules import edited_blocks
 from errata.tuning.settings import TuneSettings
 
@@ -35,7 +35,9 @@ RANK_AT = 1e-5
 """Singular values of the keys below this fraction of the largest count as zero."""
 
 
-def edited_rows(tokenizer: PreTrainedTokenizerBase, patches: Sequence[Patch]) -> list[TokenRow]:
+def edited_rows(
+    tokenizer: PreTrainedTokenizerBase, patches: Sequence[WeightPatch]
+) -> list[TokenRow]:
     """Return one row per request of the patches: its tokens up to the edited position."""
     rows = []
     for patch in patches:
@@ -54,7 +56,9 @@ NO_PATCH = {
 """The guards, and the reason each one needs a patch."""
 
 
-def check_guards(settings: TuneSettings, patches: Sequence[Patch], moving: Sequence[str]) -> None:
+def check_guards(
+    settings: TuneSettings, patches: Sequence[WeightPatch], moving: Sequence[str]
+) -> None:
     """Raise `ErrataError` if a guard lacks its patches or its trained parameters."""
     recorded = [patch for patch in patches if patch.provenance.requests]
     for guard, lacking in NO_PATCH.items():
@@ -81,7 +85,7 @@ class ShiftPenalty:
         cls,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        patches: Sequence[Patch],
+        patches: Sequence[WeightPatch],
         weight: float,
     ) -> ShiftPenalty:
         """Record the current hidden states at the edited positions."""
@@ -126,9 +130,9 @@ def _without_dropout(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def key_directions(patches: Sequence[Patch], name: str) -> Tensor:
+def key_directions(patches: Sequence[WeightPatch], name: str) -> Tensor:
     """Return Q: (d_in, r), float64, an orthonormal basis of the keys edited in a weight."""
-    K = torch.cat([patch.updates[name].K for patch in patches if name in patch.updates], dim=1)
+    K = torch.cat([patch.keys_of(name) for patch in patches if name in patch.updates], dim=1)
     U, S, _ = torch.linalg.svd(K.double(), full_matrices=False)
     return U[:, S > RANK_AT * S[0]]
 
@@ -151,7 +155,7 @@ class Projection:
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, patches: Sequence[Patch], moving: Sequence[str]
+        cls, model: PreTrainedModel, patches: Sequence[WeightPatch], moving: Sequence[str]
     ) -> Projection:
         """Prepare the projection for the edited matrices among the trained parameters.
 

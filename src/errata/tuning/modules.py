@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from errata.core.errors import ErrataError
 from errata.models.families import family_of
-from errata.patches.patch import Patch
+from errata.patches.weight_patch import WeightPatch
 from errata.tuning.settings import TuneSettings
 
 _IN_ATTENTION = {
@@ -29,7 +29,7 @@ _IN_MLP = {
 }  # fmt: skip
 
 
-def edited_blocks(model: PreTrainedModel, patches: Iterable[Patch]) -> tuple[int, ...]:
+def edited_blocks(model: PreTrainedModel, patches: Iterable[WeightPatch]) -> tuple[int, ...]:
     """Return the blocks that patches change, ascending."""
     path = family_of(model).blocks + "."
     names = {name for patch in patches for name in patch.updates if name.startswith(path)}
@@ -37,7 +37,7 @@ def edited_blocks(model: PreTrainedModel, patches: Iterable[Patch]) -> tuple[int
 
 
 def tuned_blocks(
-    model: PreTrainedModel, settings: TuneSettings, patches: Sequence[Patch]
+    model: PreTrainedModel, settings: TuneSettings, patches: Sequence[WeightPatch]
 ) -> tuple[int, ...]:
     """Return the selected blocks; raises `ErrataError` if there are none."""
     count = family_of(model).block_count(model)
@@ -103,7 +103,7 @@ def matrices(model: PreTrainedModel, blocks: Iterable[int], roles: Sequence[str]
 
 
 def moving(
-    model: PreTrainedModel, settings: TuneSettings, patches: Sequence[Patch]
+    model: PreTrainedModel, settings: TuneSettings, patches: Sequence[WeightPatch]
 ) -> tuple[str, ...]:
     """Return the full names of the trained parameters.
 

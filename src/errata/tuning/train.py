@@ -27,7 +27,7 @@ from errata.core.progress import Progress, no_progress
 from errata.data.instructions import Instruction
 from errata.models.loading import quiet
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import add
+from errata.patches.weight_patch import add
 from errata.tuning.encode import code_rows
 from errata.tuning.guards import Projection, ShiftPenalty, check_guards
 from errata.tuning.modules import moving
@@ -64,13 +64,13 @@ def tune(
     adapter: Path | None = None,
     progress: Progress = no_progress,
 ) -> TuningResult:
-    """Fine-tune a model in place; its patches become part of its weights.
+    """Fine-tune a model in place; its weight patches become part of its weights.
 
     Checkpoints are written to `work`, which the caller removes once the result is saved; an adapter
     is also written to `adapter`. Raises `ErrataError` for settings that do not fit the model or its
     patches. If training raises, weights and patches are restored.
     """
-    patches, model = tuple(edited.patches), edited.model
+    patches, model = tuple(edited.weight_patches), edited.model
     names = check_tuning(edited, settings)
     train, held = _split(rows, settings)
     code = (settings.template, settings.cutoff_len, settings.train_on_inputs)
@@ -120,9 +120,9 @@ def tune(
 
 def check_tuning(edited: EditedModel, settings: TuneSettings) -> tuple[str, ...]:
     """Return the names of the trained parameters; raises `ErrataError` for unsuitable settings."""
-    names = moving(edited.model, settings, edited.patches)
+    names = moving(edited.model, settings, edited.weight_patches)
     check_length(edited.model, settings)
-    check_guards(settings, edited.patches, names)
+    check_guards(settings, edited.weight_patches, names)
     return names
 
 

@@ -32,7 +32,7 @@ def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, lis
     """Return the model and the cost of each stage; nothing is edited or stored."""
     cases = load_all(recipe, around)
     edited = load_choice(recipe.model)
-    written = list(edited_blocks(edited.model, edited.patches))
+    written = list(edited_blocks(edited.model, edited.weight_patches))
     costs: list[Cost] = []
     for name, stage in recipe.stages():
         if isinstance(stage, EditStage):

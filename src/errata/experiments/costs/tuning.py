@@ -64,7 +64,7 @@ def tuning_cost(edited: EditedModel, rows: Sequence[Instruction], settings: Tune
     Raises `ErrataError` as `tune` does.
     """
     model, shape = edited.model, ModelShape.of(edited.model)
-    names = moving(model, settings, edited.patches)
+    names = moving(model, settings, edited.weight_patches)
     kept = settings.validation
     steps = settings.steps_of(max(1, len(rows) - kept))
     lengths = _lengths(edited, rows, settings)
@@ -133,7 +133,7 @@ def _step_seconds(
         if done == STEPS:
             raise _Enough
 
-    moved = moving(model, settings, edited.patches) if settings.method == "full" else ()
+    moved = moving(model, settings, edited.weight_patches) if settings.method == "full" else ()
     parameters = [model.get_parameter(name) for name in moved]
     before = [parameter.detach().clone() for parameter in parameters]
     trial = EditedModel(model, edited.tokenizer, edited.name)

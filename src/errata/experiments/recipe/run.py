@@ -46,8 +46,8 @@ from errata.methods.published_hparams import read_hparams
 from errata.metrics.base import EvalSettings
 from errata.metrics.registry import read_scores
 from errata.models.loading import first_device
+from errata.patches.base import load_edit
 from errata.patches.edited_model import EditedModel, load
-from errata.patches.patch import Patch
 from errata.reports.tables import before_after_rows, markdown_table
 from errata.statistics.store import Store
 
@@ -210,7 +210,7 @@ def _kept(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | No
     if not all(patch.exists() for patch in patches):
         return None
     for patch in patches:
-        edited.apply(Patch.load(patch))
+        edited.apply(load_edit(patch))
     return found
 
 

@@ -40,8 +40,8 @@ from errata.methods import METHODS, method_named
 from errata.methods.edit import compute_edit, prepare
 from errata.methods.presets import resolve_settings
 from errata.models.families import family_of
+from errata.patches.base import Edit, load_edit
 from errata.patches.edited_model import EditedModel
-from errata.patches.patch import Patch
 from errata.statistics.store import Store
 from errata.tuning.guards import none_projected
 from errata.tuning.modules import moving, placed, tuned_blocks
@@ -98,7 +98,7 @@ class Survival:
 
         return self.parts.one("base", ask)
 
-    def edits(self, method: str, count: int) -> Patch:
+    def edits(self, method: str, count: int) -> Edit:
         """Make the edits of a method, once, and ask the edited model."""
         place = self.folder / "edits" / f"{method}-{count}"
         patch = place / "patch.safetensors"
@@ -109,14 +109,14 @@ class Survival:
             if not patch.exists():
                 self._edit(edited, method, count).save(patch)
                 edited = self.fresh()
-            edited.apply(Patch.load(patch))
+            edited.apply(load_edit(patch))
             save_states(place / "states.safetensors", states=self._states(edited, count))
             return self.questions.ask(edited, count)
 
         self.parts.one(f"edits/{method}-{count}/edited", ask)
-        return Patch.load(patch)
+        return load_edit(patch)
 
-    def _edit(self, edited: EditedModel, method: str, count: int) -> Patch:
+    def _edit(self, edited: EditedModel, method: str, count: int) -> Edit:
         ready = prepare(
             edited,
             method_named(method),
@@ -164,7 +164,7 @@ class Survival:
         edited = self.fresh()
         edited.apply(patch)
         settings = self.matrix.settings_of(tuning, seed)
-        blocks = tuned_blocks(edited.model, settings, edited.patches)
+        blocks = tuned_blocks(edited.model, settings, edited.weight_patches)
         control = self.control(settings, blocks)
         tuned = self._tune(edited, settings, name)
         states = [

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from errata.methods.closed_form.target_search import Targets
     from errata.models.layerwise import LayerwiseReader
     from errata.patches.edited_model import EditedModel
-    from errata.patches.patch import Patch, Update
+    from errata.patches.update import Update
+    from errata.patches.weight_patch import WeightPatch
     from errata.statistics.second_moment import SecondMoment
 
 
@@ -168,10 +169,10 @@ class ClosedForm(Method):
         job: Job | None = None,
         notes: Sequence[str] = (),
         command: str | None = None,
-    ) -> Patch:
+    ) -> WeightPatch:
         """Return the patch that makes the model answer `requests` (see `Method.edit`)."""
         from errata.methods.closed_form.job import ClosedFormJob
-        from errata.patches.patch import Patch
+        from errata.patches.weight_patch import WeightPatch
 
         for block in self.moment_blocks:
             if block in moments:
@@ -187,7 +188,7 @@ class ClosedForm(Method):
         if targets.at_once is not None and targets.at_once < (method.requests_at_once or 0):
             remarks.append(f"memory ran out: {targets.at_once} requests were searched at once")
         updates = method.updates(
-            edited.model, searched.rewrites, targets, moments, tuple(edited.patches)
+            edited.model, searched.rewrites, targets, moments, tuple(edited.weight_patches)
         )
         used = {block: moments[block] for block in self.moment_blocks}
         remarks += [f"block {b}: {note}" for b, m in used.items() for note in self.notes(m)]
@@ -203,7 +204,7 @@ class ClosedForm(Method):
             notes=tuple(remarks),
             command=command,
         )
-        return Patch(updates, provenance)
+        return WeightPatch(updates, provenance)
 
     def rewrites(
         self,
@@ -261,7 +262,7 @@ class ClosedForm(Method):
         rewrites: Sequence[Rewrite],
         targets: Targets,
         moments: Mapping[int, SecondMoment],
-        earlier: Sequence[Patch] = (),
+        earlier: Sequence[WeightPatch] = (),
     ) -> dict[str, Update]:
         """Return Δ = R A for every block's weight; the model is left as found."""
         from errata.methods.closed_form.updates import write_blocks
@@ -283,6 +284,11 @@ class ClosedForm(Method):
         from errata.methods.closed_form.residual import residual
 
         return residual(model, rows, wanted, block, self.place, self.edited_blocks)
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether `read` uses the keys of earlier patches."""
+        return False
 
     @abstractmethod
     def read(

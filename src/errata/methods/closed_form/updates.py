@@ -22,7 +22,8 @@ from errata.models.families import family_of
 from errata.models.hooks import frozen
 from errata.models.layerwise import LayerwiseReader
 from errata.models.precision import solving_device, widened
-from errata.patches.patch import Patch, Update, add, keeping
+from errata.patches.update import Update
+from errata.patches.weight_patch import WeightPatch, add, keeping
 from errata.statistics.second_moment import SecondMoment
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def write_blocks(
     rewrites: Sequence[Rewrite],
     targets: Targets,
     moments: Mapping[int, SecondMoment],
-    earlier: Sequence[Patch],
+    earlier: Sequence[WeightPatch],
 ) -> dict[str, Update]:
     """Return the update of every edited weight; the model is left as found.
 
@@ -45,6 +46,7 @@ def write_blocks(
     names = {block: family.weight_name(block) for block in method.edited_blocks}
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in names.values()}
     limit = method.batch_limit or len(rewrites)
+    history = earlier if method.reads_history else ()
     wide = widened(model, method.search.precision)
     with frozen(model), wide, keeping(model, names.values()):
         for start in range(0, len(rewrites), limit):
@@ -54,7 +56,7 @@ def write_blocks(
                 wanted = output_wanted(model, bare_rows(chosen), wanted, method.edited_blocks[-1])
             readers = Keys(model, chosen), LayerwiseReader(model, bare_rows(chosen))
             for block, name in names.items():
-                memory = [p.updates[name].K for p in earlier if name in p.updates]
+                memory = [p.keys_of(name) for p in history if name in p.updates]
                 memory += [K for _, _, K in parts[name]]
                 part = _factors(method, model, readers, wanted, block, moments.get(block), memory)
                 parts[name].append(part)

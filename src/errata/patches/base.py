@@ -1,0 +1,258 @@
+"""The `Edit` protocol: what every kind of edit shares, and how an edit is read from its file.
+
+An edit is a value with a kind, a provenance and a digest. One safetensors file holds it: tensors,
+and a JSON header with the provenance and the rest of the state. Nothing in a file is code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from errata.core.errors import ErrataError
+from errata.core.files import parse_json, reason, write_safetensors
+from errata.core.settings import Settings
+from errata.data.request import EditRequest
+from errata.models.families import weight_of
+from errata.models.identity import tensor_hash
+
+if TYPE_CHECKING:
+    from errata.patches.edited_model import EditedModel
+
+FORMATS = (1, 2)
+"""File formats: 1 holds a weight patch with keys, 2 an edit of any kind."""
+EDIT_KINDS = {
+    "weight": "errata.patches.weight_patch:WeightPatch",
+    "module": "errata.patches.module_patch:ModulePatch",
+    "prompt": "errata.patches.prompt_patch:PromptPatch",
+}
+"""Where the class of each kind is; it is imported when a file of that kind is read."""
+NO_PATCH = "a patch is a .safetensors file that errata wrote; copy one that was cut short again"
+ALLOW_BASE = (
+    "load the model it was made for",
+    "to apply it all the same, say --allow-base (in Python: allow_base=True)",
+)
+
+
+class Base(Settings):
+    """The model that an edit was made for."""
+
+    name: str
+    """The name or path it was loaded by."""
+    model_type: str
+    """Its `config.model_type`."""
+    weights: str
+    """Hash over its stored weights (see `identity`)."""
+
+
+class Provenance(Settings):
+    """Where an edit comes from and how to make it again."""
+
+    title: ClassVar[str] = "the patch's own record"
+    base: Base
+    """The model that it was made for."""
+    method: str
+    """The editing method's name."""
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+    """All settings of the method; empty for an edit that no method made."""
+    requests: tuple[EditRequest, ...] = ()
+    """The edit requests; empty for an edit that was not made from requests."""
+    prefixes: tuple[str, ...] = ()
+    """The context prefixes that were used."""
+    parents: tuple[str, ...] = ()
+    """Digests of the edits that were applied when this one was made, in order."""
+    weights: Mapping[str, str] = Field(default_factory=dict)
+    """Hash of each edited weight as the base has it."""
+    moments: Mapping[str, str] = Field(default_factory=dict)
+    """Digest of the second moment that was used, per block."""
+    losses: tuple[float, ...] = ()
+    """Final loss of the value search, per request."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know: warnings, ranks, fallbacks."""
+    versions: Mapping[str, str] = Field(default_factory=dict)
+    """Versions of errata, torch and transformers."""
+    command: str | None = None
+    """A command that makes the edit again."""
+
+
+class Edit(ABC):
+    """A change of a model's behaviour that can be applied, undone, stacked, saved and loaded."""
+
+    kind: ClassVar[str]
+    """The key of the class in `EDIT_KINDS`."""
+    state_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of the file's header that hold state, beside format, kind and provenance."""
+    provenance: Provenance
+
+    @property
+    @abstractmethod
+    def places(self) -> tuple[str, ...]:
+        """Names of the weights or modules that change, ascending; empty where none does."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the file, by name."""
+
+    @abstractmethod
+    def header(self) -> dict[str, Any]:
+        """Return format, kind and state, which the file's header holds beside the provenance."""
+
+    @classmethod
+    @abstractmethod
+    def read(
+        cls,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        provenance: Provenance,
+        path: str,
+    ) -> Self:
+        """Build an edit from a file's tensors, and from format and state in its header.
+
+        Raises `ErrataError` where they do not fit together.
+        """
+
+    @abstractmethod
+    def on(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Put the edit on a bare model for the time of a `with` block."""
+
+    @property
+    def summary(self) -> str:
+        """The requests in a few words; where there are none, the places that change."""
+        requests = self.provenance.requests
+        shown = [f"{each.marked} → {each.target}" for each in requests[:1]] or [*self.places[:1]]
+        more = len(requests or self.places) - 1
+        return (shown or [self.kind])[0] + (f" and {more} more" if more > 0 else "")
+
+    def __eq__(self, other: object) -> bool:
+        """Two edits are equal when kind, state and provenance are, to the bit."""
+        return isinstance(other, Edit) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        """Name the edit's kind, size and method without its numbers."""
+        edits, method = len(self.provenance.requests), self.provenance.method
+        name = "Patch" if self.kind == "weight" else type(self).__name__
+        return f"{name}({self.digest[:12]}: {edits} edits by {method})"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over header and tensors: the edit's own name."""
+        digest = hashlib.sha256(self._text().encode())
+        for name, tensor in sorted(self.tensors().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, whole or not at all; return its path."""
+        write_safetensors(Path(path), self.tensors(), {"errata": self._text()})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read an edit of this kind; any other file raises `ErrataError` (see `load_edit`)."""
+        edit = load_edit(path)
+        if not isinstance(edit, cls):
+            raise ErrataError(
+                f"{path} holds a {edit.kind} patch, not a {cls.kind} patch",
+                "in Python, errata.patches.base.load_edit reads a patch of any kind",
+            )
+        return edit
+
+    @contextmanager
+    def applied(
+        self, model: PreTrainedModel | EditedModel, *, allow_base: bool = False
+    ) -> Iterator[PreTrainedModel | EditedModel]:
+        """Apply the edit for the time of a `with` block; the model comes back as found.
+
+        An `EditedModel` has it on top of its stack. Raises `ErrataError` when the edit was made
+        for other weights, unless `allow_base`.
+        """
+        if isinstance(model, PreTrainedModel):
+            if not allow_base:
+                self.check_weights(model)
+            with self.on(model):
+                yield model
+        else:
+            model.apply(self, allow_base=allow_base)
+            try:
+                yield model
+            finally:
+                model.undo(self)
+
+    def check_weights(self, model: PreTrainedModel) -> None:
+        """Raise `ErrataError` unless the recorded weights are those the edit was made on."""
+        for name, expected in self.provenance.weights.items():
+            if tensor_hash(weight_of(model, name)[1]) != expected:
+                raise ErrataError(
+                    f"this patch was made for another model: {self.provenance.base.name} "
+                    f"({name} differs)",
+                    *ALLOW_BASE,
+                )
+
+    def _text(self) -> str:
+        return json.dumps(
+            {**self.header(), **self.provenance.model_dump(mode="json")}, sort_keys=True
+        )
+
+
+def load_edit(path: str | Path) -> Edit:
+    """Read an edit of any kind from its safetensors file.
+
+    Raises `ErrataError` for a file that is missing, damaged or no edit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = parse_json((file.metadata() or {}).get("errata", ""))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ErrataError(
+            f"there is no patch at {path}", "`errata ls patches` lists those you have"
+        ) from None
+    except (OSError, SafetensorError, ValueError, OverflowError) as error:
+        raise ErrataError(f"{path} is not a patch: {reason(error)}", NO_PATCH) from None
+    if not isinstance(header, dict) or header.get("format") not in FORMATS:
+        raise ErrataError(f"{path} is a patch of another format", "update errata")
+    kind = "weight" if header["format"] == 1 else header.get("kind")
+    if not isinstance(kind, str) or kind not in EDIT_KINDS:
+        raise ErrataError(
+            f"{path} is a patch of an unknown kind: {kind!r:.40}",
+            f"known kinds: {', '.join(EDIT_KINDS)}; update errata",
+        )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ErrataError(
+                f"{path} holds numbers that are not finite in {name}", "make the patch again"
+            )
+    found = edit_kind(kind)
+    state = {"format": header.pop("format")}
+    if state["format"] == 2:
+        del header["kind"]
+    state.update({name: header.pop(name, None) for name in found.state_fields})
+    return found.read(tensors, state, Provenance.of(header), str(path))
+
+
+def edit_kind(kind: str) -> type[Edit]:
+    """Return the class of a kind in `EDIT_KINDS`."""
+    module, _, name = EDIT_KINDS[kind].partition(":")
+    found: type[Edit] = getattr(import_module(module), name)
+    return found
