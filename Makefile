@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 WORKERS ?= 2
 ARGS ?=
 
-EXTRAS := tune,eval,slurm,plot,dev
+EXTRAS := tune,eval,plot,dev
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
@@ -54,8 +54,8 @@ test: $(STAMP)
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "slow and not gpu and not slurm" -n $(WORKERS) --dist loadfile $(ARGS)
 
-# An environment over the other one: only what is older is installed again, some 150 MB. pip says
-# that datasets, an extra, wants a newer huggingface_hub; nothing here uses it.
+# An environment on top of the other one: only the older packages are installed again, about 150 MB.
+# pip warns that datasets, an extra, needs a newer huggingface_hub; the core tests do not use it.
 floor: $(FLOOR_STAMP)
 	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(CORE) $(ARGS)
 

@@ -1,7 +1,7 @@
-"""Print the constraints of `make floor`: what the core stands on, as old as pyproject.toml allows.
+"""Print the constraints of `make floor`: the oldest supported versions of the core's libraries.
 
-The packages whose oldest version is promised to work come from there; all others, torch among
-them, stay as constraints.txt pins them.
+These come from pyproject.toml; all other packages, torch among them, stay as constraints.txt
+pins them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORED = ("transformers", "accelerate", "safetensors", "huggingface_hub")
+INDIRECT = {"huggingface_hub": "1.5"}
+"""Packages that errata does not import, at the oldest version that transformers 5.16 allows."""
 
 
 def floors() -> dict[str, str]:
     """Return the oldest version of each floored package that pyproject.toml allows."""
-    needs = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    needs = [*project["dependencies"], *project["optional-dependencies"]["tune"]]
     found = (re.match(r"([\w-]+)>=([\d.]+)", need) for need in needs)
-    oldest = {match[1]: match[2] for match in found if match}
+    oldest = {match[1]: match[2] for match in found if match} | INDIRECT
     return {name: oldest[name] for name in FLOORED}
 
 

@@ -52,10 +52,7 @@ LIGHT = (
 )
 
 HEAVY = ("torch", "transformers", "accelerate", "safetensors.torch")
-EXTRAS = (
-    *("peft", "datasets", "lm_eval", "sklearn", "nltk"),
-    *("submitit", "matplotlib", "gradio", "plotly", "statsmodels"),
-)
+EXTRAS = ("peft", "datasets", "lm_eval", "sklearn", "nltk", "matplotlib", "statsmodels")
 
 DRIVER = "ClosedForm"
 

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import ErrataError
+from errata.core.version import __version__
 
 if TYPE_CHECKING:
     from errata.data.request import EditRequest
@@ -29,7 +30,7 @@ _LAZY = {
 
 _LIGHT = {"EditRequest": "errata.data.request", "read_requests": "errata.data.request_files"}
 
-__all__ = ["EditRequest", "ErrataError", "read_requests", *_LAZY]
+__all__ = ["EditRequest", "ErrataError", "__version__", "read_requests", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -153,7 +153,7 @@ def test_without_peft_the_extra_is_named(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ErrataError) as caught:
         load(base, adapter=lora)
-    assert caught.value.hints == ("pip install 'errata[tune]'",)
+    assert caught.value.hints == ("pip install 'errata-lm[tune]'",)
 
 
 def test_the_adapter_of_a_bfloat16_model_keeps_its_dtype(base: str, lora: Path) -> None:

@@ -7,10 +7,11 @@ import platform
 
 from errata.cli import console
 from errata.cli.options import Json, cache_folder
+from errata.core.version import __version__
 
 PACKAGES = (
-    *("errata", "torch", "transformers", "safetensors", "accelerate", "pydantic"),
-    *("peft", "datasets", "lm_eval", "scikit-learn", "nltk", "submitit", "matplotlib", "gradio"),
+    *("torch", "transformers", "safetensors", "pydantic"),
+    *("peft", "accelerate", "datasets", "lm_eval", "scikit-learn", "nltk", "matplotlib"),
 )
 
 
@@ -18,7 +19,7 @@ def env(json: Json = False) -> None:
     """Show versions, devices and folders: what to send with a bug report."""
     import torch
 
-    versions = {}
+    versions = {"errata": __version__}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

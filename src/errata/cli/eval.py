@@ -137,7 +137,7 @@ def _say_what_is_missing(loaded: Loaded) -> None:
 
     if missing := missing_extras():
         console.warning(
-            f"texts are not scored without {' and '.join(missing)}: pip install 'errata[eval]'"
+            f"texts are not scored without {' and '.join(missing)}: pip install 'errata-lm[eval]'"
         )
     if not any(case.generation_prompts for case in loaded.cases):
         console.warning("this dataset has no prompts for texts; only answers are written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -27,6 +28,7 @@ from errata.cli import (
 from errata.cli import eval as evaluation
 from errata.core.errors import ErrataError
 from errata.core.files import reason
+from errata.core.version import __version__
 
 MENDABLE = 1
 """Exit code: something that the user can mend; a wrong command line is 2."""
@@ -37,13 +39,29 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="errata",
-    help="Edit the facts that a language model holds, and see what changed.",
-    epilog='Example: errata edit demo "The {Eiffel Tower} is in the city of" Rome',
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="rich",
 )
+
+
+@app.callback(
+    invoke_without_command=True,
+    no_args_is_help=True,
+    epilog='Example: errata edit demo "The {Eiffel Tower} is in the city of" Rome',
+)
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    """Edit the facts that a language model holds, and see what changed."""
+    if version:
+        console.text(f"errata {__version__}")
+        raise typer.Exit
+
+
 app.command()(edit.edit)
 app.command("eval")(evaluation.evaluate)
 app.command()(run.run)

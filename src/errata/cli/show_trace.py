@@ -39,7 +39,7 @@ def picture_formats(given: str | None) -> tuple[str, ...]:
         )
     if not find_spec("matplotlib"):
         raise ErrataError(
-            "pictures need an extra that is not installed", "pip install 'errata[plot]'"
+            "pictures need an extra that is not installed", "pip install 'errata-lm[plot]'"
         )
     return asked
 
@@ -105,7 +105,7 @@ def show_trace(
         interval = f" [{', '.join(ends)}]" if len(found.low) > 1 else ""
         console.fact(f"most comes back at {at}: {most}{interval}")
     if not can_plot():
-        console.fact("no pictures: pip install 'errata[plot]'")
+        console.fact("no pictures: pip install 'errata-lm[plot]'")
     console.fact(f"kept {folder}")
     _show_recommended(model, folder, blocks)
     if blocks is None:
@@ -142,7 +142,7 @@ def show_averages(
             rows.append([role, str(roles[role].index(best)), str(best)])
         console.table(("token", "block", "largest effect"), rows)
     if not can_plot():
-        console.fact("no pictures: pip install 'errata[plot]'")
+        console.fact("no pictures: pip install 'errata-lm[plot]'")
     console.fact(f"kept {run.folder}")
     _show_recommended(model, run.folder, blocks)
     if blocks is None:

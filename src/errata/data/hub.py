@@ -41,7 +41,7 @@ def hub_rows(
         from datasets import load_dataset
     except ImportError:
         raise ErrataError(
-            "reading Hub datasets needs an extra", "pip install 'errata[tune]'"
+            "reading Hub datasets needs an extra", "pip install 'errata-lm[tune]'"
         ) from None
     path, name = (dataset, config) if mirror is None else mirrored(dataset, config, mirror)
     try:

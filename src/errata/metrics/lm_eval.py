@@ -45,7 +45,9 @@ def run_harness(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise ErrataError("lm-eval's tasks need an extra", "pip install 'errata[eval]'") from None
+        raise ErrataError(
+            "lm-eval's tasks need an extra", "pip install 'errata-lm[eval]'"
+        ) from None
     with _quiet(), frozen(edited.model):
         manager = TaskManager(include_path=None if folder is None else str(folder))
         unknown = [task for task in tasks if not manager.match_tasks([task])]

@@ -113,7 +113,7 @@ def _need(module: str) -> None:
     if find_spec(module) is None:
         raise ErrataError(
             f"generation tests need {module}, which is not installed",
-            "pip install 'errata[eval]'",
+            "pip install 'errata-lm[eval]'",
         )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
+from errata.core.version import __version__
 
 CONTAINERS = frozenset(
     ("base_model", "base_layer", "gpt_neox", "language_model", "model", "module", "transformer")
@@ -116,4 +117,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    return {name: importlib.metadata.version(name) for name in ("errata", "torch", "transformers")}
+    return {
+        "errata": __version__,
+        "torch": importlib.metadata.version("torch"),
+        "transformers": importlib.metadata.version("transformers"),
+    }

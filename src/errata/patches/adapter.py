@@ -130,7 +130,8 @@ def read_adapter(adapter: str, kind: str | None = None) -> Any:
         from peft import PeftConfig
     except ImportError:
         raise ErrataError(
-            "adapters need the library peft, which is not installed", "pip install 'errata[tune]'"
+            "adapters need the library peft, which is not installed",
+            "pip install 'errata-lm[tune]'",
         ) from None
     try:
         if not is_adapter(adapter) and not _HUB_NAME.fullmatch(adapter):

@@ -53,7 +53,7 @@ def blank_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError:
         raise ErrataError(
-            "pictures need an extra that is not installed", "pip install 'errata[plot]'"
+            "pictures need an extra that is not installed", "pip install 'errata-lm[plot]'"
         ) from None
     return Figure(figsize=(width, height), layout="constrained")
 
