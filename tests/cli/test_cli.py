@@ -214,7 +214,7 @@ MISTAKES = {
     ),
     "no corpus": (
         ("stats", "pico"),
-        "error: no corpus to measure on\n"
+        "error: no corpus is named\n"
         "hint: name one: --corpus FILE.txt, or --corpus hf:wikitext:wikitext-103-raw-v1\n",
     ),
     "no list": (
@@ -241,7 +241,10 @@ def test_a_mistake_is_told_in_words(mistake: str, shell: Shell) -> None:
         (("edit", "nowhere", *FACT), "error: cannot load 'nowhere': "),
         (("stats", "pico", "--corpus", "gone.txt"), "error: cannot read the corpus gone.txt: "),
         (("edit", "pico", "--requests", "gone.csv"), "error: cannot read gone.csv: "),
-        (("stats", "pico", "--corpus", "text.txt", "--blocks", "a,b"), "error: 'a,b' is no list"),
+        (
+            ("stats", "pico", "--corpus", "text.txt", "--blocks", "a,b"),
+            "error: 'a,b' is not a",
+        ),
         (("stats", "pico", "--corpus", "text.txt", "--blocks", "9"), "error: there is no block 9"),
     ],
     ids=["model", "corpus", "requests", "blocks", "block"],

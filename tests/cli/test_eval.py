@@ -144,7 +144,7 @@ def test_cases_are_chosen_and_broken_ones_counted(folder: Path, tmp_path: Path) 
     found = told(*arguments, "--offset", "1", "--seed", "5")
     assert (found["cases"], found["dataset"]["skipped"], found["dataset"]["seed"]) == (2, 1, 5)
     shown = called(*arguments, "--limit", "1")
-    assert "left out 1 broken record\n" in shown
+    assert "skipped 1 invalid record\n" in shown
     assert f"* 1 case of {path}\n" in shown
 
 
@@ -175,7 +175,7 @@ def test_a_run_that_was_stopped_is_named_beside_the_others(folder: Path, tmp_pat
 
 
 def test_a_dataset_has_to_be_named(folder: Path) -> None:
-    with pytest.raises(ErrataError, match="say what to ask"):
+    with pytest.raises(ErrataError, match="no dataset is named"):
         told("eval", folder / "model")
 
 

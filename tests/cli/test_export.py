@@ -82,7 +82,7 @@ def test_a_cut_lora_says_its_loss_and_what_to_do_next(
     assert "transformer.h.1.mlp.c_proj.weight" in result.stdout
     assert f"wrote {out}" in result.stdout
     assert f"--adapter {out}" in result.stdout
-    assert "rank 1: vLLM takes it with --max-lora-rank 1" in result.stdout
+    assert "rank 1: vLLM needs --max-lora-rank 1" in result.stdout
 
 
 def test_a_merged_checkpoint_is_a_model_of_its_own(
@@ -137,7 +137,7 @@ def test_what_was_tuned_on_edits_carries_them_and_says_what_can_be_exported(
     assert WeightPatch.load(tmp_path / "merged" / entry["file"]) == patch
     assert "2 facts edited" in card
     told = errata("export", base, *top, "--to", "merged", tmp_path / "again").stdout
-    assert "model, 1 patch\n* 1 of them had been there" in told
+    assert "model, 1 patch\n* 1 of them were applied before" in told
     for given in ((), ("--patch", own)):
         problem = errata("export", base, *top, *given, "--to", "lora", tmp_path / "lora").exception
         assert isinstance(problem, ErrataError)

@@ -112,7 +112,7 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(said: Any, tmp_path: Pa
     assert not (tmp_path / "cache").exists()
     measured = json.loads(said(*stats("--json")))
     assert {row["tokens"] for row in measured["moments"]} == {found["tokens"]}
-    assert "all of it is stored" in said(*stats("--dry-run"))
+    assert "all of these blocks are stored" in said(*stats("--dry-run"))
     assert json.loads(said(*stats("--dry-run", "--json")))["blocks"] == []
 
 

@@ -1,87 +1,68 @@
-"""`errata chat`: ask a model as it was, edited, and tuned, side by side."""
+"""`errata chat`: continue prompts with the base, the edited and the tuned model side by side."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from errata.cli import console
-from errata.cli.options import (
-    Adapter,
-    AdapterKind,
-    AllowBase,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    load_model,
-)
+from errata.cli.model_options import OnModel, on_model
 
 if TYPE_CHECKING:
     from errata.experiments.conversation import Speaker
     from errata.patches.edited_model import EditedModel
 
 
+@on_model("results")
 def chat(
-    model: Model,
+    on: OnModel,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="What to continue; may be repeated.")
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="A prompt to continue; may be repeated."),
     ] = None,
-    patch: Annotated[
-        list[Path] | None,
-        typer.Option("--patch", help="A patch; may be repeated, the first goes on first."),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")
+    ] = 32,
     conversation: Annotated[
         bool,
         typer.Option(
-            "--conversation", "-c", help="Prompts are turns of one talk, each with what was said."
+            "--conversation", "-c", help="Treat the prompts as turns of one conversation."
         ),
     ] = False,
-    adapter: Adapter = None,
-    adapter_kind: AdapterKind = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    allow_base: AllowBase = False,
-    json: Json = False,
 ) -> None:
-    """Continue prompts, greedily; with patches, before and after side by side.
+    """Continue prompts by greedy decoding; with patches, before and after side by side.
 
-    With an adapter or a run of `errata tune` that was made on an edited model: the base, the
-    edited and the tuned model. Without -p, prompts are read from standard input, one a line.
+    With an adapter or a run of `errata tune` on an edited model, shows the base, the edited and
+    the tuned model. Without -p, prompts are read from standard input, one per line.
 
     Example: errata chat demo --adapter results/tune/run_000 -p "Selma Zeller works as a"
     """
     from errata.experiments.conversation import speakers_of
 
-    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
+    edited = on.load()
     before = None
-    if adapter is not None:
-        before = _below(model, adapter, dtype, device, allow_base)
+    if on.adapter is not None:
+        before = _below(on, on.adapter)
     speakers = speakers_of(edited, before)
     rows = []
-    if not json:
-        console.verb(f"errata chat {model}")
+    if not on.json:
+        console.verb(f"errata chat {on.model}")
     for text in prompt or _typed():
         rows.append({"prompt": text, **_answers(speakers, text, conversation, max_new_tokens)})
-        if not json and prompt is None:
+        if not on.json and prompt is None:
             console.text("\n".join(f"{key}: {value.strip()}" for key, value in rows[-1].items()))
-    if json:
-        console.as_json(
-            {"model": model, "patches": [str(path) for path in patch or ()], "answers": rows}
-        )
+    if on.json:
+        console.as_json({"model": on.model, "patches": on.patches, "answers": rows})
     elif prompt is not None:
         console.table(list(rows[0]), [[value.strip() for value in row.values()] for row in rows])
 
 
-def _below(
-    model: str, adapter: str, dtype: str, device: str | None, allow_base: bool
-) -> EditedModel | None:
-    """Load the model that an adapter was tuned on; None where nothing tells that it was edited."""
+def _below(on: OnModel, adapter: str) -> EditedModel | None:
+    """Load the edited model that an adapter was tuned on; None if no edits are recorded."""
     from errata.models.identity import same_weights
     from errata.patches.adapter import find_tuned
 
@@ -89,17 +70,17 @@ def _below(
     below = tuned.below
     if not below:
         return None
-    edited = load_model(model, None, dtype, device, allow_base)
+    edited = replace(on, patch=None, adapter=None, adapter_kind=None).load()
     made_for = below[0].provenance.base
-    same = allow_base or same_weights(made_for.weights, edited.base.weights)
+    same = on.allow_base or same_weights(made_for.weights, edited.base.weights)
     if tuned.checkpoint is not None and not same:
         console.warning(
-            f"{adapter} was tuned on an edited {made_for.name}, and {model} is another model: it "
-            "speaks alone"
+            f"{adapter} was tuned on an edited {made_for.name}, but {on.model} is another model; "
+            "only the tuned model is shown"
         )
         return None
     for each in below:
-        edited.apply(each, allow_base=allow_base)
+        edited.apply(each, allow_base=on.allow_base)
     return edited
 
 

@@ -1,4 +1,4 @@
-"""`errata export`: an edited model as a LoRA folder, or as a plain checkpoint."""
+"""`errata export`: an edited model as a LoRA adapter, or as a merged checkpoint."""
 
 from __future__ import annotations
 
@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.cli import console
-from errata.cli.options import (
-    Adapter,
-    AdapterKind,
-    AllowBase,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Patches,
-    command_line,
-    load_model,
-    named,
-    show_warnings,
-)
+from errata.cli.model_options import OnModel, on_model
+from errata.cli.options import command_line, named, show_warnings
 from errata.core.errors import ErrataError
 
 if TYPE_CHECKING:
@@ -30,44 +18,36 @@ if TYPE_CHECKING:
 TARGETS = ("lora", "merged")
 
 
+@on_model("results")
 def export(
-    model: Model,
+    on: OnModel,
     to: Annotated[
         tuple[str, Path],
         typer.Option(
-            help="lora: a PEFT adapter, exact. merged: a plain checkpoint with the edits in it.",
+            help="lora: an exact PEFT adapter. merged: a plain checkpoint that contains the edits.",
             metavar="lora|merged DIR",
         ),
     ],
     *,
-    patch: Patches = None,
     rank: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Cut a LoRA to this rank by truncated SVD; what is lost is measured."
-        ),
+        typer.Option(min=1, help="Truncate the LoRA to this rank by SVD; the error is reported."),
     ] = None,
     rank_pattern: Annotated[
         bool,
         typer.Option(
-            "--rank-pattern", help="Let each weight keep its own rank; not every server reads it."
+            "--rank-pattern", help="Give each weight its own rank; not all servers support it."
         ),
     ] = False,
-    adapter: Adapter = None,
-    adapter_kind: AdapterKind = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    allow_base: AllowBase = False,
-    json: Json = False,
 ) -> None:
-    """Write an edited model for others to load: a LoRA adapter, or a merged checkpoint."""
+    """Export an edited model as a LoRA adapter or a merged checkpoint."""
     target, folder = to
-    below = adapter if adapter is not None and adapter.strip() else None
+    below = on.adapter if on.adapter is not None and on.adapter.strip() else None
     if target not in TARGETS:
         raise ErrataError(f"cannot export to {target!r}", f"choose one of {', '.join(TARGETS)}")
     if target == "merged" and (rank is not None or rank_pattern):
-        raise ErrataError("only a LoRA has a rank", "say --to lora DIR, or leave the rank out")
-    if not patch and (target == "lora" or below is None):
+        raise ErrataError("only a LoRA has a rank", "use --to lora DIR, or omit the rank")
+    if not on.patch and (target == "lora" or below is None):
         from errata.patches.export import no_patch
 
         raise no_patch(below)
@@ -76,7 +56,7 @@ def export(
     from errata.patches.export import export_lora, export_merged
 
     check_folder(folder)
-    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
+    edited = on.load()
     if target == "lora":
         written = export_lora(
             edited,
@@ -89,21 +69,21 @@ def export(
     else:
         written = export_merged(edited, folder, adapter=below, command=command_line())
     show_warnings(written.notes)
-    if json:
-        _as_json(model, written, patch or [])
+    if on.json:
+        _as_json(on, written)
     else:
-        _show(model, written, len(edited.patches), below)
+        _show(on.model, written, len(edited.patches), below)
 
 
-def _as_json(model: str, written: Export, patches: list[Path]) -> None:
+def _as_json(on: OnModel, written: Export) -> None:
     from errata.patches.lora import served_rank
 
     console.as_json(
         {
-            "model": model,
+            "model": on.model,
             "target": written.target,
             "path": str(written.path),
-            "patches": [str(path) for path in patches],
+            "patches": on.patches,
             "patches_below": written.below,
             "rank": written.rank,
             "max_lora_rank": None if written.rank is None else served_rank(written.rank),
@@ -121,22 +101,22 @@ def _show(model: str, written: Export, on_top: int, adapter: str | None) -> None
     count, below = on_top + written.below, written.below
     console.verb(f"errata export {model}, {count} patch{'es' * (count != 1)}")
     if below:
-        console.fact(f"{below} of them had been there when the adapter was tuned")
+        console.fact(f"{below} of them were applied before the adapter was tuned")
     if written.loss:
         console.table(
-            ("weight", "rank", "lost"),
+            ("weight", "rank", "relative error"),
             [
                 [name, str(written.ranks.get(name, "-")), f"{100 * lost:.2g} %"]
                 for name, lost in written.loss.items()
             ],
         )
-    console.fact(f"wrote {written.path}; its README.md holds the recipe")
+    console.fact(f"wrote {written.path}; see its README.md for how to load it")
     if written.rank is None:
         console.next_step(f'errata chat {written.path} -p "…"')
         return
     served = served_rank(written.rank)
     if served is not None:
-        console.fact(f"rank {written.rank}: vLLM takes it with --max-lora-rank {served}")
+        console.fact(f"rank {written.rank}: vLLM needs --max-lora-rank {served}")
     alone = () if adapter else (f'errata chat {model} --adapter {written.path} -p "…"',)
     merged = f"errata export {named(model, None, adapter)} … --to merged DIR"
     console.next_step(*alone, f"{merged}   for servers without LoRA")

@@ -1,4 +1,4 @@
-"""`errata lens`: what each block would already answer, before and after patches."""
+"""`errata lens`: the logit lens, which decodes the hidden state after every block."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.cli import console
-from errata.cli.options import (
-    Adapter,
-    AdapterKind,
-    AllowBase,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Patches,
-    load_model,
-)
+from errata.cli.model_options import OnModel, on_model
 from errata.data.request import EditRequest
 
 if TYPE_CHECKING:
@@ -25,40 +15,34 @@ if TYPE_CHECKING:
     from errata.tracing.lens import Lens
 
 
+@on_model("results")
 def lens(
-    model: Model,
+    on: OnModel,
     prompt: Annotated[
         str, typer.Argument(help='A prompt, its subject in braces: "The {Eiffel Tower} is in".')
     ],
     answer: Annotated[
         str | None,
         typer.Argument(
-            help="The answer whose first token is followed; what the model says when not given."
+            help="The answer whose first token's probability is shown; default: the model's answer."
         ),
     ] = None,
     *,
     subject: Annotated[
-        str | None, typer.Option(help="The subject, when the prompt has {} in its place.")
+        str | None, typer.Option(help="The subject, if the prompt marks its place with {}.")
     ] = None,
-    patch: Patches = None,
-    adapter: Adapter = None,
-    adapter_kind: AdapterKind = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    allow_base: AllowBase = False,
-    json: Json = False,
 ) -> None:
-    """Read every block as if it were the last; with patches, before and after them."""
+    """Logit lens: decode the hidden state after every block; with patches, before and after."""
     request = EditRequest.parse(prompt, answer or "?", subject)
-    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
+    edited = on.load()
     found = _read(edited, request, None if answer is None else request.answer)
-    if json:
-        told = {half: one.as_json() for half, one in found.items()}
+    if on.json:
+        halves = {half: one.as_json() for half, one in found.items()}
         now = found["after"]
         beside = {"text": request.text, "tokens": list(now.tokens), "answer": now.answer}
-        console.as_json({"model": model, "patches": len(edited.patches), **beside, **told})
+        console.as_json({"model": on.model, "patches": len(edited.patches), **beside, **halves})
         return
-    console.verb(f"errata lens {model}")
+    console.verb(f"errata lens {on.model}")
     console.fact(f"{request.text} → {found['after'].answer.strip()}")
     first = _subject(edited, request)
     for half, one in found.items():
@@ -70,7 +54,7 @@ def lens(
 
 
 def _read(edited: EditedModel, request: EditRequest, answer: str | None) -> dict[str, Lens]:
-    """Read the lens on the model as it stands and, if it has patches, without them."""
+    """Read the lens on the model and, if it has patches, on the model without them."""
     from errata.tracing.lens import read_lens
     from errata.tracing.question import ask_model
 
@@ -84,7 +68,7 @@ def _read(edited: EditedModel, request: EditRequest, answer: str | None) -> dict
 
 
 def _subject(edited: EditedModel, request: EditRequest) -> range:
-    """Return the subject's tokens."""
+    """Return the token positions of the subject."""
     from errata.models.tokens import encode, position_of
 
     encoded = encode(edited.tokenizer, request.text)
@@ -101,7 +85,7 @@ def _label(token: str, of_subject: bool) -> str:
 def _table(
     found: dict[str, Lens], name: str, place: int
 ) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Return columns and rows: by block, what would be said and how likely the answer is."""
+    """Return columns and rows: per block the top token, its probability and the answer's."""
     halves = list(found.items())
     columns = ["block"]
     for half, _ in halves:

@@ -1,7 +1,7 @@
-"""Options that several verbs share, and settings turned into flags.
+"""Options that several verbs share, and flags generated from settings.
 
-A settings field becomes a flag by its own name (`learning_rate` is `--learning-rate`), also
-inside nested settings; its docstring is the help. Lists are comma-separated.
+A settings field becomes a flag of its own name (`learning_rate` is `--learning-rate`), fields of
+nested settings included; its docstring is the help. Lists are comma-separated.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from errata.cli import console
 from errata.core.errors import ErrataError
+from errata.core.files import reason
 from errata.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,26 +30,31 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Argument(help="A Hub name, a folder, or `demo`.", metavar="MODEL")]
 Patches = Annotated[
     list[Path] | None,
-    typer.Option("--patch", help="A patch to put on the model first; may be repeated."),
+    typer.Option(
+        "--patch", help="A patch to apply to the model; may be repeated, applied in order."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Results = Annotated[Path, typer.Option("--results", help="Where runs are kept.", metavar="DIR")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as stored.")]
+Results = Annotated[Path, typer.Option("--results", help="The folder for runs.", metavar="DIR")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16, float16, float64, or auto (as stored).")
+]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 …; the first GPU when there is one.")
+    str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: the first GPU, or the CPU).")
 ]
 AllowBase = Annotated[
-    bool, typer.Option("--allow-base", help="Apply patches to another base all the same.")
+    bool,
+    typer.Option("--allow-base", help="Apply patches even if they were made for another base."),
 ]
 Adapter = Annotated[
     str | None,
     typer.Option(help="A PEFT LoRA or DoRA folder to merge into the model.", metavar="DIR"),
 ]
 AdapterKind = Annotated[
-    str | None, typer.Option(help="What the adapter has to be: lora or dora.", metavar="KIND")
+    str | None, typer.Option(help="The kind the adapter must have: lora or dora.", metavar="KIND")
 ]
 SKIPPED_SHOWN = 5
-"""Records that were left out and are told one by one."""
+"""Number of skipped records that are reported one by one."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -60,12 +66,12 @@ def cache_folder() -> Path:
 
 
 def command_line() -> str:
-    """Return the command that is running, to be kept in what it makes."""
+    """Return the running command, to be recorded in its output."""
     return shlex.join(["errata", *sys.argv[1:]])
 
 
 def named(model: str, patches: list[Path] | None = None, adapter: str | None = None) -> str:
-    """Write a model with what is put on it as a command does."""
+    """Return a model and what is applied to it as arguments of a command."""
     below = ["--adapter", adapter] if adapter is not None and adapter.strip() else []
     on = [word for patch in patches or () for word in ("--patch", str(patch))]
     return shlex.join([model, *below, *on])
@@ -87,7 +93,7 @@ def load_model(
     from errata.patches.edited_model import load
 
     if name == "demo":
-        torch.set_num_threads(1)  # so small a model only loses time on others
+        torch.set_num_threads(1)  # more threads only slow down so small a model
     return load(
         name,
         adapter=adapter,
@@ -107,7 +113,7 @@ def load_dataset(
     skip_invalid: bool,
     references: str | None = None,
 ) -> Loaded:
-    """Load cases as the command line names them; the first records that are left out are told."""
+    """Load cases as the command line names them; warns of skipped records."""
     from errata.data.datasets import load_cases, reference_file
 
     cache = cache_folder() / "datasets"
@@ -120,11 +126,11 @@ def load_dataset(
 
 
 def show_skipped(problems: Sequence[str]) -> None:
-    """Tell, on stderr, the first records that were left out, and how many they are."""
+    """Warn of the first skipped records, and of their number."""
     for problem in problems[:SKIPPED_SHOWN]:
-        console.warning(f"left out: {problem}")
+        console.warning(f"skipped: {problem}")
     if len(problems) > SKIPPED_SHOWN:
-        console.warning(f"left out {len(problems)} broken records in all")
+        console.warning(f"skipped {len(problems)} invalid records in all")
 
 
 def fields_of(settings: type[Settings]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
@@ -143,9 +149,11 @@ def settings_flags(
 ) -> Callable[[Command], Command]:
     """Give a command one flag per setting of these classes; it receives them as `given`.
 
-    `given` holds those that were set, by name, as strings or booleans. `defaults` are told where
-    nothing, such as a model's preset, stands between them and what is not given.
+    `given` holds those that were set, by name, as strings or booleans. `defaults` shows default
+    values; leave it off where a model's preset may change them. The flags stand in a group of
+    their own, titled after the only class, or after methods if there are several.
     """
+    title = "Settings of the " + ("method" if len(classes) > 1 else next(iter(classes)))
     fields: dict[str, tuple[FieldInfo, list[str]]] = {}
     for label, settings in classes.items():
         for path, field in fields_of(settings):
@@ -155,7 +163,13 @@ def settings_flags(
         signature = inspect.signature(command, eval_str=True)
         kept = [p for p in signature.parameters.values() if p.name != "given"]
         extra = [
-            _flag(name, field, "" if len(owners) == len(classes) else ", ".join(owners), defaults)
+            _flag(
+                name,
+                field,
+                "" if len(owners) == len(classes) else ", ".join(owners),
+                title,
+                defaults,
+            )
             for name, (field, owners) in fields.items()
         ]
 
@@ -171,19 +185,19 @@ def settings_flags(
     return decorate
 
 
-def _flag(name: str, field: FieldInfo, owners: str, told: bool) -> inspect.Parameter:
-    """Return a setting's flag; `owners` are the methods that have it, if not all have."""
+def _flag(name: str, field: FieldInfo, owners: str, title: str, default: bool) -> inspect.Parameter:
+    """Return a setting's flag; `owners` are the methods that have it, if not all do."""
     flag = "--" + name.replace("_", "-")
     is_bool = field.annotation is bool
     text = (field.description or "") + (f" ({owners})" if owners else "")
-    if told and field.default is not None:
+    if default and field.default is not None:
         value = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         text += f" [default: {('' if value else 'no-') + flag[2:] if is_bool else value}]"
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if is_bool else flag,
         help=text.replace("[", "\\["),
         metavar=None if is_bool else _metavar(field),
-        rich_help_panel="Settings of the method",
+        rich_help_panel=title,
     )
     kind = bool | None if is_bool else str | None
     return inspect.Parameter(
@@ -212,7 +226,7 @@ def _holds(field: FieldInfo, *kinds: type) -> bool:
 
 
 def given_settings(method: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn flags into the method's (nested) settings; one it does not have is an `ErrataError`."""
+    """Return flags as (nested) settings; raises `ErrataError` for flags the class does not have."""
     paths = {path[-1]: (path, field) for path, field in fields_of(method)}
     values: dict[str, Any] = {}
     for name, value in given.items():
@@ -234,9 +248,9 @@ def given_settings(method: type[Settings], given: Mapping[str, Any]) -> dict[str
 def _lines(path: str) -> list[str]:
     try:
         return [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ErrataError(
-            f"cannot read {path}: {error.strerror}", "texts are given as a file, one per line"
+            f"cannot read {path}: {reason(error)}", "give a text file with one text per line"
         ) from None
 
 

@@ -9,62 +9,48 @@ from typing import Annotated
 import typer
 
 from errata.cli import console
-from errata.cli.options import (
-    Adapter,
-    AdapterKind,
-    AllowBase,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    load_model,
-)
+from errata.cli.model_options import OnModel, on_model
 
 
+@on_model("results")
 def ppl(
-    model: Model,
+    on: OnModel,
     text: Annotated[
         str,
         typer.Option(
-            help="`wikitext2` (raw, its test articles), `demo`, or a text file.",
+            help="`wikitext2` (the raw test set), `demo`, or a text file.",
             metavar="NAME|FILE",
         ),
     ] = "wikitext2",
-    patch: Annotated[
-        list[Path] | None,
-        typer.Option("--patch", help="A patch; several are put on in order."),
-    ] = None,
     window: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens seen at once; as many as the model reads, 2048 at most."),
+        typer.Option(
+            min=1, help="Window length in tokens (default: the model's context, at most 2048)."
+        ),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(min=1, help="New tokens per window; all of them when not given."),
+        typer.Option(min=1, help="New tokens per window (default: all of them)."),
     ] = None,
     mirror: Annotated[
         Path | None,
-        typer.Option(help="A folder with copies of Hub datasets.", metavar="DIR"),
+        typer.Option(help="A folder with local copies of Hub datasets.", metavar="DIR"),
     ] = None,
-    adapter: Adapter = None,
-    adapter_kind: AdapterKind = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    allow_base: AllowBase = False,
-    json: Json = False,
 ) -> None:
     """Measure perplexity per token, word and byte; with patches, before and after.
 
-    Every token is predicted once and padding never counts. With the default stride, word
-    perplexity on `wikitext2` is that of lm-eval's task `wikitext`.
+    Every token is predicted exactly once; padding is not counted. With the default stride, word
+    perplexity on `wikitext2` equals that of lm-eval's task `wikitext`.
 
     Example: errata ppl demo --text notes.txt --window 128 --stride 64
     """
     from errata.data.passages import read_passages
-    from errata.metrics.perplexity import read_texts
+    from errata.metrics.perplexity import check_stride, read_texts
 
+    if window is not None and stride is not None:
+        check_stride(window, stride)
     passages = read_passages(text, mirror)
-    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
+    edited = on.load()
     found, cut = {}, None
     for label in ("before", "after") if edited.patches else ("value",):
         as_it_is = edited.without_patches() if label == "before" else nullcontext()
@@ -79,15 +65,15 @@ def ppl(
         found[label], cut = read.figures(), read.cut
     assert cut is not None
     last = found["after" if edited.patches else "value"]
-    if json:
+    if on.json:
         plain = {
             label: {n: s.model_dump() for n, s in some.items()} for label, some in found.items()
         }
         summary = plain.pop("after" if edited.patches else "value")
         console.as_json(
             {
-                "model": model,
-                "patches": [str(path) for path in patch or ()],
+                "model": on.model,
+                "patches": on.patches,
                 "text": text,
                 "passages": len(passages),
                 **cut._asdict(),
@@ -95,7 +81,7 @@ def ppl(
             }
         )
         return
-    console.verb(f"errata ppl {model}")
+    console.verb(f"errata ppl {on.model}")
     console.fact(f"{len(passages)} texts of {text}; windows of {cut.window}, stride {cut.stride}")
     console.fact("n is the number of tokens, words or bytes; 95 % intervals over windows")
     rows = [[name, *(str(some[name]) for some in found.values())] for name in last]

@@ -1,6 +1,6 @@
-"""`errata stats`: measure second moments, once per model, and keep them.
+"""`errata stats`: compute second moments once per model and store them.
 
-Started by torchrun, the text is split over the processes and the first of them keeps the sum.
+Under torchrun the corpus is split over the processes, and the first one stores the sum.
 """
 
 from __future__ import annotations
@@ -13,17 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import console
-from errata.cli.options import (
-    Adapter,
-    AdapterKind,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    cache_folder,
-    load_model,
-    named,
-)
+from errata.cli.model_options import OnModel, on_model
+from errata.cli.options import cache_folder
 from errata.core.errors import ErrataError
 
 if TYPE_CHECKING:
@@ -32,48 +23,43 @@ if TYPE_CHECKING:
     from errata.statistics.store import Forecast
 
 
+@on_model("patch", "results", "allow_base")
 def stats(
-    model: Model,
+    on: OnModel,
     corpus: Annotated[
         str | None,
         typer.Option(
-            help="demo, a .txt or .jsonl file, or hf:DATASET:CONFIG; the demo's own for `demo`."
+            help="demo, a .txt or .jsonl file, or hf:DATASET:CONFIG (default for `demo`: demo)."
         ),
     ] = None,
     blocks: Annotated[
-        str | None, typer.Option(help="Blocks, comma-separated; those of the presets.")
+        str | None, typer.Option(help="Blocks, comma-separated (default: those of the presets).")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many tokens; all when not given.")
+        int | None, typer.Option(min=1, help="Number of tokens to use (default: the whole corpus).")
     ] = None,
-    length: Annotated[int, typer.Option(min=1, help="Cut every text at so many tokens.")] = 512,
-    adapter: Adapter = None,
-    adapter_kind: AdapterKind = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would cost, and measure nothing.")
-    ] = False,
-    json: Json = False,
+    length: Annotated[int, typer.Option(min=1, help="Maximum length of a text, in tokens.")] = 512,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate the cost.")] = False,
 ) -> None:
-    """Measure the second moment of each block's keys over a corpus, in one pass, and keep it."""
+    """Compute and store the second moment of each block's MLP keys over a corpus, in one pass."""
     from errata.data.corpus import read_corpus
     from errata.statistics.store import Store
 
-    name = corpus or ("demo" if model == "demo" else None)
+    name = corpus or ("demo" if on.model == "demo" else None)
     if name is None:
         raise ErrataError(
-            "no corpus to measure on",
+            "no corpus is named",
             "name one: --corpus FILE.txt, or --corpus hf:wikitext:wikitext-103-raw-v1",
         )
-    with launched(device) as (ranks, device):
-        edited = load_model(model, None, dtype, device, False, adapter, adapter_kind)
-        chosen = parse_blocks(blocks) if blocks else preset_blocks(edited)
-        text, store = read_corpus(name), Store(cache_folder() / "moments")
+    wanted = None if blocks is None else parse_blocks(blocks)
+    text, store = read_corpus(name), Store(cache_folder() / "moments")
+    with launched(on.device) as (ranks, device):
+        edited = on.load(device)
+        chosen = preset_blocks(edited) if wanted is None else wanted
         if dry_run:
             ahead = store.forecast(edited, text, chosen, tokens=tokens, length=length)
             if ranks.rank == 0:
-                show_forecast(model, name, ahead, json)
+                show_forecast(on.model, name, ahead, on.json)
             return
         with console.bar("second moment", "tokens") as progress:
             say = console.progress_line if ranks.rank == 0 else _nothing
@@ -88,16 +74,16 @@ def stats(
                 say=say,
             )
     if ranks.rank == 0:
-        show_moments(model, name, moments, named(model, None, adapter), json)
+        show_moments(on.model, name, moments, on.named, on.json)
 
 
 def _nothing(*_: Any) -> None:
-    """Say nothing: only the first process does."""
+    """Report nothing: only the first process does."""
 
 
 @contextmanager
 def launched(device: str | None) -> Iterator[tuple[Ranks, str | None]]:
-    """Give our rank and device; where torchrun started us, join the others for the block."""
+    """Yield rank and device; under torchrun, join the process group for the block."""
     from errata.core.distributed import ALONE, Ranks
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -120,7 +106,7 @@ def launched(device: str | None) -> Iterator[tuple[Ranks, str | None]]:
 
 
 def show_forecast(model: str, corpus: str, ahead: Forecast | None, json: bool) -> None:
-    """Say what measuring would cost; all is 0 where nothing has to be measured."""
+    """Show the estimated cost; everything is 0 if all blocks are stored."""
     found: dict[str, Any] = {"blocks": [], "tokens": 0, "flops": 0, "seconds": 0}
     found |= {"memory": 0, "disk": 0, "scratch": 0}
     if ahead is not None:
@@ -131,14 +117,14 @@ def show_forecast(model: str, corpus: str, ahead: Forecast | None, json: bool) -
         return
     console.verb(f"errata stats {model} --dry-run")
     if ahead is None:
-        console.fact("all of it is stored; nothing would be measured")
+        console.fact("all of these blocks are stored; nothing to compute")
         return
     listed, cost = ",".join(map(str, ahead.blocks)), ahead.cost
     named = f"block{'s' * (len(ahead.blocks) != 1)} {listed}"
     console.fact(f"{named}, {ahead.tokens:,} tokens of {corpus}, one pass")
     console.fact(f"{cost.flops / 1e12:.3g} TFLOP, about {_time(ahead.seconds)} on this machine")
     console.fact(f"memory {_size(cost.memory)} on top of the model")
-    console.fact(f"disk {_size(cost.disk)}, and {_size(cost.scratch)} more while it runs")
+    console.fact(f"disk {_size(cost.disk)}, plus {_size(cost.scratch)} while it runs")
 
 
 def _time(seconds: float) -> str:
@@ -154,7 +140,7 @@ def _size(count: int) -> str:
 def show_moments(
     model: str, corpus: str, moments: dict[int, SecondMoment], loaded: str, json: bool
 ) -> None:
-    """Show what is kept, block by block."""
+    """Show the stored moments, block by block."""
     from errata.methods.moments import convergence_lines, is_singular, shortages
 
     for shortage in shortages(moments):
@@ -176,7 +162,7 @@ def show_moments(
         console.as_json({"model": model, "corpus": corpus, "moments": rows})
         return
     console.verb(f"errata stats {model}")
-    console.fact(f"corpus {corpus}; kept in {cache_folder() / 'moments'}")
+    console.fact(f"corpus {corpus}; stored in {cache_folder() / 'moments'}")
     for line in convergence_lines(moments):
         console.fact(line)
     shown = [{key: value for key, value in row.items() if key != "moved"} for row in rows]
@@ -194,12 +180,12 @@ def parse_blocks(text: str) -> tuple[int, ...]:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         raise ErrataError(
-            f"{text!r} is no list of blocks", "write it like --blocks 3,4,5"
+            f"{text!r} is not a list of blocks", "write it like --blocks 3,4,5"
         ) from None
 
 
 def preset_blocks(edited: object) -> tuple[int, ...]:
-    """Return the blocks that any method's preset (or guess) edits for this model."""
+    """Return the blocks that the methods' presets (or guesses) edit in this model."""
     from errata.methods import METHODS
     from errata.methods.presets import resolve_settings
     from errata.models.families import family_of

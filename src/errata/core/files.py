@@ -6,6 +6,7 @@ broken, becomes plain JSON values or a `ValueError`, and never code that runs.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -152,6 +153,21 @@ def check_folder(folder: Path) -> None:
         raise ErrataError(
             f"{folder} is not empty" if folder.is_dir() else f"{folder} is a file",
             "name another folder, or remove it first",
+        )
+
+
+def check_results(folder: Path) -> None:
+    """Raise `ErrataError` if runs cannot be saved in `folder`, which need not exist yet."""
+    try:
+        nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        problem = None if nearest.is_dir() else os.strerror(errno.ENOTDIR)
+        if problem is None and not os.access(nearest, os.W_OK):
+            problem = os.strerror(errno.EACCES)
+    except (OSError, ValueError) as error:
+        problem = reason(error)
+    if problem is not None:
+        raise ErrataError(
+            f"cannot write results to {folder}: {problem}", "name another folder: --results DIR"
         )
 
 

@@ -79,7 +79,7 @@ def run_tasks(
     Returns the results `after` and, with patches, `before`, and the run's folder. Raises
     `ErrataError` for unknown tasks.
     """
-    tasks = _tasks(asking)
+    tasks = read_tasks(asking)
     asking = asking.with_values(template=resolve_template(asking.template, edited.tokenizer))
     params = {
         "model": edited.base.model_dump(),
@@ -110,7 +110,8 @@ def run_tasks(
     return found, folder
 
 
-def _tasks(asking: TaskSettings) -> list[commonsense.Task]:
+def read_tasks(asking: TaskSettings) -> list[commonsense.Task]:
+    """Read the rows of the tasks; raises `ErrataError` for unknown names and unreadable files."""
     names: list[str] = []
     for name in asking.tasks:
         names += commonsense.WORDS if name == "all" else [name]
