@@ -97,12 +97,17 @@ def cut_for(
             f"a window of {wide} tokens exceeds the model's context of {most} tokens",
             f"give a window between 1 and {most}",
         )
-    if not 1 <= step <= wide:
-        raise ErrataError(
-            f"a stride of {step} tokens skips tokens in windows of {wide}",
-            f"give a stride between 1 and {wide}",
-        )
+    check_stride(wide, step)
     return Windowed(wide, step)
+
+
+def check_stride(window: int, stride: int) -> None:
+    """Raise `ErrataError` for a stride that would leave tokens between windows unread."""
+    if not 1 <= stride <= window:
+        raise ErrataError(
+            f"a stride of {stride} tokens skips tokens in windows of {window}",
+            f"give a stride between 1 and {window}",
+        )
 
 
 def windows_of(ids: Sequence[int], first: int, cut: Windowed) -> list[TokenRow]:

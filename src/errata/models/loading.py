@@ -74,14 +74,27 @@ def _not_loaded(name: str, error: Exception) -> ErrataError:
     )
 
 
-def to_device(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
-    """Put a model on a device; one that is not there is an `ErrataError`."""
-    try:
+def check_device(device: str | torch.device) -> None:
+    """Raise `ErrataError` unless this machine has the device."""
+    with _device_errors(device):
         chosen = torch.device(device)
         if chosen.type == "meta":
             raise ValueError("a model on meta has no weights")
-        return model.to(chosen)
-    except (RuntimeError, AssertionError, ValueError) as error:
+        torch.empty(1, device=chosen)
+
+
+def to_device(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
+    """Move a model to a device; raises `ErrataError` if it cannot be moved there."""
+    with _device_errors(device):
+        return model.to(torch.device(device))
+
+
+@contextmanager
+def _device_errors(device: str | torch.device) -> Iterator[None]:
+    """Turn torch's errors about a device, except lack of memory, into an `ErrataError`."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ErrataError(

@@ -22,7 +22,7 @@ from errata.core.errors import ErrataError
 from errata.models.families import family_of, positions_of, weight_of
 from errata.models.generation import continuations
 from errata.models.identity import check_finite, model_hash, same_weights
-from errata.models.loading import pretrained, to_device
+from errata.models.loading import check_device, pretrained, to_device
 from errata.models.tokens import encode
 from errata.patches.adapter import check_kind, find_tuned, is_adapter, merge_tuned, read_adapter
 from errata.patches.base import ALLOW_BASE, Base, Edit, load_edit
@@ -218,10 +218,12 @@ def load(
     dtype = _dtype(dtype)
     if name == "demo" and whole is None and dtype == "auto":
         dtype = torch.float32
+    given = [each if isinstance(each, Edit) else load_edit(each) for each in patches]
+    if device is not None:
+        check_device(device)
     model, tokenizer = pretrained(whole or name, dtype)
     if device is not None:
         model = to_device(model, device)
-    given = [each if isinstance(each, Edit) else load_edit(each) for each in patches]
     if merged is not None:
         model = merge_tuned(model, merged, config, allow_base)
     if tuned is not None:
