@@ -45,7 +45,7 @@ def ppl(
     Example: errata ppl demo --text notes.txt --window 128 --stride 64
     """
     from errata.data.passages import read_passages
-    from errata.metrics.perplexity import check_stride, read_texts
+    from errata.metrics.perplexity import FIGURES, check_stride, read_texts
 
     if window is not None and stride is not None:
         check_stride(window, stride)
@@ -64,10 +64,10 @@ def ppl(
             )
         found[label], cut = read.figures(), read.cut
     assert cut is not None
-    last = found["after" if edited.patches else "value"]
     if on.json:
         plain = {
-            label: {n: s.model_dump() for n, s in some.items()} for label, some in found.items()
+            label: {n: s.model_dump() if (s := some.get(n)) else None for n in FIGURES}
+            for label, some in found.items()
         }
         summary = plain.pop("after" if edited.patches else "value")
         console.as_json(
@@ -84,5 +84,5 @@ def ppl(
     console.verb(f"errata ppl {on.model}")
     console.fact(f"{len(passages)} texts of {text}; windows of {cut.window}, stride {cut.stride}")
     console.fact("n is the number of tokens, words or bytes; 95 % intervals over windows")
-    rows = [[name, *(str(some[name]) for some in found.values())] for name in last]
+    rows = [[name, *(str(some.get(name, "n/a")) for some in found.values())] for name in FIGURES]
     console.table(("figure", *found), rows)

@@ -14,6 +14,8 @@ from errata.core.errors import ErrataError
 
 LARGEST_SEED = 2**62
 """Random generators take no seeds beyond 64 bits, and texts count on from theirs."""
+LARGEST_NUMPY_SEED = 2**32 - 1
+"""The largest seed of NumPy's legacy generator, which Transformers seeds as well."""
 
 
 class Settings(BaseModel):
@@ -29,6 +31,10 @@ class Settings(BaseModel):
         """Build from a mapping; every wrong value is named in one `ErrataError`."""
         try:
             return cls.model_validate(values)
+        except UnicodeEncodeError as error:  # pydantic's messages hold valid text only
+            raise ErrataError(
+                f"{error.object!r:.80} contains a character that is not valid Unicode"
+            ) from None
         except ValidationError as error:
             named = f"{cls.title} is" if cls.title else f"the settings of {cls.__name__} are"
             raise ErrataError(
@@ -78,6 +84,14 @@ def describe(error: ValidationError, within: str = "") -> str:
         if isinstance(given, ValueError):  # what stands for a line that could not be read
             message = f"is not JSON: {given}"
         hidden = problem["type"] == "missing" or isinstance(given, dict | ValueError)
-        shown = "" if hidden else f" (got {given!r:.80})"
+        shown = "" if hidden else f" (got {_shown(given)})"
         lines.append(f"  {field}{': ' if field else ''}{message}{shown}")
     return "\n".join(lines)
+
+
+def _shown(given: object) -> str:
+    """Return the beginning of a value, or why it cannot be shown."""
+    try:
+        return f"{given!r:.80}"
+    except RecursionError:
+        return "a value that is nested too deeply"

@@ -62,7 +62,7 @@ def read_passages(name: str, mirror: Path | None = None) -> list[Passage]:
         return [passage(text) for text in read_corpus(str(WORLD_DIR / "heldout.jsonl")).texts]
     try:
         stored = Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ErrataError(
             f"cannot read {name}: {error}", "give a UTF-8 text file, or `wikitext2`"
         ) from None

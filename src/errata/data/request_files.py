@@ -68,7 +68,7 @@ def request_from(record: Any) -> EditRequest:
 def _records(path: Path) -> Iterator[Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ErrataError(
             f"cannot read {path}: {reason(error)}", "check the path and that the file is UTF-8"
         ) from None

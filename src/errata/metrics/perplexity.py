@@ -35,6 +35,9 @@ WINDOW = 2048
 """Upper bound of the default window: lm-eval's for models of unknown context length."""
 LOGITS_AT_ONCE = 2**27
 """Maximum number of logits in a forward pass."""
+FIGURES = ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+LONGEST_WORD = 100
+"""Mean bytes per word above which a text is not split into words by white space."""
 ROWS_AT_ONCE = 64
 """Windows per report of progress."""
 
@@ -58,8 +61,9 @@ class PerplexityResult(NamedTuple):
     cut: Windowed
 
     def figures(self) -> dict[str, Amount]:
-        """Return `token_perplexity`, `word_perplexity`, `byte_perplexity` and `bits_per_byte`.
+        """Return the figures of `FIGURES`, without word perplexity for a text without spaces.
 
+        Raises `ErrataError` for a perplexity beyond the range of floats.
         Intervals: windows are resampled 2,000 times; words and bytes per token are held fixed.
         `n` is the number of tokens, words or bytes.
         """
@@ -67,7 +71,16 @@ class PerplexityResult(NamedTuple):
         rate, low, high = self._rates()
         found = {}
         for name, n in (("token", counted), ("word", self.words), ("byte", self.bytes)):
-            value, least, most = (math.exp(each * counted / n) for each in (rate, low, high))
+            if name == "word" and self.bytes > LONGEST_WORD * n:
+                continue
+            try:
+                value, least, most = (math.exp(each * counted / n) for each in (rate, low, high))
+            except OverflowError:
+                raise ErrataError(
+                    f"the perplexity per {name} is beyond the range of floats: "
+                    f"exp({high * counted / n:.0f})",
+                    "is this the language of the model, and are its weights sound?",
+                ) from None
             found[f"{name}_perplexity"] = Amount(value=value, low=least, high=most, n=n)
         scale = counted / self.bytes / math.log(2)
         found["bits_per_byte"] = Amount(

@@ -42,7 +42,7 @@ def pretrained(
             model, told = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True
             )
-    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError, SafetensorError, RecursionError) as error:
         raise _not_loaded(name, error) from None
     if missing := sorted(told["missing_keys"]):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""

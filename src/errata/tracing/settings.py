@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
-from errata.core.settings import Settings
+from errata.core.settings import LARGEST_NUMPY_SEED, Settings
 
 Kind = Literal["hidden", "mlp", "attn", "frozen-mlp", "frozen-attn"]
 TRACE_KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -47,7 +47,7 @@ class TraceSettings(Settings):
     """Replace the embeddings with noise instead of adding it."""
     samples: int = Field(10, ge=1)
     """Number of corrupted runs, each with its own noise, shared by all cells."""
-    noise_seed: int = Field(1, ge=0)
+    noise_seed: int = Field(1, ge=0, le=LARGEST_NUMPY_SEED)
     """Seed of the noise; 1 reproduces the noise of the published code."""
     subject_last_only: bool = False
     """Restore at the subject's last token only."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from errata.core.errors import ErrataError
-from errata.core.settings import Settings
+from errata.core.settings import LARGEST_NUMPY_SEED, Settings
 from errata.data.templates import TemplateName
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -63,7 +63,7 @@ class TuneSettings(Settings):
     """Recompute activations in the backward pass: less memory, slower."""
     save_every: int = Field(200, ge=1)
     """Steps between checkpoints; the first one is written early."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=LARGEST_NUMPY_SEED)
     """Seed of the adapter's initialisation, the order of rows and dropout."""
     shift_penalty: float = Field(0.0, ge=0)
     """Weight of a penalty on hidden-state shifts at the edited positions."""

@@ -185,7 +185,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """
     try:
         raw = plain_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ErrataError(
             f"cannot read the recipe {path}: {reason(error)}",
             "check the path and that the file is UTF-8",
