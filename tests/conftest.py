@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+CACHE = tempfile.TemporaryDirectory(prefix="errata-tests-")
+os.environ["ERRATA_CACHE"] = CACHE.name
 
 PARITY = Path(__file__).resolve().parent / "parity"
 

@@ -1,9 +1,9 @@
-"""errata: edit the facts a language model holds, and see what changed.
+"""errata: edit the facts that a language model holds, and see what changed.
 
     import errata
     model = errata.load("demo")
 
-The names below load on first use, so that importing errata stays instant.
+The public names are imported on first use, so that `import errata` is instant.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _LAZY = {
     "load": "errata.patches.edited_model",
     "Patch": "errata.patches.patch",
     "SecondMoment": "errata.statistics.second_moment",
+    "Store": "errata.statistics.store",
     "METHODS": "errata.methods",
     "FAMILIES": "errata.models.families",
 }

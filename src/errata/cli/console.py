@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, command_hints
 from errata.core.progress import Progress
 
 PLAIN_WIDTH = 100
@@ -183,7 +183,7 @@ def error(problem: ErrataError) -> None:
     console.print(
         Text("error: ", style="bold red").append(_plain(problem.message, style="not bold"))
     )
-    for hint in problem.hints:
+    for hint in command_hints(problem):
         console.print(Text("hint: ", style="cyan").append(_plain(hint)))
 
 

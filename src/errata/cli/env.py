@@ -6,7 +6,8 @@ import importlib.metadata
 import platform
 
 from errata.cli import console
-from errata.cli.options import Json, cache_folder
+from errata.cli.options import Json
+from errata.core.places import cache_folder
 from errata.core.version import __version__
 
 PACKAGES = (

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from errata.cli import console
-from errata.cli.options import Json, Results, cache_folder, fields_of
+from errata.cli.options import Json, Results, fields_of
 from errata.core.errors import ErrataError
+from errata.core.places import datasets_folder, moments_folder
 from errata.methods import METHODS
 from errata.methods.presets import presets
 
@@ -106,7 +107,7 @@ def _presets() -> list[dict[str, Any]]:
 def _datasets() -> list[dict[str, Any]]:
     from errata.data.datasets import DATASETS, file_here
 
-    files = {name: file_here(name, cache_folder() / "datasets") for name in DATASETS}
+    files = {name: file_here(name, datasets_folder()) for name in DATASETS}
     return [
         {
             "dataset": name,
@@ -128,7 +129,7 @@ def _stats() -> list[dict[str, Any]]:
     from errata.statistics.store import Store
 
     rows = []
-    for path, moment in Store(cache_folder() / "moments").stored():
+    for path, moment in Store(moments_folder()).stored():
         if moment.identity is not None:
             rows.append(
                 {

@@ -7,7 +7,6 @@ nested settings included; its docstring is the help. Lists are comma-separated.
 from __future__ import annotations
 
 import inspect
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from pydantic.fields import FieldInfo
 from errata.cli import console
 from errata.core.errors import ErrataError
 from errata.core.files import reason
+from errata.core.places import cache_folder as cache_folder  # for verbs that import it here
 from errata.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,13 +56,6 @@ AdapterKind = Annotated[
 SKIPPED_SHOWN = 5
 """Number of skipped records that are reported one by one."""
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def cache_folder() -> Path:
-    """Return where second moments are kept: $ERRATA_CACHE, or `errata` in the user's cache."""
-    if "ERRATA_CACHE" in os.environ:
-        return Path(os.environ["ERRATA_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "errata"
 
 
 def command_line() -> str:

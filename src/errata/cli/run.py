@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.cli import console
-from errata.cli.options import Json, Results, cache_folder, command_line
+from errata.cli.options import Json, Results, command_line
 from errata.cli.show_edit import show_plan
+from errata.core.places import cache_folder
 
 if TYPE_CHECKING:
     from errata.experiments.recipe.run import Outcome

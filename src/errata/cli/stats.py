@@ -14,8 +14,8 @@ import typer
 
 from errata.cli import console
 from errata.cli.model_options import OnModel, on_model
-from errata.cli.options import cache_folder
 from errata.core.errors import ErrataError
+from errata.core.places import cache_folder, moments_folder
 
 if TYPE_CHECKING:
     from errata.core.distributed import Ranks
@@ -52,7 +52,7 @@ def stats(
             "name one: --corpus FILE.txt, or --corpus hf:wikitext:wikitext-103-raw-v1",
         )
     wanted = None if blocks is None else parse_blocks(blocks)
-    text, store = read_corpus(name), Store(cache_folder() / "moments")
+    text, store = read_corpus(name), Store(moments_folder())
     with launched(on.device) as (ranks, device):
         edited = on.load(device)
         chosen = preset_blocks(edited) if wanted is None else wanted

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from errata.cli import console
-from errata.cli.options import cache_folder
 from errata.core.errors import ErrataError
+from errata.core.places import moments_folder
 from errata.data.case import Case
 from errata.data.datasets import read_cases
 from errata.experiments.edit_plan import EditPlan
@@ -33,7 +33,7 @@ def main() -> None:
     """Run the tour."""
     torch.set_num_threads(1)
     edited, cases = load("demo"), read_cases("demo", MANY)
-    store = Store(cache_folder() / "moments")
+    store = Store(moments_folder())
     console.verb("errata demo: a small Llama that knows an invented world")
     ready = [prepare(edited, method, {}, store=store) for method in METHODS.values()]
     console.fact(ready[-1].facts[-1])

@@ -63,7 +63,7 @@ class Method(Settings):
     """The name as papers write it; also the folder of its runs."""
     batch_limit: ClassVar[int | None] = None
     """Requests that are written at once: 1, or None for any number."""
-    moments_hint: ClassVar[str | None] = None
+    moments_hint: ClassVar[Hint | None] = None
     """How to do without second moments, where the method can."""
 
     @abstractmethod

@@ -18,7 +18,7 @@ from errata.models.families import family_of
 from errata.patches.base import Edit
 from errata.patches.edited_model import EditedModel
 from errata.statistics.second_moment import SecondMoment
-from errata.statistics.store import Store
+from errata.statistics.store import Store, default_store
 
 
 class Prepared(NamedTuple):
@@ -98,12 +98,18 @@ def edit(
     """Make a model answer one or more requests; the edit is applied to the model and returned.
 
     `settings` are those of the method; `corpus` names text for the second moments, of which
-    `tokens` tokens are used (see `data.corpus.read_corpus`); `store` holds computed moments.
+    `tokens` tokens are used (see `data.corpus.read_corpus`); second moments are found and stored
+    in `store`, by default the one that `errata stats` fills.
     """
     requests = [requests] if isinstance(requests, EditRequest) else requests
     notes = check_batch(requests)
     ready = prepare(
-        edited, method_named(method), settings, store=store, corpus=corpus, tokens=tokens
+        edited,
+        method_named(method),
+        settings,
+        store=default_store() if store is None else store,
+        corpus=corpus,
+        tokens=tokens,
     )
     patch = ready.method.edit(edited, requests, moments=ready.moments, notes=notes)
     edited.apply(patch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, Hint
 from errata.core.progress import Progress, Say, no_progress, say_nothing
 from errata.data.corpus import read_corpus
 from errata.methods.base import Method
@@ -56,7 +56,10 @@ def moments_wanted(
     listed = ",".join(str(block) for block in blocks)
     hints = [
         f"measure them once: errata stats {edited.name} --blocks {listed} --corpus FILE.txt",
-        "or make a quick estimate now: add --corpus FILE.txt to this command",
+        Hint(
+            'or make a quick estimate now: errata.edit(…, corpus="FILE.txt")',
+            "or make a quick estimate now: add --corpus FILE.txt to this command",
+        ),
     ]
     if method.moments_hint is not None:
         hints.append(method.moments_hint)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, Hint
 from errata.methods.closed_form.driver import ClosedForm
 from errata.methods.closed_form.settings import Search
 
@@ -32,7 +32,9 @@ class Rome(ClosedForm):
     label: ClassVar[str] = "ROME"
     place: ClassVar = "mlp"
     batch_limit: ClassVar[int | None] = 1
-    moments_hint: ClassVar[str | None] = "or do without: --no-second-moment"
+    moments_hint: ClassVar[Hint | None] = Hint(
+        "or do without: second_moment=False", "or do without: --no-second-moment"
+    )
     depth: ClassVar[tuple[float, float]] = (0.3, 0.3)
 
     search: Search = Search(steps=20)

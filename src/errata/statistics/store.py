@@ -19,6 +19,7 @@ from errata.core.distributed import ALONE, Ranks
 from errata.core.errors import ErrataError
 from errata.core.files import require_space
 from errata.core.locks import locked
+from errata.core.places import moments_folder
 from errata.core.progress import Progress, Say, no_progress, say_nothing
 from errata.data.corpus import Corpus
 from errata.models.families import family_of
@@ -282,6 +283,11 @@ def _identities(
         )
         for block in blocks
     }
+
+
+def default_store() -> Store:
+    """Return the store that programs and the command line share."""
+    return Store(moments_folder())
 
 
 def _pass_of(identities: Mapping[int, SecondMomentIdentity]) -> str:

@@ -1,0 +1,29 @@
+"""Where errata stores what it computes: the same places for programs and the command line.
+
+The only module that reads the environment for it, and only when a place is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+RESULTS = Path("results")
+"""The folder for runs, in the working directory."""
+
+
+def cache_folder() -> Path:
+    """Return the folder for stored computations: $ERRATA_CACHE, or `errata` in the user's cache."""
+    if "ERRATA_CACHE" in os.environ:
+        return Path(os.environ["ERRATA_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "errata"
+
+
+def moments_folder() -> Path:
+    """Return the folder of the default store of second moments."""
+    return cache_folder() / "moments"
+
+
+def datasets_folder() -> Path:
+    """Return the folder of downloaded datasets."""
+    return cache_folder() / "datasets"
