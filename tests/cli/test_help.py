@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from errata.cli.main import app
 from errata.cli.options import fields_of
+from errata.core.files import write_safetensors
 from errata.methods import METHODS
 from errata.tracing.settings import TraceSettings
+from tiny import FACTS
 
 VERBS = [command.name or command.callback.__name__ for command in app.registered_commands]
 HEAVY = ("torch", "transformers", "safetensors", "numpy.linalg", "datasets")
@@ -62,6 +67,38 @@ def test_help_loads_no_torch_and_is_quick(verb: str | None) -> None:
     if verb == "edit":
         flags = {path[-1] for method in METHODS.values() for path, _ in fields_of(method)}
         assert {f"--{flag.replace('_', '-')}" for flag in flags} <= set(shown.split())
+
+
+@pytest.mark.parametrize("what", ["patches", "stats", "methods", "presets", "datasets"])
+def test_lists_load_no_torch(what: str, tmp_path: Path) -> None:
+    """Patches and moments are listed from their headers."""
+    patch = {"base": {"name": "pico"}, "method": "rome", "requests": [FACTS[0].model_dump()]}
+    identity = {"weight": "mlp", "weights": "0" * 64, "dtype": "float32"}
+    write_safetensors(
+        tmp_path / "ROME" / "run_000" / "patch.safetensors",
+        {"w.R": torch.zeros(3, 5)},
+        {"errata": json.dumps(patch)},
+    )
+    write_safetensors(
+        tmp_path / "moments" / "0" / "m.safetensors",
+        {"second_moment": torch.eye(2)},
+        {"errata": json.dumps({"count": 7, "identity": identity})},
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, "ls", what, "--results", str(tmp_path), "--json"],
+        env={**os.environ, "ERRATA_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, loaded = done.stdout.splitlines()
+    assert "torch" not in loaded and "transformers" not in loaded
+    rows = json.loads(found)[what]
+    assert rows
+    if what == "patches":
+        assert (rows[0]["model"], rows[0]["method"], rows[0]["kB"]) == ("pico", "rome", 0.1)
+    if what == "stats":
+        assert (rows[0]["tokens"], rows[0]["base"]) == (7, "0" * 12)
 
 
 def test_the_help_of_trace_lists_choices_and_defaults() -> None:

@@ -1,4 +1,7 @@
-"""`errata ls`: what there is: patches, methods, families, presets, datasets, statistics."""
+"""`errata ls`: lists of patches, methods, families, presets, datasets and second moments.
+
+Patches and moments are listed from their headers: no tensor is read, and no torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ import typer
 from errata.cli import console
 from errata.cli.options import Json, Results, fields_of
 from errata.core.errors import ErrataError
+from errata.core.files import parse_json
 from errata.core.places import datasets_folder, moments_folder
+from errata.data.request import EditRequest
 from errata.methods import METHODS
 from errata.methods.presets import presets
 
@@ -22,7 +27,7 @@ def list_things(
     results: Results = Path("results"),
     json: Json = False,
 ) -> None:
-    """List patches, methods, families, presets, datasets or stored statistics."""
+    """List patches, methods, families, presets, datasets or stored second moments."""
     listings = {
         "patches": lambda: _patches(results),
         "methods": _methods,
@@ -47,26 +52,67 @@ def list_things(
 
 
 def _patches(results: Path) -> list[dict[str, Any]]:
-    from errata.patches.base import load_edit
+    from errata.experiments.run_folder import by_number
 
     rows = []
-    for path in sorted(results.glob("*/run_*/patch*.safetensors")):
+    for path in sorted(results.glob("*/run_*/patch*.safetensors"), key=by_number):
         try:
-            patch = load_edit(path)
-        except ErrataError as error:
-            console.warning(error.message)
+            header = _header(path)
+            kind = "weight" if header["format"] == 1 else header["kind"]
+            edits = _edits(path, header)
+            base, method = header["base"]["name"], header["method"]
+        except (OSError, ValueError, LookupError, TypeError, ErrataError):
+            _warn_of_damage(path)
             continue
         rows.append(
             {
                 "patch": str(path),
-                "model": patch.provenance.base.name,
-                "kind": patch.kind,
-                "method": patch.provenance.method,
-                "edits": patch.summary,
-                "kB": round(patch.size / 1000, 1),
+                "model": base,
+                "kind": kind,
+                "method": method,
+                "edits": edits,
+                "kB": round(header["size"] / 1000, 1),
             }
         )
     return rows
+
+
+def _edits(path: Path, header: dict[str, Any]) -> str:
+    """Return what an edit changes in a few words; only one without requests is read whole."""
+    requests = [EditRequest.of(each) for each in header.get("requests", ())]
+    if not requests:
+        from errata.patches.base import load_edit
+
+        return load_edit(path).summary
+    first, more = requests[0], len(requests) - 1
+    return f"{first.marked} → {first.target}" + (f" and {more} more" if more else "")
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Return what a file of ours records, and the `size` of its tensors, which are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        with safe_open(path, framework="numpy") as stored:
+            header = parse_json((stored.metadata() or {}).get("errata", ""))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(header, dict):
+        raise ValueError("it has no header of ours")
+    return {**header, "size": path.stat().st_size - 8 - length}
+
+
+def _warn_of_damage(path: Path) -> None:
+    """Warn of a patch that cannot be listed, in the words that it meets when it is loaded."""
+    from errata.patches.base import load_edit
+
+    try:
+        load_edit(path)
+        console.warning(f"{path} cannot be listed: its header is damaged")
+    except ErrataError as error:
+        console.warning(error.message)
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -120,24 +166,25 @@ def _datasets() -> list[dict[str, Any]]:
 
 
 def _with_mark(row: dict[str, Any]) -> dict[str, Any]:
-    """Put a word in the place of a dataset's file, whose path a table has no room for."""
+    """Replace the path of a dataset's file, too long for a table, by whether there is one."""
     shown = {key: value for key, value in row.items() if key != "file"}
     return shown | ({"offline": "no" if row["file"] is None else "yes"} if "file" in row else {})
 
 
 def _stats() -> list[dict[str, Any]]:
-    from errata.statistics.store import Store
-
     rows = []
-    for path, moment in Store(moments_folder()).stored():
-        if moment.identity is not None:
-            rows.append(
-                {
-                    "weight": moment.identity.weight,
-                    "base": moment.identity.weights[:12],
-                    "tokens": moment.count,
-                    "dtype": moment.identity.dtype,
-                    "path": str(path),
-                }
-            )
+    for path in sorted(moments_folder().glob("*/*.safetensors")):
+        try:
+            header = _header(path)
+            identity = header["identity"] or {}
+            row = {
+                "weight": identity["weight"],
+                "base": identity["weights"][:12],
+                "tokens": int(header["count"]),
+                "dtype": identity["dtype"],
+                "path": str(path),
+            }
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        rows.append(row)
     return rows
