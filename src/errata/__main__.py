@@ -1,6 +1,6 @@
 """`python -m errata` is `errata`; `torchrun -m errata stats …` starts it in several processes.
 
-Ctrl-C is told in words from the first moment, while the command line is still being loaded.
+Ctrl-C ends without a traceback even while the command line is still being imported.
 """
 
 from __future__ import annotations

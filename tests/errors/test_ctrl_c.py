@@ -23,7 +23,7 @@ EDIT = (
     *("--blocks", "1,2", "--steps", "6", "--prefix-lengths", "3", "--stop-at", "0"),
 )
 STATS = ("stats", "pico", "--corpus", "many.txt", "--blocks", "0,1,2,3", "--json")
-STOPPED = "warning: stopped; what was saved before is whole\n"
+STOPPED = "warning: stopped; everything saved before is intact\n"
 TIMED = """
 import os, signal, sys
 seconds = float(sys.argv.pop(1))

@@ -36,15 +36,19 @@ def raising(error: BaseException) -> Any:
         (
             KeyError("x"),
             70,
-            "error: this is a mistake in errata, not yours: KeyError\nhint: please",
+            "error: this is a bug in errata: KeyError\nhint: please",
         ),
-        (MemoryError(), 1, "error: there is not enough memory: MemoryError\nhint: what was saved"),
+        (
+            MemoryError(),
+            1,
+            "error: there is not enough memory: MemoryError\nhint: everything saved",
+        ),
         (
             OSError(28, "No space left on device", "f"),
             1,
             "error: f: No space left on device\nhint: ",
         ),
-        (KeyboardInterrupt(), 130, "warning: stopped; what was saved before is whole\n"),
+        (KeyboardInterrupt(), 130, "warning: stopped; everything saved before is intact\n"),
     ],
     ids=["bug", "memory", "disk", "ctrl-c"],
 )

@@ -205,7 +205,7 @@ def test_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     model = load(str(folder / "model"), patches=[patch])
     assert weights(model.model) != weights(load(str(folder / "model")).model)
     shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
-    assert "finished before" in shown
+    assert "already finished" in shown
     assert "eval_1: " in shown
 
 

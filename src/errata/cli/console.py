@@ -32,22 +32,22 @@ from errata.core.errors import ErrataError, command_hints
 from errata.core.progress import Progress
 
 PLAIN_WIDTH = 100
-"""Columns used where output goes to a file or pipe."""
+"""Columns used if output goes to a file or pipe."""
 LABEL_WIDTH = 24
 LONGEST_WORD = 32
-"""Columns of a word that tables keep whole; longer ones are folded, paths excepted."""
+"""Length up to which tables do not break a word; paths are never broken."""
 GAP = 3
-"""What stands between two columns of a table; its edges are one narrower together."""
+"""Columns between two columns of a table; both edges together are one narrower."""
 SHADES = " ·░▒▓█"
-"""From the lowest to the highest value, where there are no colours."""
+"""Shades from the lowest to the highest value, without colours."""
 
 
 SHOWN = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
-"""Control characters, which could steer a terminal, and what is shown in their place."""
+"""Control characters, which could steer a terminal, and what is printed instead."""
 
 
 def set_up() -> None:
-    """Let characters that the terminal cannot show be shown as escapes, rather than fail."""
+    """Print characters that the terminal cannot show as escapes instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -64,27 +64,27 @@ def _plain(text: str, style: str = "") -> Text:
 
 
 def verb(text: str) -> None:
-    """Say what is being done."""
+    """Print the line that names the command."""
     _console().print(_plain(text, style="bold"))
 
 
 def fact(text: str) -> None:
-    """Say one thing that is so."""
+    """Print one fact, as a bullet."""
     _console().print(_plain(f"* {text}"))
 
 
 def warning(text: str) -> None:
-    """Say, on stderr, something that a user should know."""
+    """Print a warning to stderr."""
     _console(stderr=True).print(_plain(f"warning: {text}", style="yellow"))
 
 
 def progress_line(text: str) -> None:
-    """Say, on stderr, what goes on."""
+    """Print a line about progress to stderr."""
     _console(stderr=True).print(_plain(text, style="dim"))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Show a table; long cells are folded between words, and the table is wide enough for these."""
+    """Print a table; long cells are folded between words, never within one."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     console = _console()
     widths = _widths(columns, rows, console.width)
@@ -98,7 +98,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Return the columns' widths: the widest give way, none below its longest word."""
+    """Return the widths of the columns: the widest shrink first, none below its longest word."""
     widths, floors = [], []
     for index, column in enumerate(columns):
         cells = [row[index].translate(SHOWN) for row in rows]
@@ -161,24 +161,24 @@ def _shade(share: float) -> str:
 
 
 def text(content: str) -> None:
-    """Show text as it is."""
+    """Print text unchanged."""
     _console().print(_plain(content))
 
 
 def next_step(*commands: str) -> None:
-    """Say what one could do now."""
+    """Print commands that the user may want to run next."""
     console = _console()
     for index, command in enumerate(commands):
         console.print(_plain(("Next: " if index == 0 else "      ") + command))
 
 
 def as_json(result: Any) -> None:
-    """Print one JSON object; the only thing on stdout."""
+    """Print one JSON object, the only output on stdout."""
     print(json.dumps(result, ensure_ascii=False, allow_nan=False))
 
 
 def error(problem: ErrataError) -> None:
-    """Show, on stderr, what is wrong and what to do."""
+    """Print an error and its hints to stderr."""
     console = _console(stderr=True)
     console.print(
         Text("error: ", style="bold red").append(_plain(problem.message, style="not bold"))
@@ -188,21 +188,21 @@ def error(problem: ErrataError) -> None:
 
 
 def bug(problem: BaseException) -> None:
-    """Show, on stderr, a mistake of ours and where it happened."""
+    """Print the traceback of a bug to stderr, and how to report it."""
     _console(stderr=True).print(_plain("".join(traceback.format_exception(problem))))
     error(
         ErrataError(
-            f"this is a mistake in errata, not yours: {type(problem).__name__}",
+            f"this is a bug in errata: {type(problem).__name__}",
             "please report it with the lines above, the command, and what `errata env` shows",
         )
     )
 
 
 class _Rate(ProgressColumn):
-    """How many units a second."""
+    """The rate, in units per second."""
 
     def render(self, task: Task) -> Text:
-        """Show it, once it is known."""
+        """Return the rate as text, empty while it is unknown."""
         if task.speed is None:
             return Text("")
         number = f"{task.speed:,.0f}" if task.speed >= 10 else f"{task.speed:.2g}"

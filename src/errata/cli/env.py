@@ -17,7 +17,7 @@ PACKAGES = (
 
 
 def env(json: Json = False) -> None:
-    """Show versions, devices and folders: what to send with a bug report."""
+    """Show versions, devices and folders, for bug reports."""
     import torch
 
     versions = {"errata": __version__}

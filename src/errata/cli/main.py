@@ -1,4 +1,4 @@
-"""`errata`: the verbs, and how errors become words and exit codes (docs/errors.md)."""
+"""`errata`: the verbs, and how exceptions become messages and exit codes (docs/errors.md)."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from errata.core.files import reason
 from errata.core.version import __version__
 
 MENDABLE = 1
-"""Exit code: something that the user can mend; a wrong command line is 2."""
+"""Exit code: an error that the user can correct; a wrong command line is 2."""
 BUG = 70
-"""Exit code: a mistake of ours."""
+"""Exit code: a bug in errata."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
@@ -81,14 +81,14 @@ app.command()(env.env)
 
 
 def main() -> None:
-    """Run the command line; whatever goes wrong ends as words and an exit code."""
+    """Run the command line; every exception ends as a message and an exit code."""
     console.set_up()
     try:
         app(prog_name="errata")
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
             raise
-        console.warning("stopped; what was saved before is whole")
+        console.warning("stopped; everything saved before is intact")
         sys.exit(INTERRUPTED)
     except Exception as error:
         problem = error if isinstance(error, ErrataError) else _in_words(error)
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def _in_words(error: Exception) -> ErrataError | None:
-    """Return what a machine that is full, or a file in the way, means for the user."""
+    """Return the error that lack of memory or a problem with a file means for the user."""
     if (
         isinstance(error, MemoryError)
         or "OutOfMemory" in type(error).__name__
@@ -108,7 +108,7 @@ def _in_words(error: Exception) -> ErrataError | None:
     ):
         return ErrataError(
             f"there is not enough memory: {reason(error).splitlines()[0]}",
-            "what was saved before is whole; the same command goes on from there",
+            "everything saved before is intact; the same command resumes from there",
             "lower --requests-at-once or --batch-size, or load the model in --dtype bfloat16",
         )
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""`errata run`: a recipe, stage by stage."""
+"""`errata run`: run a recipe, stage by stage."""
 
 from __future__ import annotations
 
@@ -18,26 +18,24 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, YAML.", metavar="RECIPE")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe: a YAML file.", metavar="RECIPE")],
     *,
     changes: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="Change a value, as in --set edit.limit=10; may be repeated.",
+            help="Override a value, as in --set edit.limit=10; may be repeated.",
             metavar="A.B=C",
         ),
     ] = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="Do a recipe that is finished once more.")
-    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Run a finished recipe again.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would cost.")
+        bool, typer.Option("--dry-run", help="Only show what would be done, and estimate the cost.")
     ] = False,
     results: Results = Path("results"),
     json: Json = False,
 ) -> None:
-    """Run a recipe: edit, tune, evaluate. One that was stopped goes on where it was.
+    """Run a recipe: edit, tune, evaluate. Interrupted runs resume.
 
     A recipe holds `model:` (a name, or name, path, adapter, adapter_kind, dtype, device, patches,
     allow_base), `edit:` (dataset, limit, offset, seed, skip_invalid, method, settings, hparams,
@@ -75,11 +73,11 @@ def run(
 
 
 def _plan_lines(recipe: Recipe) -> list[str]:
-    """What a recipe holds, a line for each stage."""
+    """Return the contents of a recipe, one line per stage."""
     lines = []
     for name, stage in recipe.stages():
         given = stage.model_dump(exclude_defaults=True)
-        lines.append(f"{name}: " + (", ".join(f"{k} {v}" for k, v in given.items()) or "as it is"))
+        lines.append(f"{name}: " + (", ".join(f"{k} {v}" for k, v in given.items()) or "defaults"))
     return lines
 
 
@@ -88,11 +86,11 @@ def _show(recipe: Path, results: Path, outcome: Outcome) -> None:
 
     console.verb(f"errata run {recipe}")
     if outcome.before:
-        console.fact(f"finished before, in {outcome.folder}; --again does it once more")
+        console.fact(f"already finished, in {outcome.folder}; --again runs it again")
     for name, found in outcome.stages.items():
         console.fact(f"{name}: {results / found['run']}")
         console.table(*stage_rows(found["summary"]))
-    console.fact(f"kept {outcome.folder}")
+    console.fact(f"saved {outcome.folder}")
     patches = [patch for found in outcome.stages.values() for patch in found["patches"]]
     console.next_step(
         f"less {outcome.folder / 'report.md'}",

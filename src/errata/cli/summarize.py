@@ -1,4 +1,4 @@
-"""`errata summarize`: the figures of runs on disk, ours and those of the reference repositories."""
+"""`errata summarize`: the scores of saved runs, ours and those of the reference repositories."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ if TYPE_CHECKING:
 
 def summarize(
     folder: Annotated[
-        Path, typer.Argument(help="A run, or a folder with runs at any depth.", metavar="DIR")
+        Path,
+        typer.Argument(help="A run, or a folder that contains runs at any depth.", metavar="DIR"),
     ],
     *,
     first: Annotated[
-        int | None, typer.Option(min=1, help="Only cases whose id is below this number.")
+        int | None, typer.Option(min=1, help="Only cases with ids below this number.")
     ] = None,
     published: Annotated[
         bool,
         typer.Option(
-            "--published", help="Show means and deviations times 100, as the references print them."
+            "--published",
+            help="Show means and standard deviations times 100, as the references print them.",
         ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Summarise runs of `errata`, or folders of *_edits-case_*.json files, alike."""
+    """Summarise runs of `errata`, or folders of the references' *_edits-case_*.json files."""
     from errata.experiments.results import read_runs
     from errata.experiments.run_folder import unfinished_runs
 
@@ -43,7 +45,7 @@ def summarize(
         runs = [run.first(first) for run in runs]
     for run in runs:
         for name in run.unreadable:
-            console.warning(f"{run.name}: {name} cannot be read and is left out")
+            console.warning(f"{run.name}: {name} cannot be read and is skipped")
     for what in unfinished.values():
         console.warning(what)
     if json:

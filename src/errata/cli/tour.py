@@ -1,7 +1,7 @@
 """`python -m errata.cli.tour` (`make demo`): edit the embedded model, and show what changed.
 
-One fact with every method, before and after; then patches stacked and taken back; then
-twenty facts at once, scored. Patches and reports stay under `results/`.
+One fact with every method, before and after; then patches stacked and undone; then twenty
+facts in one batch, scored. Patches and reports are saved under `results/`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from errata.patches.edited_model import EditedModel, load
 from errata.statistics.store import Store
 
 MANY = 20
-"""How many facts are edited at once in the last part."""
+"""Number of facts edited in one batch in the last part."""
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def _one_fact(edited: EditedModel, ready: Sequence[Prepared], case: Case) -> lis
 
 
 def _stack(edited: EditedModel, ready: Prepared, cases: Sequence[Case]) -> None:
-    """Put two patches on the model, take the first back, then the second; compare the weights."""
+    """Apply two patches, undo the first, then the second; compare the weights."""
     saved = [parameter.detach().clone() for parameter in edited.model.parameters()]
     prompts = [case.request.text for case in cases]
     first, second = (

@@ -22,6 +22,8 @@ from errata.core.cost import Cost
 from errata.core.settings import Settings
 from errata.data.request import EditRequest
 
+from errata.core.errors import Hint
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
