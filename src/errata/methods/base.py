@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import ConfigDict
 
 from errata.core.cost import Cost
+from errata.core.errors import Hint
 from errata.core.settings import Settings
 from errata.data.request import EditRequest
-
-from errata.core.errors import Hint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
