@@ -174,7 +174,7 @@ class Edit(ABC):
         if not isinstance(edit, cls):
             raise ErrataError(
                 f"{path} holds a {edit.kind} patch, not a {cls.kind} patch",
-                "in Python, errata.patches.base.load_edit reads a patch of any kind",
+                "in Python, errata.load_edit reads a patch of any kind",
             )
         return edit
 
