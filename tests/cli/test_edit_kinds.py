@@ -53,9 +53,9 @@ def test_eval_scores_the_model_with_the_edit(kind: str, folder: Path, tmp_path: 
     told = called("eval", model, "--patch", path, *asked)
     edited = load(str(model), patches=[path])
     cases = read_cases(str(folder / "cases.json"), None)
-    after = score_cases(edited.model, edited.tokenizer, cases, edited.rendered)
+    after = score_cases(edited, cases)
     with edited.without_patches():
-        before = score_cases(edited.model, edited.tokenizer, cases, edited.rendered)
+        before = score_cases(edited, cases)
     assert before != after
     summary = told["summary"]
     for held, scores in ((summary["before"], before), (summary, after)):

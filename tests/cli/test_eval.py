@@ -94,6 +94,7 @@ def test_before_and_after_side_by_side(folder: Path, tmp_path: Path) -> None:
     run = Path(found["run"])
     assert run == tmp_path / "eval" / "run_000"
     assert sorted(path.name for path in run.iterdir()) == [
+        ".params.sha256",
         "cases.jsonl",
         "params.json",
         "report.md",

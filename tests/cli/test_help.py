@@ -72,7 +72,12 @@ def test_help_loads_no_torch_and_is_quick(verb: str | None) -> None:
 @pytest.mark.parametrize("what", ["patches", "stats", "methods", "presets", "datasets"])
 def test_lists_load_no_torch(what: str, tmp_path: Path) -> None:
     """Patches and moments are listed from their headers."""
-    patch = {"base": {"name": "pico"}, "method": "rome", "requests": [FACTS[0].model_dump()]}
+    patch = {
+        "format": 1,
+        "base": {"name": "pico"},
+        "method": "rome",
+        "requests": [FACTS[0].model_dump()],
+    }
     identity = {"weight": "mlp", "weights": "0" * 64, "dtype": "float32"}
     write_safetensors(
         tmp_path / "ROME" / "run_000" / "patch.safetensors",

@@ -106,7 +106,7 @@ def test_names_lead_to_their_file(
     loaded = load_cases("Far_Away", cache=tmp_path / "cache")
     assert [case.request.target for case in loaded.cases] == ["Marrow"]
     assert loaded.path == tmp_path / "cache" / "facts.json"
-    with pytest.raises(ErrataError, match="no folder to keep it"):
+    with pytest.raises(ErrataError, match="there is no cache folder"):
         load_cases("far-away")
 
 

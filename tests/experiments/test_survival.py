@@ -259,7 +259,7 @@ def test_settings_that_do_not_fit_are_told_before_anything_is_done() -> None:
             },
             "every block is edited",
         ),
-        ({"tune": {**QUICK, "cutoff_len": 4000}}, "4000 tokens do not fit"),
+        ({"tune": {**QUICK, "cutoff_len": 4000}}, "rows of 4000 tokens exceed"),
     ],
 )
 def test_what_does_not_fit_the_model_is_told_before_a_run_is_begun(

@@ -109,7 +109,7 @@ def test_without_statsmodels_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     for test in (lambda: mcnemar([True], [False]), lambda: holm([0.5])):
         with pytest.raises(ErrataError, match="needs statsmodels") as raised:
             test()
-        assert raised.value.hints == ("pip install 'errata[tune]'",)
+        assert raised.value.hints == ("pip install 'errata-lm[tune]'",)
     assert holm([]) == []
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from errata.core.errors import ErrataError
+from errata.methods.edit import compute_edit
 from errata.metrics.likelihood import likelihoods
 from errata.models.families import family_of, weight_of
 from errata.models.tokens import encode
@@ -33,10 +34,7 @@ TEXTS = [fact.text for fact in FACTS]
 
 def behaviour(edited: EditedModel) -> list[float]:
     """Return the NLL of each fact's answer, one prompt at a time."""
-    return [
-        likelihoods(edited.model, edited.tokenizer, [(edited.rendered(f.text), f.answer)])[0].nll
-        for f in FACTS
-    ]
+    return [likelihoods(edited, [(f.text, f.answer)])[0].nll for f in FACTS]
 
 
 def stack_state(edited: EditedModel) -> tuple[Any, ...]:
@@ -201,8 +199,8 @@ def test_padded_prompts_answer_as_each_alone(model_type: str, kind: str, side: s
             given = {"attention_mask": mask.long(), "position_ids": positions}
             together = edited.model(padded, **given).logits[0, places][-1]
         assert torch.allclose(together, alone, atol=2e-4)
-    pairs = [(edited.rendered(fact.text), fact.answer) for fact in FACTS]
-    batch = [each.nll for each in likelihoods(edited.model, edited.tokenizer, pairs)]
+    pairs = [(fact.text, fact.answer) for fact in FACTS]
+    batch = [each.nll for each in likelihoods(edited, pairs)]
     assert batch == pytest.approx(behaviour(edited), abs=1e-4)
 
 
@@ -254,7 +252,7 @@ def test_what_needs_keys_says_that_there_are_none() -> None:
     edited = edited_model("llama")
     edited.apply(EDITS["keyless"](edited))
     with pytest.raises(ErrataError, match="holds no edit keys"):
-        edited.compute(FACTS[:1], quick("alphaedit"), moments=moments_of("llama"))
+        compute_edit(edited, FACTS[:1], quick("alphaedit"), moments=moments_of("llama"))
 
 
 @over_kinds

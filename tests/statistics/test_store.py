@@ -172,7 +172,7 @@ def test_moments_are_found_or_asked_for(store: Store, tmp_path: Path) -> None:
     )
     with pytest.raises(ErrataError) as caught:
         moments_for(edited, quick("rome"), store)
-    assert caught.value.hints[-1] == "or do without: --no-second-moment"
+    assert caught.value.hints[-1] == "or do without: second_moment=False"
     assert moments_for(edited, quick("rome", second_moment=False), store) == ({}, [])
     corpus = tmp_path / "text.txt"
     corpus.write_text("\n".join(SENTENCES * 2))
@@ -468,13 +468,13 @@ class Counted:
 def test_a_hub_corpus_is_read_one_text_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    class Column:
-        def __iter__(self) -> Iterator[str]:
+    class Rows:
+        def __iter__(self) -> Iterator[dict[str, str]]:
             for text in ("", *SENTENCES, " "):
                 read.append(text)
-                yield text
+                yield {"text": text}
 
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"text": Column()})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Rows())
     corpus = read_corpus("hf:someone/something")
     assert len(read) == 2, "up to the first text"
     assert corpus.digest == CORPUS.digest

@@ -138,8 +138,8 @@ def test_the_verb_tells_and_keeps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said", "rate"),
     [
-        ((), "settings: preset demo, but for max_steps, validation", "0.002"),
-        (("--preset", "study"), "settings: preset study, but for max_steps, validation", "0.0002"),
+        ((), "settings: preset demo, except max_steps, validation", "0.002"),
+        (("--preset", "study"), "settings: preset study, except max_steps, validation", "0.0002"),
     ],
 )
 def test_the_preset_that_sets_the_rate_is_named(

@@ -78,9 +78,9 @@ def _patches(results: Path) -> list[dict[str, Any]]:
 
 
 def _edits(path: Path, header: dict[str, Any]) -> str:
-    """Return what an edit changes in a few words; only one without requests is read whole."""
+    """Return what an edit changes in a few words; read whole where the header lacks it."""
     requests = [EditRequest.of(each) for each in header.get("requests", ())]
-    if not requests:
+    if not requests or header.get("kind", "weight") != "weight":
         from errata.patches.base import load_edit
 
         return load_edit(path).summary

@@ -82,7 +82,7 @@ def require_statsmodels() -> None:
     if find_spec("statsmodels") is None:
         raise ErrataError(
             "comparing configurations needs statsmodels, which is not installed",
-            "pip install 'errata[tune]'",
+            "pip install 'errata-lm[tune]'",
         )
 
 

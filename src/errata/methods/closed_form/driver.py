@@ -100,12 +100,9 @@ class ClosedForm(Method):
     def check_model(self, block_count: int) -> tuple[str, ...]:
         """Raise `ErrataError` for blocks that the model lacks; warn of inexact products."""
         check_blocks(self.edited_blocks, self.search.loss_block, block_count)
-        if self.search.precision == "full":
-            return ()
-        return (
-            f"target values are searched with {self.search.precision} products: faster on some "
-            "devices, and not exact",
-        )
+        products = f"target values are searched with {self.search.precision} products: "
+        inexact = (f"{products}faster on some devices, and not exact",)
+        return () if self.search.precision == "full" else inexact
 
     def check(self, moment: SecondMoment) -> None:
         """Raise `ErrataError` for a singular second moment, before targets are searched."""
@@ -174,22 +171,16 @@ class ClosedForm(Method):
         from errata.methods.closed_form.job import ClosedFormJob
         from errata.patches.weight_patch import WeightPatch
 
-        for block in self.moment_blocks:
-            if block in moments:
-                self.check(moments[block])
+        for block in moments.keys() & set(self.moment_blocks):
+            self.check(moments[block])
         work = self.begin(edited, requests) if job is None else job
         assert isinstance(work, ClosedFormJob), work
         searched = work if work.targets is not None else work.shared()
         method, targets = work.method, searched.targets
         assert targets is not None
-        remarks = list(notes)
-        if self.search.precision != "full":
-            remarks.append(f"target values were searched with {self.search.precision} products")
-        if targets.at_once is not None and targets.at_once < (method.requests_at_once or 0):
-            remarks.append(f"memory ran out: {targets.at_once} requests were searched at once")
-        updates = method.updates(
-            edited.model, searched.rewrites, targets, moments, tuple(edited.weight_patches)
-        )
+        remarks = [*notes, *searched.remarks()]
+        earlier = tuple(edited.weight_patches)
+        updates = method.updates(edited.model, searched.rewrites, targets, moments, earlier)
         used = {block: moments[block] for block in self.moment_blocks}
         remarks += [f"block {b}: {note}" for b, m in used.items() for note in self.notes(m)]
         settings = self.with_values(requests_at_once=method.requests_at_once)
@@ -250,9 +241,8 @@ class ClosedForm(Method):
         from errata.methods.closed_form.residual import target_site
         from errata.methods.closed_form.target_search import search_targets
 
-        block = self.edited_blocks[-1]
+        block, at_once = self.edited_blocks[-1], self.grouped(model, rewrites).requests_at_once
         site = target_site(model, block, self.place)
-        at_once = self.grouped(model, rewrites).requests_at_once
         assert at_once is not None
         return search_targets(model, rewrites, block, site, self.search, at_once=at_once)
 

@@ -70,6 +70,16 @@ class ClosedFormJob(Job):
             None if self.targets is None else self.targets.pick(chosen),
         )
 
+    def remarks(self) -> list[str]:
+        """Return what a reader of the patch should know of the target search."""
+        at_once = None if self.targets is None else self.targets.at_once
+        precision, remarks = self.method.search.precision, []
+        if precision != "full":
+            remarks.append(f"target values were searched with {precision} products")
+        if at_once is not None and at_once < (self.method.requests_at_once or 0):
+            remarks.append(f"memory ran out: {at_once} requests were searched at once")
+        return remarks
+
     def shared(self) -> ClosedFormJob:
         """Return the job with the targets of all its requests searched on the present model."""
         found = self.method.find_targets(self.edited.model, self.rewrites)
