@@ -122,7 +122,7 @@ def test_every_verb_that_is_not_revised_exists() -> None:
         "A run that was stopped goes on where it was.",
         "how much of what the matrix\n    already serves",
         "the states that bring the\ncorrupted answer back",
-        "pip install 'errata" + "[tune]'",
+        "pip install 'err" + "ata[tune]'",
     ],
 )
 def test_a_riddle_is_found_across_lines(text: str) -> None:

@@ -50,5 +50,5 @@ def hub_rows(
     except Exception as error:  # `datasets` raises a dozen kinds for one that cannot be had
         raise ErrataError(
             f"cannot load the dataset {dataset}: {str(error).splitlines()[0]}",
-            "without network: give a local file, or a folder that holds a copy (--mirror DIR)",
+            "without network, give a local file, or a folder of copies where the verb has --mirror",
         ) from None
