@@ -72,3 +72,13 @@ def test_params_changed_by_hand_are_what_counts(tmp_path: Path) -> None:
     changed = {**PARAMS, "level": 1.0, "command": None}
     (folder / "params.json").write_text(json.dumps(changed))
     assert finished_run(tmp_path, "eval", PARAMS) is None
+
+
+def test_a_run_is_found_after_its_datasets_file_has_moved(tmp_path: Path) -> None:
+    here, there = ({**PARAMS, "dataset": {"name": "demo", "path": path}} for path in ("a", "b"))
+    folder = finished(tmp_path, here)
+    assert finished_run(tmp_path, "eval", there) == folder
+    (folder / module.DIGEST).unlink()
+    assert finished_run(tmp_path, "eval", there) == folder
+    other = {**there, "dataset": {"name": "other", "path": "a"}}
+    assert finished_run(tmp_path, "eval", other) is None

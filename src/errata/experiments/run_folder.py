@@ -126,7 +126,7 @@ def unfinished_runs(folder: Path) -> dict[Path, str]:
 def _with_params(parent: Path, params: dict[str, Any], finished: bool) -> Iterator[Path]:
     from errata.models.identity import same_record
 
-    wanted, digest = json.loads(json.dumps(params)), _digest(params)
+    wanted, digest = json.loads(json.dumps(_identifying(params))), _digest(params)
     for folder in sorted(parent.glob("run_*"), key=by_number):
         if (folder / "summary.json").exists() is not finished:
             continue
@@ -138,8 +138,7 @@ def _with_params(parent: Path, params: dict[str, Any], finished: bool) -> Iterat
             continue
         if not isinstance(found, dict):
             continue
-        found.pop("command", None)
-        if same_record(found, wanted):
+        if same_record(_identifying(found), wanted):
             yield folder
 
 
@@ -161,8 +160,19 @@ def _lock(folder: Path) -> FileLock | None:
     return try_lock(folder / LOCK)
 
 
+def _identifying(params: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run is found by: not its command, nor where its dataset's file is.
+
+    The cases of a dataset have a digest of their own; its file may move with an installation.
+    """
+    found = {name: value for name, value in params.items() if name != "command"}
+    if isinstance(dataset := found.get("dataset"), dict):
+        found["dataset"] = {name: value for name, value in dataset.items() if name != "path"}
+    return found
+
+
 def _digest(params: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_identifying(params), sort_keys=True).encode()).hexdigest()
 
 
 def _stored_digest(folder: Path) -> str | None:
