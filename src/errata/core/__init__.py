@@ -1,1 +1,1 @@
-"""Errors, settings, text, files, locks, processes: no torch, and nothing of errata."""
+"""Errors, settings, text, files, locks, processes: imports neither torch nor other rooms."""

@@ -39,7 +39,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def least_seconds(work: Callable[[], Any], rounds: int = 2) -> float:
-    """Return the shortest time of a few runs of `work`: other processes only add to it."""
+    """Return the shortest of a few timings of `work`, least affected by other processes."""
     import torch
 
     taken = []

@@ -1,7 +1,7 @@
-"""Work split over processes: which share is ours, and sums over all of them.
+"""Work split over processes: the share of each, and sums over all of them.
 
-One process is the plain case and needs no torch.distributed; several meet through it (gloo on
-the CPU, nccl on GPUs), as `torchrun` starts them.
+A single process needs no torch.distributed; several, started by `torchrun`, communicate through it
+(gloo on the CPU, nccl on GPUs).
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Our place among `world` processes, counted from 0; alone by default."""
+    """This process's rank among `world` processes, counted from 0; a single one by default."""
 
     rank: int = 0
     world: int = 1
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """Return the items that are ours: every `world`-th, so sorted work is spread evenly."""
+        """Return this process's items: every `world`-th, so that sorted work is spread evenly."""
         return list(items[self.rank :: self.world])
 
     def add(self, tensor: Tensor) -> None:
-        """Add up a tensor over all processes, in place; each has the sum then."""
+        """Replace a tensor by its sum over all processes, in place, on each of them."""
         if self.world > 1:
             import torch.distributed
 
             torch.distributed.all_reduce(tensor)
 
     def agree(self, value: T) -> T:
-        """Return what the first process says; the others' values are ignored."""
+        """Return the first process's value on every process; the others' values are ignored."""
         if self.world == 1:
             return value
         import torch.distributed
 
-        said = [value]
-        torch.distributed.broadcast_object_list(said, src=0)
-        return said[0]
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have reached this call."""
         self.agree(None)
 
 
 ALONE = Ranks()
-"""One process."""
+"""A single process."""

@@ -1,7 +1,7 @@
-"""Writing files whole or not at all, and reading those of strangers without harm.
+"""Writing files atomically, and reading untrusted ones safely.
 
-A killed writer leaves no torn file. What a file of another hand holds, however deep, long or
-broken, becomes plain JSON values or a `ValueError`, and never code that runs.
+A killed process leaves no partial file. Untrusted JSON, however deep, long or malformed, becomes
+plain values or a `ValueError`; no code in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
-"""The names that `replacing` gives."""
+"""Names of the temporary files of `replacing`."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which replaces `path` when the block ends well."""
+    """Yield a temporary path beside `path`, which replaces `path` when the block succeeds.
+
+    Raises `ErrataError` when it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -51,9 +54,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove from a folder what `replacing` leaves behind when its process is killed.
+    """Remove the temporary files that killed processes left in a folder.
 
-    Only for a folder in which no other process writes.
+    Only for a folder that no other process writes to.
     """
     for path in folder.glob(".*.part"):
         if PART.fullmatch(path.name):
@@ -69,19 +72,19 @@ def _umask() -> int:
 
 def require_space(folder: Path, needed: int, what: str) -> None:
     """Raise `ErrataError` when a disk has less than `needed` bytes free for `what`."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise ErrataError(
             f"{what} need {needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB are free",
-            "make room, or name another folder",
+            "free some space, or name another folder",
         )
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, UTF-8, whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -89,34 +92,34 @@ def write_text(path: Path, text: str) -> None:
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file, whole or not at all."""
-    held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_tensors(path, held, metadata)
+    """Write a safetensors file atomically."""
+    copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_tensors(path, copies, metadata)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Like `write_safetensors` for tensors that share no memory, which are not copied."""
+    """Like `write_safetensors`, without copying; the tensors must not share memory."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
-        except SafetensorError as error:  # how it tells that the disk is full
+        except SafetensorError as error:  # raised when the disk is full, among others
             raise OSError(str(error)) from error
 
 
 def reason(error: BaseException) -> str:
-    """Return why a file cannot be read or written, in a few words."""
+    """Return the short reason why a file cannot be read or written."""
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x})"
-    if "(os error 19)" in str(error):  # how safetensors says so
+    if "(os error 19)" in str(error):  # the message of safetensors
         return "it is a folder"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def parse_json(text: str) -> Any:
-    """Return what JSON says; anything that is no JSON, too deep or no text is a `ValueError`."""
+    """Parse JSON; raises `ValueError` for invalid or too deeply nested JSON, or invalid Unicode."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -124,31 +127,31 @@ def parse_json(text: str) -> Any:
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError):
             raise
-        raise ValueError("it holds a number of thousands of digits") from None
-    if "\\ud" in text.lower():  # half a surrogate pair is no character that could be written
+        raise ValueError("it contains a number with thousands of digits") from None
+    if "\\ud" in text.lower():  # a lone surrogate cannot be encoded as UTF-8
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"it holds a character that is none: {error.object[error.start]!a}"
+                f"it contains a character that is not valid Unicode: {error.object[error.start]!a}"
             ) from None
     return value
 
 
 @contextmanager
 def reading_own(path: Path) -> Iterator[None]:
-    """Tell, as an `ErrataError`, that a file errata wrote is not what it was any more."""
+    """Raise errors from reading a file that errata wrote as an `ErrataError`: it is damaged."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise ErrataError(
             f"{path} is damaged: {reason(error)}",
-            "remove it and give the same command again: it is made anew",
+            "remove it and run the same command again, which recreates it",
         ) from None
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `ErrataError` unless nothing is lost by writing a folder there."""
+    """Raise `ErrataError` unless the folder is empty or missing."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ErrataError(
             f"{folder} is not empty" if folder.is_dir() else f"{folder} is a file",
@@ -159,7 +162,8 @@ def check_folder(folder: Path) -> None:
 def check_results(folder: Path) -> None:
     """Raise `ErrataError` if runs cannot be saved in `folder`, which need not exist yet."""
     try:
-        nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        parents = (folder, *folder.absolute().parents)
+        nearest = next(path for path in parents if path.exists())
         problem = None if nearest.is_dir() else os.strerror(errno.ENOTDIR)
         if problem is None and not os.access(nearest, os.W_OK):
             problem = os.strerror(errno.EACCES)
@@ -173,22 +177,25 @@ def check_results(folder: Path) -> None:
 
 @contextmanager
 def writing_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder beside `folder`, which takes its place when the block ends well."""
+    """Yield a temporary folder beside `folder`, renamed to it when the block succeeds.
+
+    Raises `ErrataError` when `folder` is not empty or cannot be written.
+    """
     from safetensors import SafetensorError
 
     check_folder(folder)
-    place = folder.resolve()
-    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    target = folder.resolve()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         temporary.mkdir(parents=True)
         try:
             yield temporary
             for path in sorted(temporary.rglob("*")):
-                if path.is_file():  # libraries differ in the permissions that they give
+                if path.is_file():  # libraries differ in the permissions that they set
                     path.chmod(temporary.stat().st_mode & 0o666)
                 _sync(path)
-            temporary.replace(place)
-            _sync(place.parent)
+            temporary.replace(target)
+            _sync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""Locks between processes, released by the operating system when their holder ends."""
+"""Locks between processes, released by the operating system when their process ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from errata.core.errors import ErrataError
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a lock on the file `path`; `waiting` is called once if another process holds it.
 
-    The file is removed at the end. Raises `ErrataError` where it cannot be written.
+    The file is removed on exit. Raises `ErrataError` if it cannot be written.
     """
     lock = FileLock(path)
     try:
@@ -37,7 +37,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
 
 
 def try_lock(path: Path) -> FileLock | None:
-    """Return a held lock on the file `path`, None if another process holds it."""
+    """Acquire and return a lock on the file `path`; None if another process holds it."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

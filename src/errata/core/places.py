@@ -1,6 +1,6 @@
-"""Where errata stores what it computes: the same places for programs and the command line.
+"""Default folders, which are the same for the Python API and the command line.
 
-The only module that reads the environment for it, and only when a place is asked for.
+The only module that reads the environment for them, when they are needed and not at import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ RESULTS = Path("results")
 
 
 def cache_folder() -> Path:
-    """Return the folder for stored computations: $ERRATA_CACHE, or `errata` in the user's cache."""
+    """Return the cache folder: $ERRATA_CACHE, or `errata` in the user's cache folder."""
     if "ERRATA_CACHE" in os.environ:
         return Path(os.environ["ERRATA_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "errata"

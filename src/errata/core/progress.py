@@ -1,17 +1,17 @@
-"""How long work reports where it stands."""
+"""Callbacks by which long-running work reports progress and messages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Called with the units done and the units in all."""
+"""Called with the number of units done and the total."""
 Say = Callable[[str], None]
 """Called with one line for the user."""
 
 
 def shifted(progress: Progress, before: int, total: int) -> Progress:
-    """Report units as part of a longer work: `before` are done already, `total` is the whole."""
+    """Report progress as part of larger work with `before` units done already, of `total`."""
     return lambda done, _: progress(before + done, total)
 
 
@@ -20,4 +20,4 @@ def no_progress(done: int, total: int) -> None:
 
 
 def say_nothing(line: str) -> None:
-    """Say nothing."""
+    """Show no message."""

@@ -1,7 +1,7 @@
 """Settings: frozen pydantic models whose field docstrings are their help.
 
-The string literal under a field is comment, documentation, `--help` and recipe
-reference at once. Nothing here imports torch, so that `--help` stays instant.
+The string literal under a field serves as comment, documentation, `--help` and recipe reference.
+This module does not import torch, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from errata.core.errors import ErrataError
 
 LARGEST_SEED = 2**62
-"""Random generators take no seeds beyond 64 bits, and texts count on from theirs."""
+"""Largest seed: generators take 64 bits, and text generation adds small numbers to its seed."""
 LARGEST_NUMPY_SEED = 2**32 - 1
 """The largest seed of NumPy's legacy generator, which Transformers seeds as well."""
 
 
 class Settings(BaseModel):
-    """A frozen set of named values; an unknown name or a wrong type is an error."""
+    """Frozen named values; an unknown name or a wrong type is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     title: ClassVar[str] = ""
-    """What a message calls it, where it is more than settings."""
+    """The name in error messages, for subclasses that are not called settings."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
-        """Build from a mapping; every wrong value is named in one `ErrataError`."""
+        """Build from a mapping; one `ErrataError` lists every invalid value."""
         try:
             return cls.model_validate(values)
-        except UnicodeEncodeError as error:  # pydantic's messages hold valid text only
+        except UnicodeEncodeError as error:  # pydantic's messages cannot contain it
             raise ErrataError(
                 f"{error.object!r:.80} contains a character that is not valid Unicode"
             ) from None
@@ -39,13 +39,13 @@ class Settings(BaseModel):
             named = f"{cls.title} is" if cls.title else f"the settings of {cls.__name__} are"
             raise ErrataError(
                 f"{named} not valid:\n{describe(error)}",
-                *cls.inside(error),
+                *cls.nested_hints(error),
                 f"known {'fields' if cls.title else 'settings'}: {', '.join(cls.model_fields)}",
             ) from None
 
     @classmethod
-    def inside(cls, error: ValidationError) -> list[str]:
-        """Say of names that are not known here in which of the settings here they are."""
+    def nested_hints(cls, error: ValidationError) -> list[str]:
+        """Return a hint for each unknown name that is a field of nested settings."""
         unknown = [each["loc"][0] for each in error.errors() if each["type"] == "extra_forbidden"]
         return [
             f"{name} is one of {field}: write {field}.{name}, or {field}: {{{name}: …}}"
@@ -61,27 +61,27 @@ class Settings(BaseModel):
         return type(self).of({**self.model_dump(), **values})
 
 
-A_LIST = ("list_type", "tuple_type", "sequence_str", "is_instance_of")
-A_MAPPING = ("dict_type", "model_type", "model_attributes_type")
-WORDS = {
+LIST_TYPES = ("list_type", "tuple_type", "sequence_str", "is_instance_of")
+MAPPING_TYPES = ("dict_type", "model_type", "model_attributes_type")
+MESSAGES = {
     "extra_forbidden": "is not known here",
-    **dict.fromkeys(A_LIST, "must be a list"),
-    **dict.fromkeys(A_MAPPING, "must be a mapping"),
+    **dict.fromkeys(LIST_TYPES, "must be a list"),
+    **dict.fromkeys(MAPPING_TYPES, "must be a mapping"),
 }
-"""What is said in place of pydantic's words, which name types; only of `Sequence` are instances."""
+"""Messages instead of pydantic's, which name Python types; `is_instance_of` means `Sequence`."""
 
 
 def describe(error: ValidationError, within: str = "") -> str:
-    """Return one line per problem of a pydantic error: the field, what is wrong, what was given.
+    """Return one line per problem of a pydantic error: field, problem, given value.
 
-    `within` is the path of the thing that was read, where that is a part of something larger.
+    `within` is a prefix for field names, where the validated value is part of a larger one.
     """
     lines = []
     for problem in error.errors():
         field = (within + ".".join(str(part) for part in problem["loc"])).rstrip(".")
         given = problem.get("input")
-        message = WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-        if isinstance(given, ValueError):  # what stands for a line that could not be read
+        message = MESSAGES.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        if isinstance(given, ValueError):  # in place of a line that could not be parsed
             message = f"is not JSON: {given}"
         hidden = problem["type"] == "missing" or isinstance(given, dict | ValueError)
         shown = "" if hidden else f" (got {_shown(given)})"
@@ -90,7 +90,7 @@ def describe(error: ValidationError, within: str = "") -> str:
 
 
 def _shown(given: object) -> str:
-    """Return the beginning of a value, or why it cannot be shown."""
+    """Return the start of a value's representation, or why it cannot be shown."""
     try:
         return f"{given!r:.80}"
     except RecursionError:

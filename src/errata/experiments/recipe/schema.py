@@ -239,7 +239,7 @@ def _method_problems(edit: Any) -> list[str]:
             method.model_validate(edit["settings"])
         except ValidationError as error:
             problems.append(describe(error, "edit.settings."))
-            problems += [f"  edit.settings: {hint}" for hint in method.inside(error)]
+            problems += [f"  edit.settings: {hint}" for hint in method.nested_hints(error)]
     if isinstance(edit.get("hparams"), str):
         try:
             read_hparams(Path(edit["hparams"]), method)
