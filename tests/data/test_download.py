@@ -13,7 +13,7 @@ from errata.core.errors import ErrataError
 from errata.data import datasets
 from errata.data import download as fetching
 from errata.data.datasets import DATASETS, load_cases
-from errata.data.download import fetched
+from errata.data.download import fetch
 from errata.data.formats.known_facts import KNOWN
 
 FACT = {"subject": "Pell", "attribute": "Marrow", "prompt": "Pell is the capital of"}
@@ -34,36 +34,36 @@ def sha256(path: Path) -> str:
 
 def test_it_is_fetched_once(home: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    kept = fetched(home.as_uri(), cache)
+    kept = fetch(home.as_uri(), cache)
     assert kept.read_bytes() == home.read_bytes()
     assert sorted(path.name for path in cache.iterdir()) == ["facts.json", "facts.json.sha256"]
     home.unlink()
-    assert fetched(home.as_uri(), cache) == kept
+    assert fetch(home.as_uri(), cache) == kept
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_kept_file_that_changed_is_not_read(home: Path, tmp_path: Path, known: bool) -> None:
     digest = sha256(home) if known else None
-    kept = fetched(home.as_uri(), tmp_path / "cache", digest)
+    kept = fetch(home.as_uri(), tmp_path / "cache", digest)
     kept.write_text("[]", encoding="utf-8")
-    with pytest.raises(ErrataError, match="is not what was published") as raised:
-        fetched(home.as_uri(), tmp_path / "cache", digest)
+    with pytest.raises(ErrataError, match="is not the published file") as raised:
+        fetch(home.as_uri(), tmp_path / "cache", digest)
     assert "remove it" in raised.value.hints[0]
 
 
 def test_another_file_than_the_published_one_is_not_kept(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ErrataError, match="is not the published file"):
-        fetched(home.as_uri(), tmp_path / "cache", "0" * 64)
+        fetch(home.as_uri(), tmp_path / "cache", "0" * 64)
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_a_file_that_was_put_there_by_hand_is_checked_from_then_on(
     home: Path, tmp_path: Path
 ) -> None:
-    fetched(home.as_uri(), home.parent)
+    fetch(home.as_uri(), home.parent)
     home.write_text("[]", encoding="utf-8")
-    with pytest.raises(ErrataError, match="is not what was published"):
-        fetched(home.as_uri(), home.parent)
+    with pytest.raises(ErrataError, match="is not the published file"):
+        fetch(home.as_uri(), home.parent)
 
 
 @pytest.mark.parametrize("what", ["refused", "cut short", "timed out"])
@@ -91,7 +91,7 @@ def test_a_home_out_of_reach_is_explained(
         return Answer()
 
     monkeypatch.setattr(fetching, "urlopen", call)
-    with pytest.raises(ErrataError, match="cannot fetch https://") as raised:
+    with pytest.raises(ErrataError, match="cannot download https://") as raised:
         load_cases("multi_counterfact", cache=tmp_path)
     assert "give its path" in raised.value.hints[0]
     assert str(tmp_path / "multi_counterfact.json") in raised.value.hints[0]

@@ -19,7 +19,7 @@ from errata.core.errors import ErrataError
 from errata.core.settings import describe
 from errata.core.text import counted, listed
 from errata.data.case import Case
-from errata.data.download import fetched, kept_at
+from errata.data.download import fetch, stored_path
 from errata.data.formats.counterfact import COUNTERFACT
 from errata.data.formats.easyedit import FLAT
 from errata.data.formats.known_facts import KNOWN
@@ -147,7 +147,7 @@ def _key(name: str) -> str:
 def reference_file(name_or_path: str, cache: Path) -> Path:
     """Return a file of reference texts; `published` downloads CounterFact's if necessary."""
     if name_or_path == PUBLISHED:
-        return fetched(SNIPPETS, cache, SNIPPETS_SHA256)
+        return fetch(SNIPPETS, cache, SNIPPETS_SHA256)
     return Path(name_or_path)
 
 
@@ -170,13 +170,13 @@ def locate(name_or_path: str, cache: Path | None = None) -> tuple[Path, Format |
             f"{name_or_path} must be downloaded from {known.source}, but there is no cache folder",
             "pass cache=…",
         )
-    return fetched(known.source, cache, known.sha256), known.format
+    return fetch(known.source, cache, known.sha256), known.format
 
 
 def file_here(name: str, cache: Path) -> Path | None:
     """Return the file of a named dataset if it is available offline, else None."""
     source = DATASETS[name].source
-    path = kept_at(source, cache) if "://" in source else Path(source)
+    path = stored_path(source, cache) if "://" in source else Path(source)
     return path if path.is_file() else None
 
 

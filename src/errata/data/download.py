@@ -1,7 +1,8 @@
-"""Fetch a dataset once from its public home, check it, and keep it.
+"""Download a dataset once, verify it and store it.
 
-Where the digest of the published file is known it must be that; otherwise the digest of
-what was fetched first is kept beside the file. A kept file is checked every time it is read.
+The file must have the published SHA-256 where that is known; otherwise the SHA-256 of the first
+download is recorded beside it. A stored file is verified on every use; if it differs, that is
+reported and the file left alone (pooch would overwrite it, and records no first SHA-256).
 """
 
 from __future__ import annotations
@@ -17,39 +18,40 @@ from errata.core.errors import ErrataError
 from errata.core.files import replacing, write_text
 
 TIMEOUT = 30.0
-"""Seconds without an answer after which a home counts as out of reach."""
+"""Seconds without a response after which a download fails."""
 
 
-def kept_at(url: str, folder: Path) -> Path:
-    """Return where the file of a URL is kept, whether it was fetched or not."""
+def stored_path(url: str, folder: Path) -> Path:
+    """Return the path at which the file of a URL is stored, downloaded or not."""
     return folder / url.rsplit("/", 1)[-1]
 
 
-def fetched(url: str, folder: Path, sha256: str | None = None) -> Path:
-    """Return the kept file of a URL, fetching it when there is none.
+def fetch(url: str, folder: Path, sha256: str | None = None) -> Path:
+    """Return the stored file of a URL, downloaded if there is none.
 
-    Raises `ErrataError` when it cannot be reached, or is not what it should be.
+    Raises `ErrataError` when it cannot be downloaded or its SHA-256 is not the expected one.
     """
-    path = kept_at(url, folder)
-    note = path.with_name(f"{path.name}.sha256")
+    path = stored_path(url, folder)
+    record = path.with_name(f"{path.name}.sha256")
     if not path.is_file():
-        found = _fetch(url, path, sha256)
-        write_text(note, f"{found}\n")
+        found = _download(url, path, sha256)
+        write_text(record, f"{found}\n")
         return path
-    expected = sha256 or (note.read_text(encoding="utf-8").strip() if note.is_file() else None)
+    expected = sha256 or (record.read_text(encoding="utf-8").strip() if record.is_file() else None)
     found = digest(path)
     if expected is None:
-        write_text(note, f"{found}\n")
+        write_text(record, f"{found}\n")
     elif found != expected:
         raise ErrataError(
-            f"{path} is not what was published (SHA-256 {found[:12]}, not {expected[:12]})",
-            f"remove it, and it is fetched again from {url}",
-            "to use it as it is, give its path in place of the dataset's name",
+            f"{path} is not the published file (SHA-256 {found[:12]}, expected {expected[:12]})",
+            f"remove it to download it again from {url}",
+            "to use it anyway, give its path instead of the dataset's name",
         )
     return path
 
 
-def _fetch(url: str, path: Path, sha256: str | None) -> str:
+def _download(url: str, path: Path, sha256: str | None) -> str:
+    """Download a file atomically and return its SHA-256, which must be `sha256` if given."""
     with replacing(path) as part:
         with part.open("wb") as file:
             for chunk in _chunks(url, path):
@@ -57,28 +59,28 @@ def _fetch(url: str, path: Path, sha256: str | None) -> str:
         found = digest(part)
         if sha256 not in (None, found):
             raise ErrataError(
-                f"what {url} sent is not the published file "
-                f"(SHA-256 {found[:12]}, not {str(sha256)[:12]})",
+                f"the file sent by {url} is not the published file "
+                f"(SHA-256 {found[:12]}, expected {str(sha256)[:12]})",
                 "try again later, or give the path of a copy that you trust",
             )
     return found
 
 
 def _chunks(url: str, path: Path) -> Iterator[bytes]:
-    """Yield what a URL sends; raise `ErrataError` when it cannot be had whole."""
+    """Yield the response of a URL; raises `ErrataError` when it is unavailable or incomplete."""
     try:
-        with urlopen(Request(url, headers={"User-Agent": "errata"}), timeout=TIMEOUT) as answer:
-            length, size = answer.headers.get("Content-Length"), 0
-            while chunk := answer.read(1 << 20):
+        with urlopen(Request(url, headers={"User-Agent": "errata"}), timeout=TIMEOUT) as response:
+            length, size = response.headers.get("Content-Length"), 0
+            while chunk := response.read(1 << 20):
                 size += len(chunk)
                 yield chunk
             if length is not None and int(length) != size:
                 raise URLError(f"the connection ended after {size} of {length} bytes")
     except (OSError, HTTPException) as error:
         raise ErrataError(
-            f"cannot fetch {url}: {getattr(error, 'reason', None) or error}",
-            f"without network: get the file elsewhere and give its path, or put it at {path}",
-            "`errata ls datasets` shows what there is without network",
+            f"cannot download {url}: {getattr(error, 'reason', None) or error}",
+            f"offline: download the file elsewhere and give its path, or copy it to {path}",
+            "`errata ls datasets` lists the datasets that are available offline",
         ) from None
 
 
