@@ -66,7 +66,7 @@ def test_one_fact_is_checked_encoded_and_grouped_once(folder: Path) -> None:
     counts = calls_of(*FACT)
     assert {name: counts[name] for name in ONCE} == dict.fromkeys(ONCE, 1)
     assert counts["methods.closed_form.encoding.rewrite_of"] == 1
-    assert counts["models.generation._written"] == 2  # the answers before, and those after
+    assert counts["models.generation._generate"] == 2  # the answers before, and those after
     assert counts["patches.edited_model.EditedModel.generate"] == 0
 
 
@@ -81,4 +81,4 @@ def test_each_of_many_requests_is_encoded_once(how: tuple[str, ...], folder: Pat
     searches = 2 if "--sequential" in how else 1  # batches apart are searched together
     assert counts["methods.closed_form.target_search.search_targets"] == searches
     stays = not how or "--sequential" in how
-    assert counts["models.generation._written"] <= (4 if stays else 0)
+    assert counts["models.generation._generate"] <= (4 if stays else 0)

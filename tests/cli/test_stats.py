@@ -118,7 +118,7 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(said: Any, tmp_path: Pa
 
 def test_an_estimate_says_how_settled_it_is(said: Any) -> None:
     out = said(*stats("--tokens", "500"))
-    assert "held-out keys moved" in out and "% between half and all of the tokens" in out
+    assert "held-out keys changed by" in out and "% between half and all of the tokens" in out
     (row, _) = json.loads(said(*stats("--tokens", "500", "--json")))["moments"]
     assert 0 < row["moved"] < 2
     assert "moved" not in said(*stats())
@@ -162,7 +162,7 @@ def test_a_process_that_is_killed_is_resumed_to_the_same_bits(folder: Path, tmp_
     assert not moments(tmp_path / "killed")
     again = slowed(folder, tmp_path / "killed", 0.0)
     _, err = again.communicate(timeout=300)
-    assert again.returncode == 0 and "going on where it was stopped" in err
+    assert again.returncode == 0 and "resuming an interrupted measurement" in err
     expected, found = moments(tmp_path / "whole"), moments(tmp_path / "killed")
     assert list(found) == list(expected) and len(found) == 2
     for name, moment in found.items():

@@ -53,7 +53,7 @@ def test_a_gated_model_is_told_with_what_to_do(hub: str, tmp_path: Path) -> None
     said = ask(hub, tmp_path)
     assert (said.returncode, said.stdout) == (1, "")
     assert said.stderr == (
-        "error: owners/model is gated: its owners let in only those who accept its licence\n"
+        "error: owners/model is gated: it can be loaded only after accepting its licence\n"
         "hint: accept it on https://huggingface.co/owners/model, then log in here: hf auth login\n"
     )
 

@@ -1,4 +1,4 @@
-"""What is read on the way up is what a fresh reading finds, and nothing below runs twice."""
+"""Layerwise reads equal fresh reads, and lower layers are not recomputed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from laws.test_work import counted
 from tiny import BLOCKS
 
 WAYS = {
-    "all kept": {},
-    "nothing kept": {"HELD_BYTES": 0},
-    "some kept": {"HELD_BYTES": 1, "PASSES": 0},
+    "all stored": {},
+    "nothing stored": {"STATE_BYTES": 0},
+    "some stored": {"STATE_BYTES": 1, "PASSES": 0},
 }
 
 
 @over_families
 @pytest.mark.parametrize("way", WAYS)
-def test_keys_on_the_way_up_are_those_of_the_weights_as_they_stand(
+def test_keys_read_layer_by_layer_equal_those_of_a_fresh_read(
     model_type: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in WAYS[way].items():
@@ -49,12 +49,12 @@ def test_keys_on_the_way_up_are_those_of_the_weights_as_they_stand(
             assert closeness(state, read_at(model, bare_rows(rewrites), top)[0]) < 1e-12
             d_in = width_of(family.mlp_out(model, block))
             add(model, names[block], torch.randn(state.shape[1], d_in, generator=source) / 10)
-    kept = keys.parts[0][1].held()
-    assert (kept > 0) is (way != "nothing kept")
+    stored = keys.parts[0][1].state_bytes()
+    assert (stored > 0) is (way != "nothing stored")
 
 
 @over_families
-def test_what_lies_below_runs_once(model_type: str) -> None:
+def test_lower_layers_run_once(model_type: str) -> None:
     edited = edited_model(model_type)
     with counted(edited.model) as work:
         keys = Keys(edited.model, rewrites_of(edited))

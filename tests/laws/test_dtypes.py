@@ -121,7 +121,7 @@ def test_weights_are_narrow_again_when_there_is_no_memory_to_widen_them(
         return real(tensor)
 
     monkeypatch.setattr(torch.Tensor, "float", scarce)
-    with pytest.raises(ErrataError, match="no memory for the weights in float32"):
+    with pytest.raises(ErrataError, match="not enough memory for the weights in float32"):
         compute_edit(edited, FACTS, quick("memit"), moments=moments_of("llama"))
     assert len(made) > 5
     assert {p.dtype for p in edited.model.parameters()} == {torch.bfloat16}

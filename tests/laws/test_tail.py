@@ -1,4 +1,4 @@
-"""The tail is the full forward: the same logits, for any prefix, block and cut."""
+"""A suffix run equals the full forward pass: the same logits, for any prefix, block and cut."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ def in_full(
 
 
 @torch.no_grad()
-def in_part(tail: SuffixRun, deltas: Tensor, keep: Tensor, last_block: int | None) -> Tensor:
-    states = tail.states.clone()
+def in_part(suffix: SuffixRun, deltas: Tensor, keep: Tensor, last_block: int | None) -> Tensor:
+    states = suffix.states.clone()
     states[:, 0] += deltas
-    return tail.run(states, keep, last_block)
+    return suffix.run(states, keep, last_block)
 
 
 def compare(
     model: PreTrainedModel, lengths: tuple[int, ...], block: int, last_block: int | None
 ) -> float:
-    """Return the largest difference between tail and full forward, relative to the logits."""
+    """Return the largest difference between suffix run and full forward, relative to the logits."""
     rows = rows_of(lengths)
     deltas = deltas_of(model, rows)
     keep = torch.zeros(len(rows), SUFFIX, dtype=torch.bool)
@@ -101,11 +101,11 @@ def test_it_is_as_exact_as_the_dtype(model_type: str) -> None:
 @over_families
 def test_rows_that_leave_do_not_change_those_that_stay(model_type: str) -> None:
     model, rows = tiny_model(model_type), rows_of(LENGTHS)
-    tail, deltas = SuffixRun.prepare(model, rows, 1), deltas_of(model, rows)
+    suffix, deltas = SuffixRun.prepare(model, rows, 1), deltas_of(model, rows)
     keep = torch.ones(len(rows), SUFFIX, dtype=torch.bool)
-    together = in_part(tail, deltas, keep, None).view(len(rows), SUFFIX, -1)
+    together = in_part(suffix, deltas, keep, None).view(len(rows), SUFFIX, -1)
     stay = torch.tensor([False, True, False, True])
-    part = in_part(tail.select(stay), deltas[stay], keep[stay], None).view(2, SUFFIX, -1)
+    part = in_part(suffix.select(stay), deltas[stay], keep[stay], None).view(2, SUFFIX, -1)
     assert closeness(part, together[stay]) < 1e-5
     alone = SuffixRun.prepare(model, [rows[1]], 1)
     assert closeness(in_part(alone, deltas[1:2], keep[1:2], None), together[1]) < 1e-5
@@ -114,21 +114,21 @@ def test_rows_that_leave_do_not_change_those_that_stay(model_type: str) -> None:
 @over_families
 def test_it_can_be_run_again_and_again(model_type: str) -> None:
     model, rows = tiny_model(model_type), rows_of(LENGTHS)
-    tail, deltas = SuffixRun.prepare(model, rows, 1), deltas_of(model, rows)
+    suffix, deltas = SuffixRun.prepare(model, rows, 1), deltas_of(model, rows)
     keep = torch.ones(len(rows), SUFFIX, dtype=torch.bool)
-    first = in_part(tail, deltas, keep, None)
-    in_part(tail, 3 * deltas, keep, 2)
-    assert torch.equal(in_part(tail, deltas, keep, None), first)
+    first = in_part(suffix, deltas, keep, None)
+    in_part(suffix, 3 * deltas, keep, 2)
+    assert torch.equal(in_part(suffix, deltas, keep, None), first)
 
 
 @over_families
 def test_its_gradient_is_that_of_the_full_forward(model_type: str) -> None:
     model, rows = tiny_model(model_type, torch.float64), rows_of((6,))
-    tail, row = SuffixRun.prepare(model, rows, 1), rows[0]
+    suffix, row = SuffixRun.prepare(model, rows, 1), rows[0]
     delta = deltas_of(model, rows).requires_grad_()
     keep = torch.ones(1, SUFFIX, dtype=torch.bool)
-    states = torch.cat([tail.states[:, :1] + delta[:, None], tail.states[:, 1:]], dim=1)
-    (ours,) = torch.autograd.grad(tail.run(states, keep).logsumexp(-1).sum(), delta)
+    states = torch.cat([suffix.states[:, :1] + delta[:, None], suffix.states[:, 1:]], dim=1)
+    (ours,) = torch.autograd.grad(suffix.run(states, keep).logsumexp(-1).sum(), delta)
 
     def push(_: nn.Module, args: Any, output: Any) -> Any:
         state = state_of(output).index_put(

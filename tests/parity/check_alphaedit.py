@@ -92,7 +92,9 @@ def hold_null_space(
         moment.null_space(settings["nullspace_threshold"]),
         settings["projector"][str(block)],
     )
-    assert space.kept == numbers["rank"], f"block {block}: {space.kept} not {numbers['rank']}"
+    assert space.dimension == numbers["rank"], (
+        f"block {block}: {space.dimension} not {numbers['rank']}"
+    )
     assert space.width == numbers["dim"]
     beside = [space.above, space.below]
     theirs = [numbers["nearest_above"], numbers["nearest_below"]]

@@ -105,7 +105,7 @@ def test_a_pass_that_was_broken_off_ends_with_the_same_bits(stop: int, tmp_path:
         passed(always(tmp_path), stop_after=stop)
     assert state(passed(always(tmp_path, lines))) == state(passed())
     # A batch that was told of but not yet kept is done again.
-    assert lines == ([f"going on where it was stopped, after {stop - 1} batches"] * (stop > 1))
+    assert lines == ([f"resuming an interrupted measurement after {stop - 1} batches"] * (stop > 1))
 
 
 def test_what_is_kept_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,18 +157,18 @@ def test_sums_are_kept_by_the_clock_and_seldom_where_it_takes_long(tmp_path: Pat
     partial.load("plan", tensors)
     written = []
     for now[0] in (10.0, 29.0, 31.0, 40.0, 62.0):
-        partial.keep("plan", 1, tensors)
+        partial.save("plan", 1, tensors)
         written.append(partial.path.exists())
         partial.remove()
     assert written == [False, False, True, False, True]
     ticks = iter([0.0, 30.0, 40.0, 239.0, 241.0, 242.0])
     slow = Checkpoint(tmp_path / "sums", every=30.0, clock=lambda: next(ticks))
     slow.load("plan", tensors)
-    slow.keep("plan", 1, tensors)  # takes from 30 to 40
+    slow.save("plan", 1, tensors)  # takes from 30 to 40
     slow.remove()
-    slow.keep("plan", 2, tensors)  # 239: not yet
+    slow.save("plan", 2, tensors)  # 239: not yet
     assert not slow.path.exists()
-    slow.keep("plan", 3, tensors)
+    slow.save("plan", 3, tensors)
     assert slow.path.exists()
 
 

@@ -49,11 +49,13 @@ def test_scale_does_not_count_and_what_has_settled_has_not_moved() -> None:
 def test_it_is_said_in_words() -> None:
     said = Convergence(moved=0.043, response=1.127, keys=256, held_out=True).sentence()
     assert said == (
-        "the read of 256 held-out keys moved 4 % between half and all of the tokens; "
+        "the read vectors of 256 held-out keys changed by 4 % between half and all of the tokens; "
         "from half, edits would disturb other text 1.13x as much"
     )
     said = Convergence(moved=None, response=None, keys=9, held_out=False).sentence()
-    assert said.startswith("half of the tokens is too few") and "keys of the same text" in said
+    assert (
+        said.startswith("C of half of the tokens is singular") and "keys of the same text" in said
+    )
 
 
 def test_more_tokens_settle_an_estimate() -> None:

@@ -99,9 +99,9 @@ def test_one_that_was_measured_otherwise_is_refused_by_name(field: str, tmp_path
     assert "errata stats" in caught.value.hints[0]
 
 
-def test_one_that_does_not_say_is_refused_where_it_matters(tmp_path: Path) -> None:
+def test_a_moment_without_an_identity_is_rejected_when_one_is_expected(tmp_path: Path) -> None:
     SecondMoment(torch.eye(2), 9).save(tmp_path / "moment.safetensors")
-    with pytest.raises(ErrataError, match="does not say on what"):
+    with pytest.raises(ErrataError, match="its identity is not recorded"):
         SecondMoment.load(tmp_path / "moment.safetensors", IDENTITY)
 
 
@@ -154,7 +154,7 @@ def test_solve_is_the_inverse() -> None:
 def test_the_null_space_is_what_lies_below_the_threshold() -> None:
     held = moment([0.001, 0.002, 0.03, 5.0, 9.0])
     space = held.null_space(0.01)
-    assert space.kept == 2
+    assert space.dimension == 2
     assert space.gap == pytest.approx(15, rel=1e-3)
     assert (space.below, space.above) == pytest.approx((0.002, 0.03), rel=1e-3)
     P = projector(space)
@@ -166,16 +166,16 @@ def test_the_null_space_is_what_lies_below_the_threshold() -> None:
 
 def test_a_relative_threshold_is_a_share_of_the_largest() -> None:
     held = moment([0.001, 0.002, 0.03, 5.0, 10.0])
-    assert held.null_space(0.004, relative=True).kept == 3
+    assert held.null_space(0.004, relative=True).dimension == 3
     assert held.null_space(0.004, relative=True).threshold == pytest.approx(0.04, rel=1e-5)
-    assert held.null_space(0.004).kept == 2
+    assert held.null_space(0.004).dimension == 2
     larger = SecondMoment(1000 * held.matrix, held.count)
-    assert larger.null_space(0.004, relative=True).kept == 3
+    assert larger.null_space(0.004, relative=True).dimension == 3
 
 
 def test_a_threshold_over_everything_leaves_all_room() -> None:
     space = moment([0.1, 0.2]).null_space(100.0)
-    assert (space.kept, space.gap) == (2, float("inf"))
+    assert (space.dimension, space.gap) == (2, float("inf"))
     assert torch.equal(projector(space), torch.eye(2, dtype=torch.float64))
 
 
@@ -187,7 +187,7 @@ def test_a_threshold_under_everything_is_refused() -> None:
 def test_a_projector_is_read_back() -> None:
     space = moment([0.001, 0.002, 0.03, 5.0, 9.0]).null_space(0.01)
     again = NullSpace.from_projector(projector(space).float())
-    assert again.kept == space.kept
+    assert again.dimension == space.dimension
     assert torch.allclose(projector(again), projector(space), atol=1e-6)
     with pytest.raises(ErrataError, match="not a projector"):
         NullSpace.from_projector(torch.eye(3) * 0.5)

@@ -180,7 +180,8 @@ def test_moments_are_found_or_asked_for(store: Store, tmp_path: Path) -> None:
     assert moments[1].count == quick_tokens(edited, (1, 2)) == 5 * 56
     assert line == f"second moment: quick estimate, 280 tokens of {corpus}"
     assert re.match(
-        r"second moment of block [12]: the read of \d+ held-out keys moved \d+ %", settled
+        r"second moment of block [12]: the read vectors of \d+ held-out keys changed by \d+ %",
+        settled,
     )
     moments, (line, _) = moments_for(edited, method, store, str(corpus), tokens=99)
     assert line == f"second moment: 99 tokens of {corpus}"
@@ -207,7 +208,7 @@ def test_a_corpus_is_read_from_lines_or_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "\n \n", "holds no text"),
+        ("a.txt", "\n \n", "contains no text"),
         ("a.jsonl", '{"words": 1}', "cannot read the corpus"),
         ("a.jsonl", '{"text": 1}', "cannot read the corpus"),
         ("a.jsonl", "[1]", "cannot read the corpus"),
@@ -289,7 +290,7 @@ def test_a_killed_measurement_goes_on_and_ends_with_the_same_bits(
         progress=lambda done, total: told.append(done),
         say=lines.append,
     )
-    assert lines and lines[0].startswith("going on where it was stopped, after ")
+    assert lines and lines[0].startswith("resuming an interrupted measurement after ")
     assert told[0] >= 100
     for block, moment in found.items():
         assert bits(moment.matrix) == bits(expected[block].matrix)

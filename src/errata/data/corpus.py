@@ -1,4 +1,4 @@
-"""Text to measure statistics on: the demo's own, files, or a Hugging Face dataset."""
+"""Text corpora for statistics: the demo's text, files, or a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from errata.data.hub import hub_rows
 
 @dataclass(frozen=True)
 class NonBlank:
-    """The non-blank texts of a dataset's rows, read one at a time while it is iterated over."""
+    """The non-blank texts of a dataset's rows, read lazily on iteration."""
 
     name: str
     rows: Iterable[Any]
@@ -30,13 +30,13 @@ class NonBlank:
         except TypeError as error:
             raise ErrataError(
                 f"cannot read the corpus {self.name}: {error}",
-                "name a dataset whose records have a `text`",
+                "name a dataset whose records have a `text` field",
             ) from None
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text to measure statistics on."""
+    """A named collection of texts."""
 
     name: str
     texts: Iterable[str]
@@ -52,9 +52,9 @@ class Corpus:
 
 
 def read_corpus(name: str) -> Corpus:
-    """Read a corpus: `demo`, a .txt file (a text a line), a .jsonl file (`text`), hf:NAME:CONFIG.
+    """Read `demo`, a .txt file (one text per line), a .jsonl file (field `text`) or hf:NAME:CONFIG.
 
-    Raises `ErrataError` for one that cannot be read or holds no text.
+    Raises `ErrataError` for a corpus that cannot be read or contains no text.
     """
     texts: Iterable[str]
     if name.startswith("hf:"):
@@ -64,7 +64,8 @@ def read_corpus(name: str) -> Corpus:
         texts = [text for text in _file_texts(path) if text.strip()]
     if next(iter(texts), None) is None:
         raise ErrataError(
-            f"the corpus {name} holds no text", "give a .txt file with a text per line, or a .jsonl"
+            f"the corpus {name} contains no text",
+            "give a .txt file with one text per line, or a .jsonl file",
         )
     return Corpus(name, texts)
 
@@ -77,7 +78,7 @@ def _file_texts(path: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ErrataError(
             f"cannot read the corpus {path}: {reason(error)}",
-            "give a .txt file with a text per line, a .jsonl file with `text` in every record, "
+            "give a .txt file with one text per line, a .jsonl file with `text` in every record, "
             "or hf:DATASET:CONFIG",
         ) from None
     return lines
@@ -86,7 +87,7 @@ def _file_texts(path: Path) -> list[str]:
 def _text_of(record: Any) -> str:
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
-        raise TypeError(f"a record has no `text` that is text: {record!r:.60}")
+        raise TypeError(f"a record has no string field `text`: {record!r:.60}")
     return text
 
 

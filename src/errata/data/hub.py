@@ -1,7 +1,7 @@
-"""Hub datasets, from the Hub or from a folder that mirrors it for machines without network.
+"""Hub datasets, from the Hub or, offline, from a folder that mirrors it.
 
-A mirror holds a dataset at MIRROR/<owner>/<name>, as `hf download --repo-type dataset` leaves
-it; the files of one configuration may also stand alone, in a folder of its name within.
+A mirror has each dataset at MIRROR/<owner>/<name>, as written by `hf download --repo-type dataset`;
+it may also have only one configuration's files, in a subfolder of that name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from errata.core.errors import ErrataError
 
 
 def mirrored(dataset: str, config: str | None, mirror: Path) -> tuple[str, str | None]:
-    """Return the path and configuration under which `datasets` finds a mirrored dataset.
+    """Return the path and configuration with which `datasets` loads a mirrored dataset.
 
     Raises `ErrataError` when the mirror has no such folder.
     """
@@ -22,7 +22,7 @@ def mirrored(dataset: str, config: str | None, mirror: Path) -> tuple[str, str |
     if not folder.is_dir():
         raise ErrataError(
             f"the mirror {mirror} has no folder {dataset}",
-            f"fill it where there is network: hf download --repo-type dataset {dataset} "
+            f"where there is network access: hf download --repo-type dataset {dataset} "
             f"--local-dir {folder}",
         )
     if config is not None and (folder / config).is_dir() and not (folder / "README.md").exists():
@@ -33,7 +33,7 @@ def mirrored(dataset: str, config: str | None, mirror: Path) -> tuple[str, str |
 def hub_rows(
     dataset: str, config: str | None, split: str, mirror: Path | None = None
 ) -> Sequence[dict[str, Any]]:
-    """Return the rows of a split, read from disk one at a time when they are iterated over.
+    """Return the rows of a split, read lazily from disk on iteration.
 
     Raises `ErrataError` when the dataset cannot be loaded.
     """
@@ -47,7 +47,7 @@ def hub_rows(
     try:
         rows: Sequence[dict[str, Any]] = load_dataset(path, name, split=split)
         return rows
-    except Exception as error:  # `datasets` raises a dozen kinds for one that cannot be had
+    except Exception as error:  # `datasets` raises many types of exceptions
         raise ErrataError(
             f"cannot load the dataset {dataset}: {str(error).splitlines()[0]}",
             "without network, give a local file, or a folder of copies where the verb has --mirror",

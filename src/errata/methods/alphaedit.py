@@ -76,7 +76,7 @@ class AlphaEdit(ClosedForm):
         space = self.null_space(moment)
         width = moment.matrix.shape[0]
         clear = "" if space.gap > 1.01 else "; a small change of the threshold would change it"
-        return (f"null space {space.kept} of {width} directions, gap {space.gap:.3f}x{clear}",)
+        return (f"null space {space.dimension} of {width} directions, gap {space.gap:.3f}x{clear}",)
 
     @property
     def reads_history(self) -> bool:

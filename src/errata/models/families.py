@@ -1,8 +1,8 @@
-"""Families: where each model type keeps its blocks and its MLP output matrix.
+"""Families: the module paths of each model type's blocks and MLP output matrices.
 
-A family is one row of data, keyed by `config.model_type`; nothing else in errata
-knows a model type. Weights are handled as W: (d_out, d_in), so that a layer computes
-W k + b; `Conv1D` (GPT-2) stores the transpose, and only `oriented` knows it.
+A family is one row of data, keyed by `config.model_type`; no other module depends on the model
+type. Weights are handled as W: (d_out, d_in), so that a layer computes W k + b; `Conv1D` (GPT-2)
+stores the transpose, which only `oriented` handles.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Family:
     """The RMS norm between the MLP and the residual stream; None in most families."""
 
     def block_count(self, model: PreTrainedModel) -> int:
-        """Return how many blocks the model has."""
+        """Return the number of blocks of the model."""
         return len(self._block_list(model))
 
     def block(self, model: PreTrainedModel, index: int) -> nn.Module:
@@ -61,7 +61,7 @@ class Family:
         return self.block(model, index).get_submodule(self.block_mlp_out)
 
     def post_norm(self, model: PreTrainedModel, index: int) -> nn.Module | None:
-        """Return the norm behind the MLP of block `index`; None where there is none."""
+        """Return the norm after the MLP of block `index`; None where there is none."""
         if self.block_post_norm is None:
             return None
         return self.block(model, index).get_submodule(self.block_post_norm)
@@ -116,38 +116,38 @@ def family_of(model: PreTrainedModel) -> Family:
 
 
 def check_type(model_type: str) -> None:
-    """Raise `ErrataError` for a `config.model_type` that is no family's."""
+    """Raise `ErrataError` for a `config.model_type` that is not in `FAMILIES`."""
     if model_type not in FAMILIES:
         raise ErrataError(
             f"models of type {model_type!r} are not supported yet",
             f"supported types: {', '.join(sorted(FAMILIES))}",
-            "a family is one row in errata/family.py; CONTRIBUTING.md shows how to add it",
+            "a family is one row in errata/models/families.py; CONTRIBUTING.md shows how to add it",
         )
 
 
 def positions_of(model: PreTrainedModel) -> int:
-    """Return how many tokens a model can see, where it says so."""
+    """Return the model's maximum number of positions; 1,000,000 where its config has none."""
     return int(
         getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1_000_000
     )
 
 
 def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
-    """View a tensor laid out like the module's weight as (d_out, d_in), or the other way round."""
+    """Convert between the layout of the module's weight and (d_out, d_in), as a view."""
     return tensor.T if isinstance(module, Conv1D) else tensor
 
 
 def width_of(module: nn.Module) -> int:
-    """Return d_in of a module that holds a matrix."""
+    """Return d_in of a linear module."""
     weight = module.get_parameter("weight")
     return oriented(module, weight).shape[1]
 
 
 def weight_of(model: PreTrainedModel, name: str) -> tuple[nn.Module, nn.Parameter]:
-    """Return the module and parameter called `name`; raises `ErrataError` when it cannot be edited.
+    """Return the module and parameter named `name`; raises `ErrataError` when it cannot be edited.
 
-    Weights that are offloaded (on `meta`) or split over devices are refused: an edit
-    written there would be lost.
+    Offloaded weights (on `meta`) and weights split over devices are rejected: an edit of them would
+    be lost.
     """
     path, _, leaf = name.rpartition(".")
     try:
@@ -157,11 +157,11 @@ def weight_of(model: PreTrainedModel, name: str) -> tuple[nn.Module, nn.Paramete
         parameter = None
     if not isinstance(parameter, nn.Parameter):
         raise ErrataError(
-            f"the model has no weight called {name}", "was the patch made for another architecture?"
+            f"the model has no weight named {name}", "was the patch made for another architecture?"
         )
     if parameter.is_meta:
         raise ErrataError(
-            f"{name} is offloaded; an edit there would be lost", "load the model onto one device"
+            f"{name} is offloaded; an edit of it would be lost", "load the model onto one device"
         )
     if type(parameter.data) is not Tensor or not torch.is_floating_point(parameter):
         raise ErrataError(

@@ -1,8 +1,7 @@
-"""What a model writes by itself, and whether that holds the right answer.
+"""Batched text generation: greedy or beam-search answers, and sampled continuations.
 
-Teacher forcing asks what a model finds likely *given* the start of the answer; a user gets
-what it writes. So the same prompts are continued greedily until the model ends by itself,
-padded on the left and many at once, and the text is searched for the right answer.
+Teacher forcing scores tokens *given* the start of the answer; users see generated text. So prompts
+are also continued until the model emits an end-of-sequence token, in batches padded on the left.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ def continuations(
     *,
     beams: int = 1,
 ) -> list[str]:
-    """Continue prompts until the model ends them, at most `max_new_tokens` tokens.
+    """Return the continuation of each prompt, of at most `max_new_tokens` tokens.
 
-    Greedily, or with more `beams` the likeliest text that the beam finds.
+    Decoding is greedy, or beam search with `beams` > 1. Equal prompts run once.
     """
-    coded = [encode(tokenizer, prompt).ids for prompt in prompts]
-    different = sorted(set(coded))
+    encoded = [encode(tokenizer, prompt).ids for prompt in prompts]
+    distinct = sorted(set(encoded))
     found: dict[tuple[int, ...], str] = {}
-    lengths = [len(ids) + max_new_tokens for ids in different]
+    lengths = [len(ids) + max_new_tokens for ids in distinct]
     for batch in batches_by_length(lengths, max(1, budget // beams)):
-        # At the end of what a model can see each row has room of its own.
+        # Near the maximum position, each row has its own limit and runs alone.
         fits = max(lengths[i] for i in batch) <= positions_of(model)
         for group in [batch] if fits else [[i] for i in batch]:
-            rows = [different[i] for i in group]
+            rows = [distinct[i] for i in group]
             room = min(max_new_tokens, max(1, positions_of(model) - max(map(len, rows))))
             settings = _settings(model, tokenizer, stop=True, max_new_tokens=room, num_beams=beams)
-            for ids, new in zip(rows, _written(model, rows, settings), strict=True):
+            for ids, new in zip(rows, _generate(model, rows, settings), strict=True):
                 found[ids] = str(tokenizer.decode(new, skip_special_tokens=True))
-    return [found[ids] for ids in coded]
+    return [found[ids] for ids in encoded]
 
 
 def free_texts(
@@ -60,18 +59,18 @@ def free_texts(
     *,
     rendered: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return each prompt with its sampled continuation, up to `tokens` tokens in all.
+    """Return each prompt with a sampled continuation, `tokens` tokens together.
 
-    Sampled from the `top_k` likeliest tokens without stopping, as kmeng01/rome makes the texts
-    for fluency and consistency. Prompts of one length share a batch. `rendered` are the prompts
-    as the model gets them; what they add is in neither the texts nor their length.
+    Samples from the `top_k` most likely tokens and ignores end-of-sequence tokens, as kmeng01/rome
+    does for fluency and consistency. Prompts of equal length share a batch. `rendered` are the
+    prompts as given to the model; text that they add is not returned and not counted.
     """
     room = positions_of(model)
     tokens = min(tokens, room)
     plain = [encode(tokenizer, prompt).ids for prompt in prompts]
-    coded = plain if rendered is None else [encode(tokenizer, text).ids for text in rendered]
+    encoded = plain if rendered is None else [encode(tokenizer, text).ids for text in rendered]
     by_length: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, (ids, shown) in enumerate(zip(coded, plain, strict=True)):
+    for i, (ids, shown) in enumerate(zip(encoded, plain, strict=True)):
         by_length[len(ids), min(tokens - len(shown), room - len(ids))].append(i)
     texts = list(prompts)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -87,17 +86,17 @@ def free_texts(
             size = max(1, budget // (length + new_tokens))
             for start in range(0, len(members), size):
                 batch = members[start : start + size]
-                rows = [coded[i] for i in batch]
-                for i, new in zip(batch, _written(model, rows, settings), strict=True):
-                    whole = [*plain[i], *new.tolist()]
-                    texts[i] = str(tokenizer.decode(whole, skip_special_tokens=True))
+                rows = [encoded[i] for i in batch]
+                for i, new in zip(batch, _generate(model, rows, settings), strict=True):
+                    full_ids = [*plain[i], *new.tolist()]
+                    texts[i] = str(tokenizer.decode(full_ids, skip_special_tokens=True))
     return texts
 
 
 def _settings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, stop: bool, **values: Any
 ) -> dict[str, Any]:
-    """Return all that steers generation, so that nothing comes from the checkpoint's defaults."""
+    """Return the complete generation settings, none left to the checkpoint's defaults."""
     end = model.generation_config.eos_token_id
     ends = end if isinstance(end, list) else [tokenizer.eos_token_id if end is None else end]
     ends = [token for token in ends if token is not None]
@@ -117,15 +116,15 @@ def _settings(
 
 
 @torch.no_grad()
-def _written(
+def _generate(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], settings: dict[str, Any]
 ) -> Tensor:
-    """Return the new tokens of rows that are padded on the left: (rows, new), int64."""
+    """Generate from rows padded on the left; return the new tokens, (rows, new), int64."""
     width, pad = max(map(len, rows)), settings["pad_token_id"]
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    # `generate` completes the settings it is given from the checkpoint's own.
-    own, model.generation_config = model.generation_config, GenerationConfig()
+    # `generate` fills unset values from the checkpoint's own settings.
+    original, model.generation_config = model.generation_config, GenerationConfig()
     try:
         with frozen(model):
             out: Tensor = model.generate(
@@ -134,5 +133,5 @@ def _written(
                 generation_config=GenerationConfig(**settings),
             )
     finally:
-        model.generation_config = own
+        model.generation_config = original
     return out[:, width:]

@@ -1,10 +1,9 @@
-"""Reading and steering a forward pass, by the model's own forward and nothing else.
+"""Recording and changing a forward pass, always through the model's own forward.
 
-`record` captures inputs or outputs of modules and stops as soon as it has them; `steered`
-passes outputs through functions;
-`frozen` puts a model into a fixed state (eval mode, no parameter gradients) and takes it
-back; `replaced` swaps the forward of modules for the time of a `with` block. Everything
-is restored also when the body raises.
+`record` captures inputs or outputs of modules and stops the pass once it has them; `steered`
+changes outputs; `frozen` holds a model in eval mode without parameter gradients; `replaced`
+substitutes the forward of modules. The last three are context managers that restore everything,
+also when the body raises.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 
 class Site(NamedTuple):
-    """A place to read: what goes into a module, or what comes out of it."""
+    """The input or the output of a module."""
 
     module: nn.Module
     side: Literal["input", "output"]
 
 
 class _Stop(Exception):
-    """Raised inside a forward pass once all that was asked for has been read."""
+    """Raised inside a forward pass once every site has been recorded."""
 
 
 def first_tensor(value: Any) -> Any:
-    """Return the hidden state of a block's output, which is a tuple in some families."""
+    """Return the hidden state in the output of a block, which is a tuple in some families."""
     return value[0] if isinstance(value, tuple) else value
 
 
@@ -44,68 +43,68 @@ def record(
     ids: Tensor,
     sites: Sequence[Site],
     *,
-    keeping: Callable[[int, Any], Any] = lambda index, value: value,
+    transform: Callable[[int, Any], Any] = lambda index, value: value,
     **forward: Any,
 ) -> list[Any]:
-    """Run `ids` (rows, tokens) up to the last of `sites`; return what was seen there.
+    """Run `ids` (rows, tokens) up to the last of `sites`; return the values recorded there.
 
-    Inputs come as tensors, outputs as the module gave them (see `first_tensor`). `keeping` is
-    given a site's index and what is seen there, at once, and returns what is to be kept of it.
-    Gradients are the caller's business.
+    Inputs are recorded as tensors, outputs as the module returned them (see `first_tensor`).
+    `transform` is called with a site's index and value as soon as it is computed; what it returns
+    is recorded instead. Gradient mode is left to the caller.
     """
-    seen: dict[int, Any] = {}
+    found: dict[int, Any] = {}
 
-    def keep(index: int, value: Any) -> None:
-        if index not in seen:
-            seen[index] = keeping(index, value)
-        if len(seen) == len(sites):
+    def store(index: int, value: Any) -> None:
+        if index not in found:
+            found[index] = transform(index, value)
+        if len(found) == len(sites):
             raise _Stop
 
     with ExitStack() as stack:
         for index, (module, side) in enumerate(sites):
             if side == "input":
                 handle = module.register_forward_pre_hook(
-                    lambda _, args, kwargs, i=index: keep(i, _input_of(args, kwargs)),
+                    lambda _, args, kwargs, i=index: store(i, _input_of(args, kwargs)),
                     with_kwargs=True,
                 )
             else:
-                handle = module.register_forward_hook(lambda _, args, out, i=index: keep(i, out))
+                handle = module.register_forward_hook(lambda _, args, out, i=index: store(i, out))
             stack.callback(handle.remove)
         with suppress(_Stop):
-            usual = {"attention_mask": torch.ones_like(ids), "use_cache": False}
-            model(input_ids=ids, **{**usual, **forward})
-    assert len(seen) == len(sites), "a recorded module did not run"
-    return [seen[index] for index in range(len(sites))]
+            defaults = {"attention_mask": torch.ones_like(ids), "use_cache": False}
+            model(input_ids=ids, **{**defaults, **forward})
+    assert len(found) == len(sites), "a recorded module did not run"
+    return [found[index] for index in range(len(sites))]
 
 
 class _FinalStates(BaseModelOutputWithPastAndCrossAttentions):
-    """What any base model returns, with its final states alone."""
+    """The output type of any base model, with only the final hidden states."""
 
     image_hidden_states = None
 
 
 def logits_at(model: PreTrainedModel, keep: Tensor, **forward: Any) -> Tensor:
-    """Return logits (kept, vocabulary) at the places that the mask `keep` (rows, tokens) marks."""
+    """Return logits (n, vocabulary) at the n positions in the mask `keep` (rows, tokens)."""
     return logits_of(model, states_at(model, keep, **forward))
 
 
 def states_at(model: PreTrainedModel, keep: Tensor, **forward: Any) -> Tensor:
-    """Return what the head would read, (kept, d), at the places that the mask `keep` marks."""
+    """Return the final hidden states (n, d) at the n positions in the mask `keep`."""
     states: Tensor = model.base_model(**forward)[0]
     return states[keep]
 
 
 def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Return the logits (n, vocabulary) of final states (n, d).
+    """Return the logits (n, vocabulary) of final hidden states (n, d).
 
-    The model's own forward makes them, so that whatever it does to logits (scaling, soft-capping)
-    is done; only what comes before its head is skipped.
+    They come from the model's own forward, with everything that it does to logits (scaling,
+    soft-capping); only the base model below the head is skipped.
     """
 
-    def hand_over(*args: Any, **kwargs: Any) -> _FinalStates:
+    def final_states(*args: Any, **kwargs: Any) -> _FinalStates:
         return _FinalStates(last_hidden_state=states[None])
 
-    with replaced({model.base_model: hand_over}):
+    with replaced({model.base_model: final_states}):
         ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits
@@ -113,7 +112,7 @@ def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Hold the model in eval mode with no parameter asking for gradients; restore both after."""
+    """Hold the model in eval mode, with no parameter requiring gradients; restore both after."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -130,9 +129,9 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def steered(changes: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Pass the hidden state that each module gives through a function, for the time of the block.
+    """Apply a function to the hidden state that each module outputs, within a `with` block.
 
-    Whatever else a module gives beside it stays as it is.
+    Other elements of a module's output are left unchanged.
     """
     with ExitStack() as stack:
         for module, change in changes.items():
@@ -147,13 +146,13 @@ def steered(changes: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator
 
 @contextmanager
 def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Give modules another `forward` for the time of the block."""
+    """Replace the `forward` of modules within a `with` block."""
     with ExitStack() as stack:
         for module, forward in forwards.items():
-            before = module.__dict__.get("forward")
-            if before is None:
+            original = module.__dict__.get("forward")
+            if original is None:
                 stack.callback(module.__dict__.pop, "forward")
             else:
-                stack.callback(module.__dict__.__setitem__, "forward", before)
+                stack.callback(module.__dict__.__setitem__, "forward", original)
             module.__dict__["forward"] = forward
         yield

@@ -1,10 +1,10 @@
 """Identity of models and tokenizers: hashes that do not depend on the dtype of loading.
 
-A weight is hashed as its shape and its values rounded to bfloat16, so a checkpoint has one
+A weight's hash covers its shape and its values rounded to bfloat16, so a checkpoint has the same
 identity in float32 and bfloat16. (float16 rounds differently: a float32 checkpoint loaded in
 float16 counts as another model.)
 
-    model_hash = <hash of the set of tensors>-<hash of which name has which tensor>
+    model_hash = <hash of the set of tensors>-<hash of the pairs of name and tensor>
 
 Up to version 3ea01b0 only the first part was recorded; `same_weights` accepts such a record.
 """
@@ -25,7 +25,7 @@ from errata.core.version import __version__
 CONTAINERS = frozenset(
     ("base_model", "base_layer", "gpt_neox", "language_model", "model", "module", "transformer")
 ) | {"_orig_mod"}
-"""Name components that only wrap others: those of PEFT, DDP, torch.compile and Transformers."""
+"""Name components of wrapper modules: PEFT, DDP, torch.compile and Transformers."""
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -42,7 +42,7 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def model_hash(model: PreTrainedModel) -> str:
-    """Return the hash over all parameters of a model and their names.
+    """Return the hash of all parameters of a model and their names.
 
     Names are compared without `CONTAINERS`, which differ between versions and wrappers. An
     output embedding equal to the input embedding counts once, whether the two are tied or not.
@@ -70,7 +70,7 @@ def _bare(name: str) -> str:
 
 
 def same_weights(one: str, other: str) -> bool:
-    """Return whether two model hashes agree; one in the old form is compared by its content."""
+    """Return whether two model hashes agree; the old form is compared by its content hash alone."""
     (content, _, names), (content_2, _, names_2) = one.partition("-"), other.partition("-")
     return content == content_2 and (not names or not names_2 or names == names_2)
 
@@ -98,20 +98,20 @@ def same_record(found: Any, wanted: Any) -> bool:
 
 
 def check_finite(model: PreTrainedModel) -> None:
-    """Raise `ErrataError` when a weight holds NaN or infinity."""
+    """Raise `ErrataError` when a weight contains NaN or infinity."""
     for name, weight in model.named_parameters():
         if weight.is_meta or not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
             continue
         if weight.numel() and not torch.stack(torch.aminmax(weight.detach())).isfinite().all():
             raise ErrataError(
-                f"the model's weights hold NaN or infinity, in {name}",
-                "was its training or its download cut short? load another copy",
-                "or load it in a wider dtype: --dtype float32 (float16 ends at 65504)",
+                f"the model's weights contain NaN or infinity, in {name}",
+                "was its training or download interrupted? load another copy",
+                "or load it in a wider dtype: --dtype float32 (the largest float16 is 65504)",
             )
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a hash of everything that decides a fast tokenizer's token ids."""
+    """Return a hash of everything that determines a fast tokenizer's token ids."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 

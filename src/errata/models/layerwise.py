@@ -1,9 +1,9 @@
-"""Rows on their way up through a model: read at block after block, what lies below runs once.
+"""Hidden states of rows, read layer by layer without recomputing lower layers.
 
-An edit reads keys at one block, writes its matrix, and reads at the next: up to the block that was
-written, nothing has changed since. A `LayerwiseReader` keeps the states below the last block it
-read and continues from there. Rows are cut at their position (a causal model cannot see further),
-run in batches by length and stopped at what is read; common beginnings are run once.
+An edit reads keys at one block, changes its MLP output matrix, and reads at the next; nothing below
+that block has changed in between. A `LayerwiseReader` stores the hidden states below the last block
+it read and resumes from there. Rows are truncated after their position (a causal model sees no
+further), run in batches by length and only up to the sites; shared prefixes run once.
 """
 
 from __future__ import annotations
@@ -18,70 +18,76 @@ from transformers import DynamicCache, PreTrainedModel
 from errata.models.families import family_of
 from errata.models.hooks import Site, first_tensor, record, replaced
 from errata.models.prefix_cache import PrefixCache, SharedPrefixCache, SharedPrefixes
-from errata.models.suffix_run import entering
+from errata.models.suffix_run import resuming
 from errata.models.tokens import TOKENS_AT_ONCE, TokenRow, batches_by_length, pad_right
 
 PASSES = 4
-"""Forward passes whose rows are looked at together for what they begin alike with."""
-HELD_BYTES = 2**29
-"""States that are kept on the way up; rows beyond that begin at the bottom each time."""
+"""Shared prefixes are searched among the rows of this many forward passes together."""
+STATE_BYTES = 2**29
+"""Most bytes of stored hidden states; rows beyond that start at the embedding in every read."""
+PREFIXES = -1
+"""The number under which the state of the shared prefixes is stored, beside those of batches."""
 
 
-class BlockStart(NamedTuple):
-    """Where some rows stand: what a block put out for all their tokens."""
+class BlockState(NamedTuple):
+    """The output of a block for all tokens of some rows, from which a forward pass resumes."""
 
     block: int
     states: Tensor  # (rows, tokens, d)
-    tuple_size: int  # how many things the block returns; 0 for a bare tensor
+    tuple_size: int  # elements of the tuple that the block returns; 0 for a bare tensor
 
     @classmethod
-    def of(cls, block: int, output: Any) -> BlockStart:
+    def of(cls, block: int, output: Any) -> BlockState:
         """Take what a block returned."""
         size = len(output) if isinstance(output, tuple) else 0
         return cls(block, first_tensor(output), size)
 
 
-class _Part:
-    """Rows that look together for what they begin alike with."""
+class _Chunk:
+    """Rows among which shared prefixes are searched; `rows` end at their positions."""
 
     def __init__(self, model: PreTrainedModel, rows: Sequence[TokenRow], budget: int) -> None:
         ids, limits = [row.ids for row in rows], [row.position for row in rows]
-        self.model, self.begun = model, SharedPrefixes.of(ids, limits, model.device)
-        done = self.begun.lengths.tolist()
-        self.left = [row.ids[n:] for row, n in zip(rows, done, strict=True)]
-        self.batches = batches_by_length([len(ids) for ids in self.left], budget)
-        self.grounds: dict[int, BlockStart] = {}
-        """Where each batch stands, by its number; -1 for the beginnings."""
+        self.model, self.prefixes = model, SharedPrefixes.of(ids, limits, model.device)
+        lengths = self.prefixes.lengths.tolist()
+        self.suffixes = [row.ids[n:] for row, n in zip(rows, lengths, strict=True)]
+        self.batches = batches_by_length([len(ids) for ids in self.suffixes], budget)
+        self.stored: dict[int, BlockState] = {}
+        """The stored state of each batch, by its number, and of `PREFIXES`."""
 
     def read(
-        self, sites: Sequence[Site], stay: int | None
+        self, sites: Sequence[Site], stored_block: int | None
     ) -> Iterator[tuple[list[int], list[Tensor]]]:
-        """Yield batches with what is at each site at their ends; stand at block `stay` if any."""
-        past = SharedPrefixCache(self.begun)
-        if self.begun.ids:
-            cache = DynamicCache()
-            ids = pad_right(self.begun.ids, self.model.device)
-            self._run(-1, ids, sites, stay, {"past_key_values": cache, "use_cache": True})
-            past = self.begun.past(cache)
-        for number, batch in enumerate(self.batches):
-            before = past.select(torch.tensor(batch, device=self.model.device))
-            yield batch, self._ends(number, batch, before, sites, stay)
+        """Yield each batch with its last tokens' vectors at every site, (rows, width) each.
 
-    def _ends(
+        The states at the output of `stored_block`, if any, are stored for the next read.
+        """
+        shared = SharedPrefixCache(self.prefixes)
+        if self.prefixes.ids:
+            cache = DynamicCache()
+            ids = pad_right(self.prefixes.ids, self.model.device)
+            inputs = {"past_key_values": cache, "use_cache": True}
+            self._run(PREFIXES, ids, sites, stored_block, inputs)
+            shared = self.prefixes.read(cache)
+        for number, batch in enumerate(self.batches):
+            prefix = shared.select(torch.tensor(batch, device=self.model.device))
+            yield batch, self._last_vectors(number, batch, prefix, sites, stored_block)
+
+    def _last_vectors(
         self,
         number: int,
         batch: list[int],
-        before: PrefixCache,
+        prefix: PrefixCache,
         sites: Sequence[Site],
-        stay: int | None,
+        stored_block: int | None,
     ) -> list[Tensor]:
-        ids = pad_right([self.left[i] for i in batch], self.model.device)
-        ends = torch.tensor([len(self.left[i]) for i in batch], device=ids.device)
-        around = before.around(ends, ids.shape[1]) if before.width else {}
-        line = torch.arange(len(batch), device=ids.device)
+        ids = pad_right([self.suffixes[i] for i in batch], self.model.device)
+        lengths = torch.tensor([len(self.suffixes[i]) for i in batch], device=ids.device)
+        inputs = prefix.forward_inputs(lengths, ids.shape[1]) if prefix.width else {}
+        row_index = torch.arange(len(batch), device=ids.device)
         return [
-            first_tensor(value)[line, ends - 1]
-            for value in self._run(number, ids, sites, stay, around)
+            first_tensor(value)[row_index, lengths - 1]
+            for value in self._run(number, ids, sites, stored_block, inputs)
         ]
 
     def _run(
@@ -89,87 +95,88 @@ class _Part:
         number: int,
         ids: Tensor,
         sites: Sequence[Site],
-        stay: int | None,
-        around: dict[str, Any],
+        stored_block: int | None,
+        inputs: dict[str, Any],
     ) -> list[Any]:
-        """Run from where these rows stand; return what is at the sites."""
-        ground = self.grounds.get(number)
-        below = {} if ground is None else entering(self.model, *ground)
-        if stay is None:
-            with replaced(below):
-                return record(self.model, ids, sites, **around)
-        output = Site(family_of(self.model).block(self.model, stay), "output")
-        with replaced(below):
-            *found, standing = record(self.model, ids, [*sites, output], **around)
-        self.grounds[number] = BlockStart.of(stay, standing)
+        """Run from the stored state, if any, to the last site; return the values at the sites."""
+        start = self.stored.get(number)
+        forwards = {} if start is None else resuming(self.model, *start)
+        if stored_block is None:
+            with replaced(forwards):
+                return record(self.model, ids, sites, **inputs)
+        block_output = Site(family_of(self.model).block(self.model, stored_block), "output")
+        with replaced(forwards):
+            *found, output = record(self.model, ids, [*sites, block_output], **inputs)
+        self.stored[number] = BlockState.of(stored_block, output)
         return found
 
-    def held(self) -> int:
-        """Return the bytes of the states that are kept."""
-        return sum(ground.states.nbytes for ground in self.grounds.values())
+    def state_bytes(self) -> int:
+        """Return the bytes of the stored hidden states."""
+        return sum(state.states.nbytes for state in self.stored.values())
 
     def tokens(self) -> int:
         """Return how many tokens run through a block, padding included."""
-        runs = [self.begun.ids, *([self.left[i] for i in batch] for batch in self.batches)]
+        batches = ([self.suffixes[i] for i in batch] for batch in self.batches)
+        runs = [self.prefixes.ids, *batches]
         return sum(len(rows) * max(map(len, rows), default=0) for rows in runs)
 
 
 class LayerwiseReader:
-    """Rows that are read at one block after another, upwards.
+    """Rows whose hidden states are read at one block after another, from the bottom up.
 
-    Between two reads weights may change in the block that was read at and above, not below.
+    Between two reads, weights may change in the block that was read and above it, not below.
     """
 
     def __init__(
         self, model: PreTrainedModel, rows: Sequence[TokenRow], budget: int = TOKENS_AT_ONCE
     ) -> None:
         self.model, self.count = model, len(rows)
-        cut = [row.key for row in rows]
-        self.parts = [
-            (some, _Part(model, [cut[i] for i in some], budget))
-            for some in _alike(cut, PASSES * budget)
+        truncated = [row.key for row in rows]
+        self.chunks = [
+            (indices, _Chunk(model, [truncated[i] for i in indices], budget))
+            for indices in _chunks(truncated, PASSES * budget)
         ]
 
     @torch.no_grad()
-    def read(self, sites: Sequence[Site], block: int = 0, room: int = HELD_BYTES) -> list[Tensor]:
-        """Return, per site, what is there at each row's position: (rows, width), model's dtype.
+    def read(self, sites: Sequence[Site], block: int = 0, room: int = STATE_BYTES) -> list[Tensor]:
+        """Return, per site, the vector at each row's position: (rows, width), model's dtype.
 
-        The next read begins at `block`, which is at or below all sites, as far as the states of
-        all tokens there fit into `room` bytes.
+        The next read resumes at `block`, which must not be above any site. For that, up to `room`
+        bytes of hidden states are stored; chunks beyond it start at the embedding again.
         """
         found: list[Tensor] = []
-        for some, part in self.parts:
-            stay = block - 1 if block and room > 0 else None
-            for batch, vectors in part.read(sites, stay):
+        for indices, chunk in self.chunks:
+            stored_block = block - 1 if block and room > 0 else None
+            for batch, vectors in chunk.read(sites, stored_block):
                 if not found:
                     found = [vector.new_empty(self.count, vector.shape[1]) for vector in vectors]
-                places = torch.tensor([some[i] for i in batch], device=self.model.device)
-                for whole, vector in zip(found, vectors, strict=True):
-                    whole[places] = vector
-            room -= part.held()
+                rows = torch.tensor([indices[i] for i in batch], device=self.model.device)
+                for all_rows, vector in zip(found, vectors, strict=True):
+                    all_rows[rows] = vector
+            room -= chunk.state_bytes()
         return found
 
-    def held(self) -> int:
-        """Return the bytes of the states that are kept."""
-        return sum(part.held() for _, part in self.parts)
+    def state_bytes(self) -> int:
+        """Return the bytes of the stored hidden states."""
+        return sum(chunk.state_bytes() for _, chunk in self.chunks)
 
     def tokens(self) -> int:
         """Return how many tokens run through a block, padding included."""
-        return sum(part.tokens() for _, part in self.parts)
+        return sum(chunk.tokens() for _, chunk in self.chunks)
 
 
-def _alike(rows: Sequence[TokenRow], tokens: int) -> Iterator[list[int]]:
-    """Split rows into parts of about so many tokens, those together that begin alike."""
-    part: list[int] = []
+def _chunks(rows: Sequence[TokenRow], tokens: int) -> Iterator[list[int]]:
+    """Split rows into chunks of about `tokens` tokens, rows with common prefixes together."""
+    chunk: list[int] = []
     size = 0
     for i in sorted(range(len(rows)), key=lambda i: (rows[i].ids, i)):
-        if part and size + len(rows[i].ids) > tokens:
-            yield part
-            part, size = [], 0
-        part.append(i)
+        if chunk and size + len(rows[i].ids) > tokens:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(i)
         size += len(rows[i].ids)
-    if part:
-        yield part
+    if chunk:
+        yield chunk
 
 
 def read_at(
@@ -178,5 +185,5 @@ def read_at(
     sites: Sequence[Site],
     budget: int = TOKENS_AT_ONCE,
 ) -> list[Tensor]:
-    """Return, per site, what stands there at each row's position: (rows, width), model's dtype."""
+    """Return, per site, the vector at each row's position: (rows, width), model's dtype."""
     return LayerwiseReader(model, rows, budget).read(sites)

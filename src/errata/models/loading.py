@@ -1,4 +1,4 @@
-"""Checkpoints: a model and its tokenizer from a folder or the Hub, and why one cannot be had."""
+"""Loading checkpoints: a model and its tokenizer from a folder or the Hub, with clear errors."""
 
 from __future__ import annotations
 
@@ -22,64 +22,67 @@ from errata.core.errors import ErrataError
 from errata.models.families import check_type
 
 GATED = "gated repo"
-"""What the Hub's client says of a model whose licence was not accepted."""
+"""Part of the Hub client's error for a model whose licence was not accepted."""
 
 
 def first_device() -> str:
-    """Return the first GPU when there is one, else the CPU."""
+    """Return `cuda` when there is a GPU, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pretrained(
     name: str, dtype: torch.dtype | str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model by Hub name, folder or `demo`; `ErrataError` says why it cannot be had."""
+    """Load a model and tokenizer by Hub name, folder or `demo`.
+
+    Raises `ErrataError` with the reason when they cannot be loaded.
+    """
     source = str(assets.MODEL_DIR) if name == "demo" else name
     try:
         with quiet():
             check_type(AutoConfig.from_pretrained(source).model_type)  # before gigabytes are read
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model, told = AutoModelForCausalLM.from_pretrained(
+            model, info = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True
             )
     except (OSError, ValueError, TypeError, LookupError, SafetensorError, RecursionError) as error:
         raise _not_loaded(name, error) from None
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise ErrataError(
-            f"the weights of {name} lack {missing[0]}{more}, which would be drawn at random",
-            "was its download or its export cut short? load another copy",
+            f"the weights of {name} lack {missing[0]}{more}, which would be initialised at random",
+            "was its download or export interrupted? load another copy",
         )
     return model, tokenizer
 
 
 def _not_loaded(name: str, error: Exception) -> ErrataError:
-    """Say why a model cannot be loaded, and what to do about it."""
-    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the error that explains why a model cannot be loaded."""
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0]
     if GATED in str(error) or GATED in str(error.__cause__):
         return ErrataError(
-            f"{name} is gated: its owners let in only those who accept its licence",
+            f"{name} is gated: it can be loaded only after accepting its licence",
             f"accept it on https://huggingface.co/{name}, then log in here: hf auth login",
         )
     if Path(name).is_dir():
         missing = [] if (Path(name) / "config.json").is_file() else ["it has no config.json"]
         return ErrataError(
-            f"the folder {name} holds no model that can be loaded: {(*missing, told)[0]}",
-            "a model's folder has config.json, tokenizer.json and model.safetensors",
+            f"the folder {name} contains no model that can be loaded: {(*missing, cause)[0]}",
+            "a model folder has config.json, tokenizer.json and model.safetensors",
         )
     return ErrataError(
-        f"cannot load {name!r}: {told}",
+        f"cannot load {name!r}: {cause}",
         "give a Hub name, a folder with config.json and weights, or `demo`",
         "offline, only folders, cached models and `demo` can be loaded",
     )
 
 
 def check_device(device: str | torch.device) -> None:
-    """Raise `ErrataError` unless this machine has the device."""
+    """Raise `ErrataError` unless the device is available."""
     with _device_errors(device):
         chosen = torch.device(device)
         if chosen.type == "meta":
-            raise ValueError("a model on meta has no weights")
+            raise ValueError("models on the meta device have no weights")
         torch.empty(1, device=chosen)
 
 
@@ -91,21 +94,21 @@ def to_device(model: PreTrainedModel, device: str | torch.device) -> PreTrainedM
 
 @contextmanager
 def _device_errors(device: str | torch.device) -> Iterator[None]:
-    """Turn torch's errors about a device, except lack of memory, into an `ErrataError`."""
+    """Turn torch's errors about a device, except out-of-memory errors, into `ErrataError`."""
     try:
         yield
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ErrataError(
-            f"the model cannot be put on {str(device)!r}: {str(error).splitlines()[0]}",
-            "choose a device that is there, as `errata env` lists them: --device cpu",
+            f"the model cannot be moved to {str(device)!r}: {str(error).splitlines()[0]}",
+            "choose an available device, listed by `errata env`: --device cpu",
         ) from None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let Transformers show no progress bars and no warnings for the time of a `with` block."""
+    """Silence the progress bars and warnings of Transformers within a `with` block."""
     bars = transformers_logging.is_progress_bar_enabled()
     level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

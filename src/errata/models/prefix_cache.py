@@ -1,9 +1,9 @@
-"""Keys and values of tokens that came before, shared by rows of token ids that begin alike.
+"""Key-value caches of prefixes, computed once for all rows of token ids that share one.
 
-A `PrefixCache` holds, per block, the keys and values of the tokens before some rows. Rows may have
-different numbers of them: they are right-aligned in a common width and the gap is masked.
-`common_past` runs the beginnings that rows have in common, each once: the same context stands
-before every request's prompt, and in a causal model nothing that follows can change it.
+A `PrefixCache` holds, per block, the keys and values of each row's prefix. Prefixes may differ in
+length: they are right-aligned in a common width and the padding is masked. `cache_shared_prefixes`
+runs each shared prefix once: requests have context sentences in common, and in a causal model the
+tokens that follow cannot change their keys and values.
 """
 
 from __future__ import annotations
@@ -22,42 +22,43 @@ from errata.models.hooks import Site, record
 from errata.models.tokens import pad_right
 
 WORTH_A_PASS = 32
-"""Tokens that cost about as much as a forward pass of their own, that reads all weights again."""
+"""Tokens that cost about as much as one extra forward pass, which reads all weights again."""
 
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """What attention keeps of the tokens before some rows."""
+    """Keys and values of the tokens that precede each row."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     """Per block: keys, values (rows, heads, width, d_head)."""
     lengths: Tensor
-    """(rows,): real tokens, at the right end of the width."""
+    """(rows,): prefix tokens per row, right-aligned in the width."""
 
     @classmethod
     def empty(cls, rows: int, device: torch.device) -> PrefixCache:
-        """Return the past of rows that nothing came before."""
+        """Return the cache of rows without a prefix."""
         return cls((), torch.zeros(rows, dtype=torch.long, device=device))
 
     @classmethod
     def read(
         cls, cache: DynamicCache, start: Tensor, lengths: Tensor, blocks: Container[int]
     ) -> PrefixCache:
-        """Take `lengths` tokens from `start` on, (rows,) each, out of a cache.
+        """Read from a cache, for each row, `lengths` tokens from `start` on; both are (rows,).
 
-        Blocks that are not among `blocks`, or did not run, only tell their width, without memory.
+        Blocks outside `blocks`, and those that did not run, get placeholders of the same width that
+        take no memory.
         """
         width = int(lengths.max())
-        back = torch.arange(width, device=lengths.device) - width  # (width,)
-        index = (start + lengths)[:, None] + back  # (rows, width)
+        offsets = torch.arange(width, device=lengths.device) - width  # (width,)
+        index = (start + lengths)[:, None] + offsets  # (rows, width)
         ran = [layer.is_initialized for layer in cache.layers]
-        empty = cache.layers[ran.index(True)].keys.new_zeros(1, 1, 1, 1)
-        none = empty.expand(len(lengths), 1, width, 1)
+        zero = cache.layers[ran.index(True)].keys.new_zeros(1, 1, 1, 1)
+        placeholder = zero.expand(len(lengths), 1, width, 1)
         return cls(
             tuple(
-                _gathered(layer, index.clamp(min=0))
+                _gather_layer(layer, index.clamp(min=0))
                 if block in blocks and ran[block]
-                else (none, none)
+                else (placeholder, placeholder)
                 for block, layer in enumerate(cache.layers)
             ),
             lengths,
@@ -65,21 +66,22 @@ class PrefixCache:
 
     @property
     def width(self) -> int:
-        """Places per row, the gap included."""
+        """Positions per row, padding included."""
         return self.layers[0][0].shape[-2] if self.layers else 0
 
     def select(self, rows: Tensor) -> PrefixCache:
-        """Return the past of some rows, a mask or indices; a row may be taken several times."""
+        """Return the cache of the rows given by a mask or by indices, which may repeat."""
         return PrefixCache(
             tuple((keys[rows], values[rows]) for keys, values in self.layers),
             self.lengths[rows],
         )
 
-    def around(self, ends: Tensor, width: int) -> dict[str, Any]:
-        """Return what makes a forward pass of `width` tokens see this past, new at every call.
+    def forward_inputs(self, lengths: Tensor, width: int) -> dict[str, Any]:
+        """Return the arguments with which a forward pass of `width` tokens attends to the prefix.
 
-        `ends` (rows,) are the real tokens of the rows to be run; padding behind them takes the
-        position of the last one, so that none is beyond what the model knows.
+        `lengths` (rows,) are the real tokens of the rows to run. Padding after them repeats the
+        last position, so that no position exceeds the model's maximum. The cache in the result is
+        new at every call.
         """
         rows, device = len(self.lengths), self.lengths.device
         steps = torch.arange(width, device=device)
@@ -92,21 +94,21 @@ class PrefixCache:
             "past_key_values": cache,
             "use_cache": True,
             "attention_mask": torch.cat([real, ones], dim=1).long(),
-            "position_ids": self.lengths[:, None] + torch.minimum(steps, ends[:, None] - 1),
+            "position_ids": self.lengths[:, None] + torch.minimum(steps, lengths[:, None] - 1),
         }
 
 
-def _gathered(layer: DynamicLayer, index: Tensor) -> tuple[Tensor, Tensor]:
+def _gather_layer(layer: DynamicLayer, index: Tensor) -> tuple[Tensor, Tensor]:
     assert type(layer) is DynamicLayer, type(layer)
-    places = index[:, None, :, None]
+    index = index[:, None, :, None]
     return tuple(
-        tensor.gather(2, places.expand(-1, tensor.shape[1], -1, tensor.shape[-1]))
+        tensor.gather(2, index.expand(-1, tensor.shape[1], -1, tensor.shape[-1]))
         for tensor in (layer.keys, layer.values)
     )
 
 
 def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
-    """A cache layer that holds the past; appending makes new tensors and leaves these alone."""
+    """Return a cache layer of a prefix; appending to it makes new tensors."""
     layer = DynamicLayer()
     layer.lazy_initialization(keys, values)
     layer.keys, layer.values = keys, values
@@ -115,69 +117,69 @@ def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
 
 @dataclass(frozen=True)
 class SharedPrefixes:
-    """What rows of token ids begin alike with, so that it need run but once."""
+    """The prefixes that rows of token ids share, so that each runs once."""
 
     ids: tuple[tuple[int, ...], ...]
-    """Each beginning that is shared; none where sharing would not save much."""
-    whose: Tensor
-    """(rows,): which of them is a row's."""
+    """The shared prefixes; empty where sharing would not save much."""
+    prefix: Tensor
+    """(rows,): index into `ids` of each row's prefix."""
     lengths: Tensor
-    """(rows,): how many tokens it takes from there, 0 for a row that shares nothing."""
+    """(rows,): tokens that each row takes from its prefix, 0 for a row that shares none."""
 
     @classmethod
     def of(
         cls, rows: Sequence[Sequence[int]], limits: Sequence[int], device: torch.device
     ) -> SharedPrefixes:
-        """Find what rows share before their places `limits`."""
+        """Find the prefixes that rows share; row i's ends before position `limits[i]`."""
         starts = [tuple(row[:limit]) for row, limit in zip(rows, limits, strict=True)]
         groups = worth_sharing(starts, sum(map(len, rows)))
         shared = [(0, 0)] * len(rows)
         for index, (length, members) in enumerate(groups):
             for row in members:
                 shared[row] = index, length
-        whose, lengths = torch.tensor(shared, device=device).T
-        return cls(tuple(starts[rows[0]][:n] for n, rows in groups), whose, lengths)
+        prefix, lengths = torch.tensor(shared, device=device).T
+        return cls(tuple(starts[rows[0]][:n] for n, rows in groups), prefix, lengths)
 
-    def past(self, cache: DynamicCache) -> SharedPrefixCache:
-        """Return the rows' past from a cache that the beginnings, padded on the right, left."""
-        lengths = torch.tensor([len(ids) for ids in self.ids], device=self.whose.device)
+    def read(self, cache: DynamicCache) -> SharedPrefixCache:
+        """Return the rows' cache, read from that of a run over `ids`, padded on the right."""
+        lengths = torch.tensor([len(ids) for ids in self.ids], device=self.prefix.device)
         zeros, blocks = torch.zeros_like(lengths), range(len(cache.layers))
         return SharedPrefixCache(self, PrefixCache.read(cache, zeros, lengths, blocks))
 
 
 @dataclass(frozen=True)
 class SharedPrefixCache:
-    """The past of rows that begin alike: each beginning's once, copied when rows are taken."""
+    """The cache of rows that share prefixes: one copy per prefix, expanded by `select`."""
 
-    rows: SharedPrefixes
-    past: PrefixCache | None = None
-    """One row per beginning."""
+    shared: SharedPrefixes
+    cache: PrefixCache | None = None
+    """One row per shared prefix; None without any."""
 
     def select(self, rows: Tensor) -> PrefixCache:
-        """Return the past of some rows, by their indices, no wider than these need."""
-        lengths, whose = self.rows.lengths[rows], self.rows.whose[rows]
+        """Return the cache of some rows, by their indices, as wide as their longest prefix."""
+        lengths, prefix = self.shared.lengths[rows], self.shared.prefix[rows]
         width = int(lengths.max())
-        if self.past is None or not width:
+        if self.cache is None or not width:
             return PrefixCache.empty(len(rows), lengths.device)
         return PrefixCache(
             tuple(
-                (keys[:, :, -width:][whose], values[:, :, -width:][whose])
-                for keys, values in self.past.layers
+                (keys[:, :, -width:][prefix], values[:, :, -width:][prefix])
+                for keys, values in self.cache.layers
             ),
             lengths,
         )
 
 
-def common_past(
+def cache_shared_prefixes(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
     limits: Sequence[int],
     sites: Sequence[Site],
 ) -> SharedPrefixCache:
-    """Run what rows have in common at their beginnings, up to `sites`; return the rows' past.
+    """Run the prefixes that rows share, up to `sites`; return the rows' key-value cache.
 
-    A row's past ends before its place `limits[row]`. It is empty for all rows where sharing
-    would not save much.
+    The prefix of row i ends before position `limits[i]`. The cache is empty for all rows where
+    sharing would not save much.
     """
     shared = SharedPrefixes.of(rows, limits, model.device)
     if not shared.ids:
@@ -185,31 +187,31 @@ def common_past(
     cache = DynamicCache()
     ids = pad_right(shared.ids, model.device)
     record(model, ids, sites, past_key_values=cache, use_cache=True)
-    return shared.past(cache)
+    return shared.read(cache)
 
 
 def worth_sharing(starts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, list[int]]]:
-    """Return the groups of `beginnings` that share something; none where it saves too little.
+    """Return the groups of `group_by_prefix` that share one; none where it saves too little.
 
-    `tokens` is how many the rows have in all.
+    `tokens` is the total number of tokens in the rows.
     """
-    groups = [(length, members) for length, members in beginnings(starts) if length]
+    groups = [(length, members) for length, members in group_by_prefix(starts) if length]
     saved = sum(length * (len(members) - 1) for length, members in groups)
     return groups if saved >= max(WORTH_A_PASS, tokens // 8) else []
 
 
-def beginnings(rows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
-    """Group rows so that running each group's common beginning once saves most tokens.
+def group_by_prefix(rows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+    """Group rows so that running each group's common prefix once saves the most tokens.
 
-    Returns, per group, the length of its common beginning and its members; a row that shares
-    nothing worth sharing is in a group with length 0.
+    Returns, per group, the length of the common prefix and the indices of its rows. Rows that
+    share no prefix worth running form groups of length 0.
     """
     order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
-    shared = [_agree(rows[i], rows[j]) for i, j in pairwise(order)]
-    return _best(order, shared)[1] if order else []
+    shared = [_common_length(rows[i], rows[j]) for i, j in pairwise(order)]
+    return _best_groups(order, shared)[1] if order else []
 
 
-def _agree(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
     count = 0
     for left, right in zip(one, other, strict=False):
         if left != right:
@@ -218,15 +220,21 @@ def _agree(one: Sequence[int], other: Sequence[int]) -> int:
     return count
 
 
-def _best(order: list[int], shared: list[int]) -> tuple[int, list[tuple[int, list[int]]]]:
-    """Return how many tokens can be saved on rows in order, and by which groups."""
+def _best_groups(order: list[int], shared: list[int]) -> tuple[int, list[tuple[int, list[int]]]]:
+    """Return the most tokens that can be saved on rows in this order, and the groups that do.
+
+    `shared` are the common prefix lengths of neighbours: one group saves the least of them per
+    row after the first; otherwise the rows are split where that least length occurs.
+    """
     if not shared:
         return 0, [(0, order)]
     least = min(shared)
-    whole = least * len(shared)
-    cuts = [0, *(i + 1 for i, agreed in enumerate(shared) if agreed == least), len(order)]
-    parts = [_best(order[start:end], shared[start : end - 1]) for start, end in pairwise(cuts)]
-    apart = sum(saved for saved, _ in parts)
-    if whole >= apart:
-        return whole, [(least, order)]
-    return apart, [group for _, groups in parts for group in groups]
+    together = least * len(shared)
+    cuts = [0, *(i + 1 for i, length in enumerate(shared) if length == least), len(order)]
+    parts = [
+        _best_groups(order[start:end], shared[start : end - 1]) for start, end in pairwise(cuts)
+    ]
+    split = sum(saved for saved, _ in parts)
+    if together >= split:
+        return together, [(least, order)]
+    return split, [group for _, groups in parts for group in groups]

@@ -1,9 +1,8 @@
-"""One full run, kept so that it can be restarted behind any block and from any token.
+"""One full forward pass, recorded so that it can resume behind any block, from any token.
 
-A `RecordedRun` holds the output of every block and the keys and values of every token; `tail`
-cuts from it what a change at one block and token can reach (see `tail`), without running
-anything again. It serves causal traces and the logit lens, which change or read the same run
-at all places.
+A `RecordedRun` stores the output of every block and the keys and values of every token. Its
+`suffix_run` takes from it what depends on one hidden state (see `models.suffix_run`) without a
+forward pass. Causal tracing and the logit lens change or read one run at every position.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ Changes = Mapping[nn.Module, Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What one run of some rows of equal length left behind."""
+    """The hidden states and key-value cache of one run of rows of equal length."""
 
     model: PreTrainedModel
     ids: Tensor  # (rows, tokens)
     states: tuple[Tensor, ...]  # per block: (rows, tokens, d), its output
     cache: tuple[tuple[Tensor, Tensor], ...]  # per block: keys, values (rows, heads, tokens, d_h)
-    tuple_size: int  # how many things a block returns; 0 for a bare tensor
+    tuple_size: int  # elements of the tuple that a block returns; 0 for a bare tensor
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: PreTrainedModel, ids: Tensor, changes: Changes | None = None) -> RecordedRun:
-        """Run `ids` (rows, tokens) once, what the modules in `changes` give being changed."""
+        """Run `ids` (rows, tokens) once, with the outputs of modules changed by `changes`."""
         family, cache = family_of(model), DynamicCache()
         blocks = range(family.block_count(model))
         sites = [Site(family.block(model, index), "output") for index in blocks]
@@ -51,51 +50,50 @@ class RecordedRun:
             tuple_size=len(last) if isinstance(last, tuple) else 0,
         )
 
-    def tail(self, block: int, position: int, rows: Sequence[int] | None = None) -> SuffixRun:
-        """Return the tail behind `block` from `position` on; of some rows, in their order."""
-        chosen = torch.arange(len(self.ids)) if rows is None else torch.tensor(list(rows))
-        chosen = chosen.to(self.ids.device)
+    def suffix_run(self, block: int, position: int, rows: Sequence[int] | None = None) -> SuffixRun:
+        """Return the suffix behind `block` from `position` on, of `rows` or of all of them."""
+        index = torch.arange(len(self.ids)) if rows is None else torch.tensor(list(rows))
+        index = index.to(self.ids.device)
         layers = []
-        for index, (keys, values) in enumerate(self.cache):
-            if index > block:
-                layers.append((keys[chosen, :, :position], values[chosen, :, :position]))
-            else:  # it will not run, and only tells how wide the past is
-                none = keys.new_zeros(1, 1, 1, 1).expand(len(chosen), 1, position, 1)
-                layers.append((none, none))
-        ends = torch.full((len(chosen),), self.ids.shape[1] - position, device=self.ids.device)
+        for number, (keys, values) in enumerate(self.cache):
+            if number > block:
+                layers.append((keys[index, :, :position], values[index, :, :position]))
+            else:  # these blocks do not run; the placeholder only has the width of the prefix
+                placeholder = keys.new_zeros(1, 1, 1, 1).expand(len(index), 1, position, 1)
+                layers.append((placeholder, placeholder))
+        lengths = torch.full((len(index),), self.ids.shape[1] - position, device=self.ids.device)
         return SuffixRun(
             model=self.model,
             block=block,
-            ids=self.ids[chosen, position:],
-            ends=ends,
-            states=self.states[block][chosen, position:],
-            past=PrefixCache(tuple(layers), torch.full_like(ends, position)),
-            said=None,
+            ids=self.ids[index, position:],
+            lengths=lengths,
+            states=self.states[block][index, position:],
+            cache=PrefixCache(tuple(layers), torch.full_like(lengths, position)),
+            mlp_output=None,
             tuple_size=self.tuple_size,
         )
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """What one kind of module adds in each block, and where its block would go with another's."""
+    """The outputs of one module per block, and each block's output with that module exchanged."""
 
     outputs: tuple[Tensor, ...]
-    """Per block: (rows, tokens, d), what the module gives."""
+    """Per block: (rows, tokens, d), the module's output."""
     exchanged: tuple[Tensor, ...]
-    """Per block: (rows, tokens, d), the block's output if, at that token, the module of this
-    block alone had given what it gives in the first row."""
+    """Per block: (rows, tokens, d), the block's output when, at that token, its module's output is
+    replaced by that of the first row, and nothing else is changed."""
 
 
 @torch.no_grad()
 def contributions(
     model: PreTrainedModel, ids: Tensor, modules: Sequence[nn.Module], changes: Changes
 ) -> Contributions:
-    """Run `ids` (rows, tokens) once and tell what `modules`, one in each block, contribute.
+    """Run `ids` (rows, tokens) once and return the contributions of `modules`, one per block.
 
     Each block runs twice on the same input, the second time with the first row's output of its
-    module in all rows. Attention aside, a block works on each token alone, so what is exchanged
-    at one token shows at no other: one run tells the outcome of an exchange at every token. A
-    norm behind the module, where a family has one, works on each token alone as well.
+    module in all rows. After attention, a block treats tokens independently, as does a norm behind
+    the module where a family has one; so one run gives the result of the exchange at each token.
     """
     family, exchanging = family_of(model), False
     outputs: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Sizes of a model, read from its configuration and weights: costs and budgets follow from them."""
+"""Sizes of a model, read from its configuration and weights, for cost and memory estimates."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from transformers import PreTrainedModel
 from errata.models.families import family_of, width_of
 
 STREAMS = 14
-"""Hidden-size vectors that backward holds per token and block: norms, attention, sums."""
+"""Hidden-size vectors stored for backward per token and block: norms, attention, sums."""
 MLPS = 5
-"""MLP-width vectors that backward holds per token and block: mostly GPT-2's activation."""
+"""MLP-width vectors stored for backward per token and block: mostly GPT-2's activation."""
 LOGITS = 4
 """Float32 vectors of the vocabulary size per predicted position: logits, log p, gradient."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that decide what a forward pass costs and how much memory it takes."""
+    """The sizes that determine the FLOPs and memory of a forward pass."""
 
     blocks: int
     width: int
     """The hidden size."""
     mlp: int
     """Input width of the MLP's output matrix."""
-    kept: int
-    """Numbers per token and block in the key-value cache: keys and values of all heads."""
+    cached: int
+    """Numbers per token and block in the key-value cache: keys and values of all its heads."""
     heads: int
     vocabulary: int
     """Rows of the output embedding."""
@@ -46,14 +46,14 @@ class ModelShape:
         """Read the sizes of a model."""
         config, family = model.config.get_text_config(), family_of(model)
         heads = config.num_attention_heads
-        kept_heads = getattr(config, "num_key_value_heads", None) or heads
+        cached_heads = getattr(config, "num_key_value_heads", None) or heads
         head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
         count = family.block_count(model)
         return cls(
             blocks=count,
             width=config.hidden_size,
             mlp=width_of(family.mlp_out(model, 0)),
-            kept=2 * kept_heads * head_width,
+            cached=2 * cached_heads * head_width,
             heads=heads,
             vocabulary=model.get_output_embeddings().weight.shape[0],
             itemsize=max(model.dtype.itemsize, 4),

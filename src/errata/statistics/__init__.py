@@ -1,1 +1,1 @@
-"""Second moments of MLP inputs: accumulate, factor, cut the null space, store."""
+"""Second moments of MLP inputs: accumulation, factorisation, null space, store."""

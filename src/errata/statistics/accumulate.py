@@ -1,8 +1,8 @@
-"""One pass over text that sums k kᵀ of several blocks, and that can be killed and resumed.
+"""One resumable pass over text that sums k kᵀ for several blocks.
 
 The order of work is a `BatchPlan`, a pure function of the rows and a budget. Between batches the
-sums so far can be saved in a `Checkpoint` file; a pass that finds one of the same plan continues
-from there and ends with the same bits.
+partial sums can be saved in a `Checkpoint` file; a pass that finds one of the same plan resumes
+from it, and its result is the same to the bit.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ from errata.statistics.gram import Gram
 Rows = Sequence[tuple[int, ...]]
 
 BUDGET = 2048
-"""Padded tokens per batch on a CPU, where more of them no longer fit into its caches."""
+"""Padded tokens per batch on a CPU; larger batches no longer fit into its caches."""
 GPU_BUDGET = 16384
 
 
 def budget_for(device: torch.device) -> int:
-    """Return how many padded tokens make a batch on a device."""
+    """Return the number of padded tokens per batch on a device."""
     return BUDGET if device.type == "cpu" else GPU_BUDGET
 
 
 class BatchPlan(NamedTuple):
-    """Batches of row indices, in the order in which they are done; no row is in two of them."""
+    """Disjoint batches of row indices, in the order in which they are run."""
 
     batches: tuple[tuple[int, ...], ...]
     first: int
-    """So many batches hold the even rows, those after them the odd ones."""
+    """Number of batches with even rows; those after them contain the odd rows."""
 
     @classmethod
     def of(cls, rows: Rows, budget: int, ranks: Ranks = ALONE) -> BatchPlan:
-        """Group rows of like length, at most `budget` padded tokens each; take our share of both.
+        """Group rows by length, at most `budget` padded tokens per batch; keep this rank's share.
 
-        Even rows come first, so that what was summed half-way is a sum over a fair half.
+        Even rows come first, so that the sums after them cover a representative half of the text.
         """
         halves = []
         for parity in (0, 1):
-            mine = range(parity, len(rows), 2)
-            groups = batches_by_length([len(rows[index]) for index in mine], budget)
-            halves.append(ranks.share([tuple(mine[i] for i in group) for group in groups]))
+            half = range(parity, len(rows), 2)
+            groups = batches_by_length([len(rows[index]) for index in half], budget)
+            halves.append(ranks.share([tuple(half[i] for i in group) for group in groups]))
         return cls((*halves[0], *halves[1]), len(halves[0]))
 
     def tokens(self, rows: Rows, batches: int | None = None) -> int:
-        """Return how many tokens the first `batches` batches hold, all by default."""
+        """Return the number of tokens in the first `batches` batches (default: all)."""
         return sum(len(rows[index]) for batch in self.batches[:batches] for index in batch)
 
     def digest(self, rows: Rows, **more: object) -> str:
-        """Return a hash of the batches, of the ids in them and of what else is named."""
+        """Return a hash of the batches, of the ids in them and of the values in `more`."""
         digest = hashlib.sha256(json.dumps([self.first, more], sort_keys=True).encode())
         for batch in self.batches:
             digest.update(array("q", [len(batch), *(len(rows[i]) for i in batch)]).tobytes())
@@ -76,39 +76,39 @@ class BatchPlan(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What a pass found."""
+    """The result of a pass."""
 
     grams: dict[int, Gram]
     """The sum of k kᵀ per block."""
     tokens: int
-    """Tokens in the sums."""
+    """Number of tokens in `grams`."""
     halves: dict[int, list[Tensor]]
-    """The panels of the sums over the even rows alone, float32; empty when not asked for."""
+    """Per block, panels of the sum over the even rows, float32; empty if not requested."""
     half: int
-    """Tokens in those."""
+    """Number of tokens in `halves`."""
 
 
 @dataclass
 class Checkpoint:
-    """Where a pass keeps its sums while it runs, and how often."""
+    """The file for a pass's partial sums, and how often it is written."""
 
     path: Path
     every: float = 30.0
-    """Seconds between two writings; more where writing takes over a twentieth of them."""
+    """Seconds between writes; longer where writing takes over a twentieth of that."""
     clock: Callable[[], float] = time.monotonic
     say: Say = say_nothing
-    """Told, in a sentence, when a pass is resumed."""
+    """Called with a message when a pass resumes."""
     _next: float = field(default=0.0, init=False)
 
     def load(self, digest: str, tensors: Mapping[str, Tensor]) -> int:
-        """Read the sums back into `tensors`; return how many batches they hold, 0 for none.
+        """Load the sums into `tensors`; return the number of batches in them.
 
-        A file that is damaged or of another plan counts as none.
+        Without a readable file of this plan, zero `tensors` and return 0.
         """
         self._next = self.clock() + self.every
         done = self._read(digest, tensors)
         if done:
-            self.say(f"going on where it was stopped, after {done} batches")
+            self.say(f"resuming an interrupted measurement after {done} batches")
         else:
             for tensor in tensors.values():
                 tensor.zero_()
@@ -126,8 +126,8 @@ class Checkpoint:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
             return 0
 
-    def keep(self, digest: str, done: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write the sums of the first `done` batches, if it is time to."""
+    def save(self, digest: str, done: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the sums of the first `done` batches, unless the last write was too recent."""
         start = self.clock()
         if start < self._next:
             return
@@ -137,7 +137,7 @@ class Checkpoint:
         self._next = now + max(self.every, 20 * (now - start))
 
     def remove(self) -> None:
-        """Remove the file; the pass is over and what it found is kept elsewhere."""
+        """Remove the file, once the result of the pass is stored."""
         self.path.unlink(missing_ok=True)
 
 
@@ -154,38 +154,38 @@ def collect(
     ranks: Ranks = ALONE,
     progress: Progress = no_progress,
 ) -> Sums:
-    """Sum k kᵀ of every block over our share of `rows`, then over all ranks.
+    """Sum k kᵀ of every block over this rank's share of `rows`, then over all ranks.
 
-    The model runs once per batch, up to the last block. Sums stand on `device`; `progress` is
-    told (tokens done, tokens in all) of our share.
+    The model runs once per batch, up to the last block. The sums are on `device`; `progress` is
+    called with (tokens done, total tokens) of this rank's share.
     """
     family = family_of(model)
-    writes = [family.mlp_out(model, block) for block in blocks]
-    grams = {block: Gram(width_of(w), device) for block, w in zip(blocks, writes, strict=True)}
-    states = {f"{b}.{i}": sum_ for b, g in grams.items() for i, sum_ in enumerate(g.sums)}
-    kept: dict[str, Tensor] = {}
+    modules = [family.mlp_out(model, block) for block in blocks]
+    grams = {block: Gram(width_of(m), device) for block, m in zip(blocks, modules, strict=True)}
+    panels = {f"{b}.{i}": panel for b, g in grams.items() for i, panel in enumerate(g.sums)}
+    half: dict[str, Tensor] = {}
     if halves:
-        kept = {f"half.{n}": torch.zeros(s.shape, device=device) for n, s in states.items()}
+        half = {f"half.{n}": torch.zeros(p.shape, device=device) for n, p in panels.items()}
     digest = plan.digest(rows, blocks=list(blocks), halves=halves, ranks=[ranks.rank, ranks.world])
-    start = 0 if partial is None else partial.load(digest, states | kept)
+    start = 0 if partial is None else partial.load(digest, panels | half)
     done, total = plan.tokens(rows, start), plan.tokens(rows)
     with frozen(model):
         for number, batch in enumerate(plan.batches[start:], start=start + 1):
-            add_batch(model, [rows[i] for i in batch], writes, list(grams.values()))
+            add_batch(model, [rows[i] for i in batch], modules, list(grams.values()))
             if halves and number == plan.first:
-                for name, sum_ in states.items():
-                    kept[f"half.{name}"].copy_(sum_)
+                for name, panel in panels.items():
+                    half[f"half.{name}"].copy_(panel)
             done += sum(len(rows[i]) for i in batch)
             progress(done, total)
             if partial is not None and number < len(plan.batches):
-                partial.keep(digest, number, states | kept)
-    return _added_up(grams, kept, rows, ranks)
+                partial.save(digest, number, panels | half)
+    return _over_ranks(grams, half, rows, ranks)
 
 
 def add_batch(
-    model: PreTrainedModel, rows: Rows, writes: Sequence[torch.nn.Module], grams: Sequence[Gram]
+    model: PreTrainedModel, rows: Rows, modules: Sequence[torch.nn.Module], grams: Sequence[Gram]
 ) -> None:
-    """Run one batch and add its keys; padding is left out."""
+    """Run one batch and add the inputs of `modules`, padding excluded, to `grams`."""
     ids = pad_right(rows, model.device)
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     real = torch.arange(ids.shape[1], device=model.device) < lengths[:, None]
@@ -194,19 +194,21 @@ def add_batch(
     def add(index: int, keys: Tensor) -> None:
         grams[index].add(keys[real] if padded else keys.flatten(0, 1))  # (tokens, d_in)
 
-    record(model, ids, [Site(write, "input") for write in writes], keeping=add)
+    record(model, ids, [Site(module, "input") for module in modules], transform=add)
 
 
-def _added_up(grams: dict[int, Gram], kept: Mapping[str, Tensor], rows: Rows, ranks: Ranks) -> Sums:
-    """Add up all ranks' sums."""
+def _over_ranks(
+    grams: dict[int, Gram], half: Mapping[str, Tensor], rows: Rows, ranks: Ranks
+) -> Sums:
+    """Add the sums of all ranks."""
     halves: dict[int, list[Tensor]] = {}
     for block, gram in grams.items():
         for index, total in enumerate(gram.sums):
             ranks.add(total)
-            if kept:
-                half = kept[f"half.{block}.{index}"].double()
-                ranks.add(half)
-                halves.setdefault(block, []).append(half.float())
+            if half:
+                panel = half[f"half.{block}.{index}"].double()
+                ranks.add(panel)
+                halves.setdefault(block, []).append(panel.float())
     half_count = sum(map(len, rows[::2])) if halves else 0
     return Sums(grams, sum(map(len, rows)), halves, half_count)
 
@@ -215,15 +217,15 @@ def _added_up(grams: dict[int, Gram], kept: Mapping[str, Tensor], rows: Rows, ra
 def sample_keys(
     model: PreTrainedModel, rows: Rows, blocks: Sequence[int], count: int
 ) -> dict[int, Tensor]:
-    """Return at most `count` keys of `rows`, spread evenly: (d_in, n) per block."""
-    writes = [family_of(model).mlp_out(model, block) for block in blocks]
+    """Return at most `count` keys, evenly spaced over the tokens of `rows`: (d_in, n) per block."""
+    modules = [family_of(model).mlp_out(model, block) for block in blocks]
     found: list[list[Tensor]] = [[] for _ in blocks]
     with frozen(model):
         for row in rows:
             ids = pad_right([row], model.device)
-            sites = [Site(write, "input") for write in writes]
-            for held, keys in zip(found, record(model, ids, sites), strict=True):
-                held.append(keys[0])
+            sites = [Site(module, "input") for module in modules]
+            for rows_found, keys in zip(found, record(model, ids, sites), strict=True):
+                rows_found.append(keys[0])
     total = sum(map(len, rows))
     chosen = torch.arange(0, total, max(1, -(-total // count)), device=model.device)
-    return {b: torch.cat(held)[chosen].T for b, held in zip(blocks, found, strict=True)}
+    return {b: torch.cat(keys)[chosen].T for b, keys in zip(blocks, found, strict=True)}

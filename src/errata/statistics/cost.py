@@ -1,8 +1,7 @@
-"""What measuring second moments costs, known before it is done: work, memory, disk, time.
+"""The cost of measuring second moments, estimated beforehand: FLOPs, memory, disk, time.
 
-The model is run up to the input of the last block's MLP output matrix: 2 multiplications and
-additions per weight and padded token, 4 per pair of tokens and dimension in the attention; then
-half of K Kᵀ per block.
+The model runs up to the input of the last block's MLP output matrix: 2 FLOPs per weight and padded
+token, 4 per pair of tokens and dimension in the attention; then half of K Kᵀ per block.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from errata.statistics.gram import Gram, gram_bytes, gram_flops
 
 
 class MomentCost(NamedTuple):
-    """What one pass takes."""
+    """The cost of one pass."""
 
     flops: float
     """Multiplications and additions."""
     memory: int
-    """Most bytes on top of the loaded model."""
+    """Peak bytes in addition to the loaded model."""
     disk: int
-    """Bytes that stay."""
+    """Bytes of the stored moments."""
     scratch: int
-    """Bytes on disk while it runs: the sums so far, twice for a moment."""
+    """Temporary bytes on disk: the checkpoint, twice while it is replaced."""
 
 
 def pass_cost(
@@ -44,21 +43,21 @@ def pass_cost(
     halves: bool,
     itemsize: int = 4,
 ) -> MomentCost:
-    """Return what it costs to measure inputs of the given `widths`, one per block.
+    """Return the cost of measuring inputs of the given `widths`, one per block.
 
-    `weights_run` are the entries of the matrices that a token passes, `layers` the blocks that
-    are run, `shapes` (rows, longest) of each batch, `tokens` those that are not padding.
+    `weights_run` is the number of matrix entries that a token passes, `layers` the number of blocks
+    that run, `shapes` are (rows, longest) of each batch; `tokens` excludes padding.
     """
     padded = sum(rows * longest for rows, longest in shapes)
     pairs = sum(rows * longest**2 for rows, longest in shapes)
     flops = 2.0 * weights_run * padded + 4.0 * layers * hidden * pairs
     flops += sum(gram_flops(width, tokens) for width in widths)
-    kept = sum(gram_bytes(width) + halves * gram_bytes(width, 4) for width in widths)
+    sums = sum(gram_bytes(width) + halves * gram_bytes(width, 4) for width in widths)
     largest, widest = max(rows * longest for rows, longest in shapes), max(widths)
     running = largest * (4 * hidden + 5 * widest) * itemsize + 4 * largest * widest
-    solving = (40 if halves else 8) * widest**2  # float64 factors and what they are made of
+    solving = (40 if halves else 8) * widest**2  # float64 matrices and their factors
     disk = sum(4 * width**2 for width in widths)
-    return MomentCost(flops, kept + max(running, solving + disk // 2), disk, 2 * kept)
+    return MomentCost(flops, sums + max(running, solving + disk // 2), disk, 2 * sums)
 
 
 def pass_cost_of(
@@ -69,7 +68,7 @@ def pass_cost_of(
     halves: bool,
     budget: int | None = None,
 ) -> MomentCost:
-    """Return what `measure` costs on these rows."""
+    """Return the cost of `measure` on these rows."""
     family, last = family_of(model), max(blocks)
     widths = [width_of(family.mlp_out(model, block)) for block in blocks]
     plan = BatchPlan.of(rows, budget or budget_for(model.device))
@@ -98,21 +97,21 @@ def seconds_of(
     budget: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Return about how many seconds `measure` takes here: one batch is run, and counted up.
+    """Estimate the seconds that `measure` takes, extrapolated from one batch by tokens.
 
-    The batch in the middle of the plan is run twice, and the second time counts. `device` is
-    where the sums stand, `clock` is what the seconds are told by.
+    The batch in the middle of the even rows' batches runs twice; the second run is timed by
+    `clock`. `device` is the device of the sums.
     """
     family = family_of(model)
     plan = BatchPlan.of(rows, budget or budget_for(model.device))
     batch = [rows[index] for index in plan.batches[plan.first // 2]]
-    writes = [family.mlp_out(model, block) for block in blocks]
-    grams = [Gram(width_of(write), device) for write in writes]
+    modules = [family.mlp_out(model, block) for block in blocks]
+    grams = [Gram(width_of(module), device) for module in modules]
     taken = 0.0
     with frozen(model):
         for _ in range(2):
             start = clock()
-            add_batch(model, batch, writes, grams)
+            add_batch(model, batch, modules, grams)
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
             taken = clock() - start

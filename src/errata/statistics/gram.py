@@ -1,11 +1,11 @@
-"""Sums of k kᵀ of which only the half that differs is computed.
+"""Sums of k kᵀ, of which only the lower triangle is computed.
 
-K Kᵀ is symmetric, so its rows are computed in panels, each as far as the diagonal:
+K Kᵀ is symmetric, so its rows are computed in panels, each only up to the diagonal:
 
     rows a:b of the sum += K[a:b] · K[:b]ᵀ          (b - a, tokens) x (tokens, b)
 
-With p panels that is (p + 1) / 2p of the multiplications of the whole. Products are float32 per
-batch, sums float64.
+With p panels that takes (p + 1) / 2p of the multiplications of the full matrix. Products are
+float32 per batch, sums float64.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import torch
 from torch import Tensor
 
 PANELS = 16
-"""Most panels: 0.53 of the whole; more of them are too thin for the matrix multiplication."""
+"""Most panels (0.53 of the work); thinner ones would slow the matrix multiplication down."""
 PANEL_WIDTH = 192
-"""Least width of a panel, for the same reason."""
+"""Smallest panel width, for the same reason."""
 
 
 def panel_edges(width: int, panels: int | None = None) -> list[tuple[int, int]]:
-    """Return where each panel of a width begins and ends; as many as pay off by default."""
+    """Return the (start, stop) rows of each panel; by default as many panels as are worthwhile."""
     count = max(1, min(PANELS, width // PANEL_WIDTH)) if panels is None else panels
     step = -(-width // count)
     return [(start, min(start + step, width)) for start in range(0, width, step)]
 
 
 def gram_flops(width: int, tokens: int, panels: int | None = None) -> int:
-    """Return how many multiplications and additions a sum over `tokens` keys takes."""
+    """Return the FLOPs of a sum over `tokens` keys."""
     return sum(2 * tokens * (stop - start) * stop for start, stop in panel_edges(width, panels))
 
 
 def gram_bytes(width: int, itemsize: int = 8, panels: int | None = None) -> int:
-    """Return how many bytes the panels of one sum take."""
+    """Return the bytes of the panels of one sum."""
     return sum(itemsize * (stop - start) * stop for start, stop in panel_edges(width, panels))
 
 
 class Gram:
-    """The sum of k kᵀ over keys of one width, as panels of rows up to the diagonal."""
+    """The sum of k kᵀ over keys of one width, stored as panels of rows up to the diagonal."""
 
     def __init__(self, width: int, device: torch.device, panels: int | None = None) -> None:
         self.width = width
@@ -50,26 +50,26 @@ class Gram:
         ]
 
     def add(self, keys: Tensor) -> None:
-        """Add keys (tokens, width) of any dtype; their products are float32."""
+        """Add keys (tokens, width) of any dtype; products are computed in float32."""
         keys = keys.float()
-        most = max((stop - start) * stop for start, stop in self.edges)
-        room = torch.empty(most, dtype=torch.float32, device=keys.device)
+        largest = max((stop - start) * stop for start, stop in self.edges)
+        buffer = torch.empty(largest, dtype=torch.float32, device=keys.device)
         for (start, stop), total in zip(self.edges, self.sums, strict=True):
-            product = room[: (stop - start) * stop].view(stop - start, stop)
+            product = buffer[: (stop - start) * stop].view(stop - start, stop)
             torch.mm(keys[:, start:stop].T, keys[:, :stop], out=product)
             total.add_(product.to(total.device))
 
     def copies(self) -> list[Tensor]:
-        """Return the panels as they are now, in float32."""
+        """Return copies of the panels, float32."""
         return [total.float() for total in self.sums]
 
     def mean(self, count: int) -> Tensor:
-        """Return the sum over `count`: (width, width), float32, symmetric to the bit."""
+        """Return the sum divided by `count`: (width, width), float32, symmetric to the bit."""
         return whole(self.edges, [(total / count).float() for total in self.sums])
 
 
 def whole(edges: Sequence[tuple[int, int]], panels: Sequence[Tensor]) -> Tensor:
-    """Put panels together into the symmetric matrix that they are the lower half of."""
+    """Return the symmetric matrix whose lower triangle is in these panels."""
     width = edges[-1][1]
     matrix = torch.zeros(width, width, dtype=panels[0].dtype, device=panels[0].device)
     for (start, stop), panel in zip(edges, panels, strict=True):

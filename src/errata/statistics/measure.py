@@ -27,7 +27,7 @@ from errata.statistics.gram import panel_edges, whole
 from errata.statistics.second_moment import SecondMoment
 
 SAMPLED_KEYS = 256
-"""Keys that the convergence of a quick estimate is looked at on."""
+"""Keys on which the convergence of an estimate is measured."""
 
 
 def token_rows(
@@ -36,9 +36,9 @@ def token_rows(
     length: int,
     max_tokens: int | None = None,
 ) -> list[tuple[int, ...]]:
-    """Encode texts for statistics, each cut at `length` tokens, until `max_tokens` are reached.
+    """Encode texts, each truncated to `length` tokens, until there are `max_tokens` tokens.
 
-    An iterator is left behind the last text that was used.
+    An iterator continues after the last text used.
     """
     rows, count = [], 0
     for text in texts:
@@ -66,14 +66,15 @@ def measure(
 ) -> dict[int, SecondMoment]:
     """Measure C of every block in one pass over `rows` of token ids, stopping after the last block.
 
-    Padding is left out. With `held_out` rows (none of them: a few of `rows`) the moments also say
-    how far they are from settled. `budget` padded tokens are run at once; sums are kept in
-    `partial` on the way. `progress` is told (tokens done, tokens in all).
+    Padding is excluded. With `held_out` rows (if empty: the last few of `rows`) the moments also
+    have a `Convergence`. A batch has at most `budget` padded tokens; partial sums are saved in
+    `partial`. `progress` is called with (tokens done, total tokens). Raises `ErrataError` for empty
+    text and for keys that are not finite.
     """
     blocks = sorted(set(blocks))
     if not any(rows):
         raise ErrataError(
-            "there is no text to measure a second moment on", "give a corpus with text in it"
+            "there is no text to measure a second moment on", "give a corpus that contains text"
         )
     plan = BatchPlan.of(rows, budget or budget_for(model.device), ranks)
     sums = collect(
@@ -100,14 +101,16 @@ def measure(
     for block, moment in found.items():
         panels = [panel / max(sums.half, 1) for panel in sums.halves.pop(block)]
         half = SecondMoment(whole(panel_edges(len(moment.matrix)), panels), sums.half)
-        found[block] = replace(moment, convergence=_converged(keys[block], half, moment, held_out))
+        found[block] = replace(
+            moment, convergence=_convergence(keys[block], half, moment, held_out)
+        )
     return found
 
 
-def _converged(
+def _convergence(
     keys: Tensor, half: SecondMoment, full: SecondMoment, held_out: Rows
 ) -> Convergence | None:
-    """Compare the solves; None where even all of the tokens are too few for one."""
+    """Return the convergence at some keys (d_in, n); None where C of all tokens is singular."""
     if full.factor is None:
         return None
     keys = keys.to(full.matrix.device, torch.float64)

@@ -1,7 +1,7 @@
-"""The null space of a second moment: the directions that a weight's inputs hardly use.
+"""The null space of a second moment: directions in which a weight's inputs have little energy.
 
-AlphaEdit (arXiv 2410.02355) writes only there, through the projector P. Whichever is smaller is
-kept, the basis of these directions or that of the others.
+AlphaEdit (arXiv 2410.02355) restricts edits to it with the projector P. The smaller of two bases is
+stored: that of the null space or that of its complement.
 """
 
 from __future__ import annotations
@@ -16,25 +16,28 @@ from errata.core.errors import ErrataError
 
 @dataclass(frozen=True)
 class NullSpace:
-    """The directions that a weight's inputs hardly use (AlphaEdit, arXiv 2410.02355).
+    """Directions in which a weight's inputs have little energy (AlphaEdit, arXiv 2410.02355).
 
-    P = U Uᵀ projects onto them, P = I - V Vᵀ with those in use; the smaller of U, V is kept.
+    P = U Uᵀ projects onto them; P = I - V Vᵀ with V of the complement. The smaller basis is stored.
     """
 
     basis: Tensor
     """U or V: (d_in, at most d_in / 2), float64, orthonormal columns."""
     used: bool
-    """Whether `basis` spans the directions in use (V), not those that are not (U)."""
+    """Whether `basis` spans the complement (V), not the null space (U)."""
     threshold: float
-    """Eigenvalues below this count as unused."""
+    """Eigenvectors with eigenvalues below this span the null space."""
     below: float
-    """The largest eigenvalue under the cut."""
+    """The largest eigenvalue below the threshold."""
     above: float
-    """The smallest eigenvalue over the cut."""
+    """The smallest eigenvalue above the threshold."""
 
     @classmethod
     def cut(cls, vectors: Tensor, unused: Tensor, *cut: float) -> NullSpace:
-        """Keep the smaller part of the eigenvectors (d_in, d_in), of which a mask is unused."""
+        """Build from eigenvectors (d_in, d_in) and the mask (d_in,) of those in the null space.
+
+        `cut` are the fields `threshold`, `below` and `above`.
+        """
         used = bool(unused.sum() * 2 >= len(unused))
         return cls(vectors[:, ~unused if used else unused].contiguous(), used, *cut)
 
@@ -44,13 +47,13 @@ class NullSpace:
         return self.basis.shape[0]
 
     @property
-    def kept(self) -> int:
+    def dimension(self) -> int:
         """Dimension of the null space."""
         return self.width - self.basis.shape[1] if self.used else self.basis.shape[1]
 
     @property
     def gap(self) -> float:
-        """How far apart the eigenvalues at the cut are, as a ratio; near 1 the cut is arbitrary."""
+        """Ratio of the eigenvalues above and below the threshold; near 1 the cut is arbitrary."""
         return self.above / self.below if self.below > 0 else float("inf")
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -61,7 +64,10 @@ class NullSpace:
 
     @classmethod
     def from_projector(cls, projector: Tensor) -> NullSpace:
-        """Read a null space from its projector P (d_in, d_in), such as another tool computed."""
+        """Return the null space of a projector P (d_in, d_in), for example from another tool.
+
+        Raises `ErrataError` unless its eigenvalues are 0 and 1.
+        """
         values, vectors = torch.linalg.eigh(projector.double())
         if not torch.allclose(values, values.round().clamp(0, 1), atol=1e-3):
             raise ErrataError("the given P is not a projector: its eigenvalues are not 0 and 1")

@@ -1,8 +1,8 @@
 """The second moment C = E[k kᵀ] of a weight's inputs over a corpus, and its null space.
 
-C tells an editor which inputs the matrix already serves. It is measured by `measure`, for all
-blocks in one pass, and stored as one safetensors file per weight, under the identity of how it
-was measured.
+C is the uncentred covariance of the keys: editors use it to leave the outputs for typical inputs,
+and so existing knowledge, unchanged. `measure` computes it for all blocks in one pass; it is stored
+as one safetensors file per weight, under the identity of how it was measured.
 """
 
 from __future__ import annotations
@@ -29,17 +29,15 @@ from errata.statistics.null_space import NullSpace
 T = TypeVar("T")
 
 TOKENS_PER_DIMENSION = 2
-"""With fewer tokens per dimension, directions look unused that merely were not seen."""
-
-
+"""With fewer tokens per dimension, directions look unused only because none of them was sampled."""
 UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, OverflowError)
-"""What reading a damaged file raises."""
+"""Exceptions that reading a damaged file raises."""
 ROUNDING = 8
-"""Eigenvalues within so many units of float32 rounding count as zero."""
+"""Eigenvalues below this multiple of float32 rounding count as zero."""
 
 
 class SecondMomentIdentity(Settings):
-    """How a second moment was measured; two that differ in any field are different moments."""
+    """How a second moment was measured; moments that differ in any field are different."""
 
     weights: str
     """Hash of the base model's stored weights."""
@@ -48,21 +46,21 @@ class SecondMomentIdentity(Settings):
     corpus: str
     """Hash of the text."""
     tokens: int | None
-    """How many tokens were asked for; None for the whole corpus."""
+    """Requested number of tokens; None for the whole corpus."""
     length: int
-    """Texts are cut at this many tokens."""
+    """Texts are truncated to this many tokens."""
     weight: str
     """Full name of the weight whose inputs were measured."""
     dtype: str
     """The dtype the model ran in."""
 
     def matches(self, other: SecondMomentIdentity | None) -> bool:
-        """Return whether both are one measurement; model hashes in the old form count as equal."""
+        """Return whether both are the same; an old-form model hash matches the new one."""
         return other is not None and same_record(self.model_dump(), other.model_dump())
 
     @property
     def old(self) -> SecondMomentIdentity:
-        """The same with the model's hash in the old form (see `models.identity`)."""
+        """This identity with the model's hash in the old form (see `models.identity`)."""
         return self.with_values(weights=old_form(self.weights))
 
     @property
@@ -77,13 +75,13 @@ class SecondMoment:
     """C = E[k kᵀ] of one weight: (d_in, d_in), with the identity of how it was measured."""
 
     matrix: Tensor
-    """(d_in, d_in), float32, symmetric, not centred."""
+    """(d_in, d_in), float32, symmetric, uncentred."""
     count: int
-    """Tokens that went into the mean."""
+    """Number of tokens in the mean."""
     identity: SecondMomentIdentity | None = None
-    """Where it comes from; None for one made by hand."""
+    """How it was measured; None if unknown."""
     convergence: Convergence | None = None
-    """How settled it is; None where that was not looked at."""
+    """Its convergence; None where that was not measured."""
 
     def to(self, device: torch.device) -> SecondMoment:
         """Return the same moment on another device."""
@@ -96,7 +94,7 @@ class SecondMoment:
         return None if failed else factor
 
     def solve(self, columns: Tensor) -> Tensor:
-        """Return C⁻¹ applied to columns (d_in, n), float64; a singular C is an `ErrataError`."""
+        """Return C⁻¹ applied to columns (d_in, n), float64; `ErrataError` if C is singular."""
         columns = columns.to(self.matrix.device, torch.float64)
         if self.factor is not None:
             half = torch.linalg.solve_triangular(self.factor, columns, upper=False)
@@ -108,11 +106,11 @@ class SecondMoment:
 
     @cached_property
     def rank(self) -> int:
-        """Numerical rank of C: directions that the keys span, of d_in.
+        """Numerical rank of C: the dimension of the span of the keys, at most d_in.
 
-        Counted on C scaled to a unit diagonal, S = D^-1/2 C D^-1/2, against the rounding of float32
-        sums. Where inverse iteration finds the smallest eigenvalue well above that, C has full
-        rank and the others are not computed.
+        It counts the eigenvalues of S = D^-1/2 C D^-1/2 (C scaled to a unit diagonal) above the
+        rounding of float32 sums. Where inverse iteration finds the smallest eigenvalue well
+        above that, C has full rank and no other eigenvalue is computed.
         """
         matrix = self.matrix.double()
         diagonal = matrix.diagonal().clamp(min=0)
@@ -148,7 +146,7 @@ class SecondMoment:
         return {}
 
     def derived(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
-        """Return `make()`, computed once per key and kept as long as the moment itself."""
+        """Return `make()`, computed once per key and cached with the moment."""
         if key not in self._derived:
             self._derived[key] = make()
         found: T = self._derived[key]
@@ -157,7 +155,8 @@ class SecondMoment:
     def null_space(self, threshold: float, relative: bool = False) -> NullSpace:
         """Return the directions with eigenvalues below `threshold` (of the largest, if `relative`).
 
-        Computed once, in float64: in float32 the cut can fall one direction off.
+        Computed once, in float64: in float32 the dimension can be off by one. Raises `ErrataError`
+        when there is no such direction.
         """
         key = ("null space", threshold, relative)
         return self.derived(key, lambda: self._cut(threshold, relative))
@@ -169,7 +168,7 @@ class SecondMoment:
         if not unused.any():
             raise ErrataError(
                 f"no direction of the second moment has an eigenvalue below {cut:.3g} "
-                f"(the smallest is {float(values[0]):.3g}), so nothing could be written",
+                f"(the smallest is {float(values[0]):.3g}), so there is no null space to edit in",
                 "raise the null space threshold, or make it relative",
             )
         above = float(values[~unused][0]) if not unused.all() else float("inf")
@@ -177,22 +176,22 @@ class SecondMoment:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of its numbers."""
+        """Hash of the matrix."""
         data = self.matrix.detach().cpu().contiguous().numpy().data
         return hashlib.sha256(data).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""
         identity = None if self.identity is None else self.identity.model_dump()
-        settled = None if self.convergence is None else self.convergence.model_dump()
+        convergence = None if self.convergence is None else self.convergence.model_dump()
         header = json.dumps(
-            {"count": self.count, "identity": identity, "convergence": settled}, sort_keys=True
+            {"count": self.count, "identity": identity, "convergence": convergence}, sort_keys=True
         )
         write_safetensors(path, {"second_moment": self.matrix}, {"errata": header})
 
     @classmethod
     def load(cls, path: Path, expected: SecondMomentIdentity | None = None) -> SecondMoment:
-        """Read one back; raises `ErrataError` when it is damaged or measured on something else."""
+        """Load a moment; `ErrataError` if it is damaged or its identity differs from `expected`."""
         try:
             with safe_open(path, framework="pt") as file:
                 header, matrix = _header_of(file), file.get_tensor("second_moment")
@@ -211,16 +210,16 @@ class SecondMoment:
 
 
 class Header(NamedTuple):
-    """What the header of a moment's file says."""
+    """The header of a moment's file."""
 
     identity: SecondMomentIdentity | None
     tokens: int
-    """Tokens that went into the mean."""
+    """Number of tokens in the mean."""
     convergence: Convergence | None
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a moment's file alone; raises `ErrataError` when it is damaged."""
+    """Read only the header of a moment's file; raises `ErrataError` when it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return _header_of(file)
@@ -230,14 +229,14 @@ def read_header(path: Path) -> Header:
 
 def _header_of(file: Any) -> Header:
     found = parse_json((file.metadata() or {}).get("errata", ""))
-    identity, settled = found["identity"], found.get("convergence")
+    identity, convergence = found["identity"], found.get("convergence")
     count = int(found["count"])
     if count < 1:
         raise ValueError(f"it was measured on {count} tokens")
     return Header(
         identity and SecondMomentIdentity.model_validate(identity),
         count,
-        settled and Convergence.model_validate(settled),
+        convergence and Convergence.model_validate(convergence),
     )
 
 
@@ -249,8 +248,10 @@ def _no_moment(path: Path, error: Exception) -> ErrataError:
 
 def _differences(found: SecondMomentIdentity | None, expected: SecondMomentIdentity) -> str:
     if found is None:
-        return "it does not say on what"
-    ours, theirs = found.model_dump(), expected.model_dump()
+        return "its identity is not recorded"
+    actual, wanted = found.model_dump(), expected.model_dump()
     return ", ".join(
-        f"{key} {ours[key]} instead of {theirs[key]}" for key in ours if ours[key] != theirs[key]
+        f"{key} {actual[key]} instead of {wanted[key]}"
+        for key in actual
+        if actual[key] != wanted[key]
     )

@@ -1,8 +1,8 @@
-"""The store of second moments: found by what they were measured on, measured when asked for.
+"""The store of second moments: looked up by identity, measured on demand.
 
-A store is a folder. A moment is looked up under the base's weights, the tokenizer, the corpus
-and the number of tokens, and never taken for another. A lock per measurement keeps two
-processes from doing the same work, and a file of sums on the way lets a killed one go on.
+A store is a folder. A moment is identified by the base model's weights, the tokenizer, the corpus
+and the number of tokens, among others (see `SecondMomentIdentity`). A lock per measurement keeps
+two processes from doing the same work; interrupted measurements resume from a checkpoint.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from errata.statistics.second_moment import SecondMoment, SecondMomentIdentity, 
 from errata.statistics.text import Text, readable, text_of
 
 STALE_DAYS = 14
-"""After so many days without a write, the checkpoint of a measurement counts as abandoned."""
+"""Days without a write after which the checkpoint of a measurement counts as abandoned."""
 
 
 class Forecast(NamedTuple):
-    """What `Store.get` would do."""
+    """The work and cost of `Store.get`."""
 
     blocks: tuple[int, ...]
-    """Blocks that are not stored."""
+    """Blocks without a stored moment."""
     tokens: int
     cost: MomentCost
     seconds: float
-    """Measured on one batch and counted up."""
+    """Estimated from one batch."""
 
 
 class StoredMoment(NamedTuple):
-    """What the header of a stored moment says."""
+    """A stored moment, as described by its file's header."""
 
     path: Path
     identity: SecondMomentIdentity | None
-    """How it was measured; None where that is not recorded."""
+    """How it was measured; None if not recorded."""
     tokens: int
-    """Tokens that went into the mean."""
+    """Number of tokens in the mean."""
     bytes: int
-    """Size of the file."""
+    """Size of the file in bytes."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,25 @@ class Store:
     ) -> dict[int, SecondMoment]:
         """Return C of the unedited model per block, measuring those that are not stored.
 
-        `tokens` limits the corpus (None: all of it), `length` is where each text is cut. A
-        measurement that was killed goes on where it was; one that another process is at is
-        waited for. `say` is told of both. Of several `ranks` the first keeps and returns what all
-        have measured; the others return nothing, as they may not see its disk.
+        `tokens` limits the corpus (None: all of it); each text is truncated to `length` tokens.
+        Interrupted measurements resume; one that another process runs is waited for. `say` reports
+        both. Of several `ranks`, the first stores and returns the moments; the others return an
+        empty dict, as they may not have access to its disk.
         """
         length = readable(edited, length)
         identities = _identities(edited, corpus, blocks, tokens, length)
-        lacking = partial(self._lacking, identities)
-        if ranks.agree(lacking()):
-            lock = self._path(identities[blocks[0]]).parent / f".{_pass_of(identities)}.lock"
+        missing_here = partial(self._missing, identities)
+        if ranks.agree(missing_here()):
+            lock = self._path(identities[blocks[0]]).parent / f".{_pass_name(identities)}.lock"
             wait = "another process is measuring these second moments; waiting for it"
             with ExitStack() as stack:
                 if ranks.rank == 0:
                     stack.enter_context(locked(lock, lambda: say(wait)))
-                missing = ranks.agree(lacking())
+                missing = ranks.agree(missing_here())
                 if missing:
                     text = text_of(edited, corpus, tokens, length)
-                    wanted = {block: identities[block] for block in missing}
-                    self._measure(edited, text, wanted, ranks, progress, say)
+                    to_measure = {block: identities[block] for block in missing}
+                    self._measure(edited, text, to_measure, ranks, progress, say)
         if ranks.rank > 0:
             return {}
         device = solving_device(edited.model.device)
@@ -110,53 +110,54 @@ class Store:
         self,
         edited: EditedModel,
         text: Text,
-        wanted: Mapping[int, SecondMomentIdentity],
+        identities: Mapping[int, SecondMomentIdentity],
         ranks: Ranks,
         progress: Progress,
         say: Say,
     ) -> None:
-        """Measure and keep the moments of blocks; the sums are kept on the way, one file a rank."""
-        cost = pass_cost_of(edited.model, text.rows, list(wanted), halves=text.held_out is not None)
-        home = self._path(next(iter(wanted.values()))).parent
+        """Measure and store the moments of blocks, with one checkpoint file per rank meanwhile."""
+        blocks = list(identities)
+        cost = pass_cost_of(edited.model, text.rows, blocks, halves=text.held_out is not None)
+        folder = self._path(identities[blocks[0]]).parent
         if ranks.rank == 0:
-            require_space(home, cost.disk + cost.scratch * ranks.world, "second moments")
-        listed = "-".join(str(block) for block in wanted)
-        part = f"-{listed}.{ranks.rank}of{ranks.world}.partial"
-        sums = Checkpoint(home / f".{_pass_of(wanted)}{part}", say=say)
-        begun = home / f".{_pass_of({b: each.old for b, each in wanted.items()})}{part}"
-        if begun.exists() and not sums.path.exists():  # by a version with the old form of the hash
-            begun.replace(sums.path)
+            require_space(folder, cost.disk + cost.scratch * ranks.world, "second moments")
+        suffix = f"-{'-'.join(map(str, blocks))}.{ranks.rank}of{ranks.world}.partial"
+        checkpoint = Checkpoint(folder / f".{_pass_name(identities)}{suffix}", say=say)
+        old_identities = {block: identity.old for block, identity in identities.items()}
+        old = folder / f".{_pass_name(old_identities)}{suffix}"
+        if old.exists() and not checkpoint.path.exists():  # named by the old form of the hash
+            old.replace(checkpoint.path)
         with edited.without_patches():
             found = measure(
                 edited.model,
                 text.rows,
-                list(wanted),
+                blocks,
                 held_out=text.held_out,
-                partial=sums,
+                partial=checkpoint,
                 ranks=ranks,
                 progress=progress,
             )
         if ranks.rank == 0:
             for block, moment in found.items():
-                replace(moment, identity=wanted[block]).save(self._path(wanted[block]))
+                identity = identities[block]
+                replace(moment, identity=identity).save(self._path(identity))
         ranks.wait()
-        sums.remove()
+        checkpoint.remove()
         if ranks.rank == 0:
-            self._remove_stale(home, wanted)
+            self._remove_stale(folder, identities)
 
-    def _remove_stale(self, home: Path, wanted: Mapping[int, SecondMomentIdentity]) -> None:
+    def _remove_stale(self, folder: Path, stored: Mapping[int, SecondMomentIdentity]) -> None:
         """Remove checkpoints that can no longer be resumed; the caller holds the pass's lock.
 
-        Of this pass: those of blocks that are stored by now, which are not measured again in the
-        same combination. Of others: those that nothing has written for `STALE_DAYS`.
+        Of this pass: those of blocks that are now stored, which are not measured again in the
+        same combination. Of other passes: those not written for `STALE_DAYS`.
         """
-        stored, ours = {str(block) for block in wanted}, f".{_pass_of(wanted)}-"
-        for path in home.glob(".*.partial"):
+        blocks, prefix = {str(block) for block in stored}, f".{_pass_name(stored)}-"
+        for path in folder.glob(".*.partial"):
             with suppress(OSError):
-                if path.name.startswith(ours):
-                    stale = bool(
-                        stored & set(path.name.removeprefix(ours).split(".")[0].split("-"))
-                    )
+                if path.name.startswith(prefix):
+                    listed = path.name.removeprefix(prefix).split(".")[0].split("-")
+                    stale = bool(blocks & set(listed))
                 else:
                     stale = time.time() - path.stat().st_mtime > STALE_DAYS * 86400
                 if stale:
@@ -171,7 +172,7 @@ class Store:
         tokens: int | None = None,
         length: int = 512,
     ) -> Forecast | None:
-        """Say what `get` would cost, running one batch; None when all is stored."""
+        """Estimate the cost of `get` by running one batch; None when all moments are stored."""
         missing = self.missing(edited, corpus, blocks, tokens=tokens, length=length)
         if not missing:
             return None
@@ -190,11 +191,11 @@ class Store:
         tokens: int | None = None,
         length: int = 512,
     ) -> list[int]:
-        """Return those of the blocks whose moment `get` would have to measure."""
-        return self._lacking(_identities(edited, corpus, blocks, tokens, readable(edited, length)))
+        """Return the blocks whose moments `get` would measure."""
+        return self._missing(_identities(edited, corpus, blocks, tokens, readable(edited, length)))
 
     def headers(self) -> list[StoredMoment]:
-        """Return what the store holds; only the files' headers are read, no matrix."""
+        """Return all stored moments; only the files' headers are read."""
         found = []
         for path in sorted(self.folder.glob("*/*.safetensors")):
             try:
@@ -219,29 +220,29 @@ class Store:
     def find(
         self, edited: EditedModel, blocks: Sequence[int]
     ) -> dict[int, list[StoredMoment]] | None:
-        """Return, per block, this model's stored moments, most tokens first; None if one lacks.
+        """Return, per block, this model's stored moments, most tokens first; only headers are read.
 
-        Only headers are read.
+        None when a block has none.
         """
         weights, tokenizer = edited.base.weights, tokenizer_hash(edited.tokenizer)
-        ours = [
+        of_model = [
             header
             for header in self.headers()
             if header.identity is not None
             and header.identity.tokenizer == tokenizer
             and same_weights(header.identity.weights, weights)
         ]
-        ours.sort(key=lambda header: header.tokens, reverse=True)
+        of_model.sort(key=lambda header: header.tokens, reverse=True)
         found = {}
         for block in blocks:
             name = family_of(edited.model).weight_name(block)
-            found[block] = [each for each in ours if each.identity and each.identity.weight == name]
+            found[block] = [one for one in of_model if one.identity and one.identity.weight == name]
         return found if all(found.values()) else None
 
     def best(self, edited: EditedModel, blocks: Sequence[int]) -> dict[int, SecondMoment] | None:
-        """Return, per block, this model's stored moment with most tokens; None if one lacks.
+        """Return, per block, this model's stored moment with the most tokens; None if one has none.
 
-        A file whose matrix is damaged is passed over.
+        Damaged files are skipped.
         """
         found, best = self.find(edited, blocks), {}
         device = solving_device(edited.model.device)
@@ -252,11 +253,11 @@ class Store:
                     break
         return best if found and len(best) == len(found) else None
 
-    def _lacking(self, identities: Mapping[int, SecondMomentIdentity]) -> list[int]:
+    def _missing(self, identities: Mapping[int, SecondMomentIdentity]) -> list[int]:
         return [block for block, each in identities.items() if not self._found(each).exists()]
 
     def _found(self, identity: SecondMomentIdentity) -> Path:
-        """Return where a moment is, which may have been stored under the old form of the hash."""
+        """Return the file of a moment, which may be named by the old form of the model's hash."""
         path, old = self._path(identity), self._path(identity.old)
         return old if old.exists() and not path.exists() else path
 
@@ -290,6 +291,6 @@ def default_store() -> Store:
     return Store(moments_folder())
 
 
-def _pass_of(identities: Mapping[int, SecondMomentIdentity]) -> str:
-    """Name a measurement, whichever blocks it is of."""
+def _pass_name(identities: Mapping[int, SecondMomentIdentity]) -> str:
+    """Return a name for a measurement that does not depend on its blocks."""
     return next(iter(identities.values())).with_values(weight="").digest

@@ -14,24 +14,24 @@ from errata.statistics.measure import measure, token_rows
 from errata.statistics.second_moment import SecondMoment
 
 HELD_OUT_TOKENS = 2048
-"""Tokens behind those of an estimate, on whose keys it is looked at how settled it is."""
+"""Tokens after those of an estimate, on whose keys its convergence is measured."""
 
 
 def readable(edited: EditedModel, length: int) -> int:
-    """Return `length`, or fewer tokens where the model cannot read so many."""
+    """Return `length`, limited to the model's maximum number of positions."""
     return min(length, positions_of(edited.model))
 
 
 class Text(NamedTuple):
-    """The token rows that a moment is measured on, and some that follow them."""
+    """The token rows that a moment is measured on, and held-out rows after them."""
 
     rows: Rows
     held_out: Rows | None
-    """Text behind the last row, to see how settled the moment is; None for a whole corpus."""
+    """Rows after the last of `rows`, for the convergence; None for a whole corpus."""
 
 
 def text_of(edited: EditedModel, corpus: Corpus, tokens: int | None, length: int) -> Text:
-    """Encode as much of a corpus as is asked for; see `Store.get`."""
+    """Encode the first `tokens` tokens of a corpus, or all; see `Store.get`."""
     texts, length = iter(corpus.texts), readable(edited, length)
     rows = token_rows(edited.tokenizer, texts, length, tokens)
     if tokens is None:

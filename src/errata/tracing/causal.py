@@ -157,8 +157,8 @@ class _Work:
         """Log-probabilities with nothing restored: (1 + samples, answer tokens)."""
         rows = range(1 + self.samples)
         place = self.question.length - 1
-        tail = self.recording.tail(self.count - 1, place, rows)
-        return self._read(tail.run(tail.states, self._keep(len(rows), place)), len(rows))
+        suffix = self.recording.suffix_run(self.count - 1, place, rows)
+        return self._read(suffix.run(suffix.states, self._keep(len(rows), place)), len(rows))
 
     def traced(self, kind: Kind, progress: Progress) -> Tensor:
         """Return log-probabilities: (places, blocks, samples, answer tokens)."""
@@ -218,8 +218,8 @@ class _Work:
         for first in range(0, len(rows), at_once):
             some = rows[first : first + at_once]
             numbers = [1 + sample for _, sample in some]
-            tail = self.recording.tail(start, token, numbers)
-            states = tail.states.clone()
+            resumed = self.recording.suffix_run(start, token, numbers)
+            states = resumed.states.clone()
             if kind in ("mlp", "attn"):
                 assert parts is not None
                 states[:, 0] = parts.exchanged[start][numbers, token]
@@ -229,7 +229,7 @@ class _Work:
             if modules is not None and parts is not None:
                 held = self._held(kind, token, some, modules, parts)
             with steered(held):
-                logits = tail.run(states, self._keep(len(some), token))
+                logits = resumed.run(states, self._keep(len(some), token))
             found.append(self._read(logits, len(some)))
         return torch.cat(found).view(len(cells), self.samples, -1)
 

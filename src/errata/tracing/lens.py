@@ -66,8 +66,8 @@ def read_lens(
         run = RecordedRun.of(model, ids)
         keep = torch.ones_like(ids, dtype=torch.bool)
         for block in range(family_of(model).block_count(model)):
-            tail = run.tail(block, 0)
-            logits = tail.run(tail.states, keep, last_block=block)  # (tokens, vocabulary)
+            suffix = run.suffix_run(block, 0)
+            logits = suffix.run(suffix.states, keep, last_block=block)  # (tokens, vocabulary)
             likely = logits.float().softmax(-1).cpu()
             shares.append(likely[:, followed])
             top, index = likely.max(-1)

@@ -31,7 +31,7 @@ class Room(NamedTuple):
     def of(cls, model: PreTrainedModel, tokens: int, targets: int, contributions: bool) -> Room:
         """Estimate a row from the number of prompt and answer tokens and what is recorded."""
         shape, size = ModelShape.of(model), model.dtype.itemsize
-        cache = shape.blocks * tokens * shape.kept * size
+        cache = shape.blocks * tokens * shape.cached * size
         states = shape.blocks * tokens * shape.width * size
         return cls(
             recorded=cache + states * (3 if contributions else 1),

@@ -22,7 +22,7 @@ from errata.methods.closed_form.keys import Keys, bare_rows
 from errata.methods.closed_form.memory import group_bytes
 from errata.methods.closed_form.target_loss import tokens_searched
 from errata.models.families import family_of, oriented
-from errata.models.layerwise import HELD_BYTES, LayerwiseReader
+from errata.models.layerwise import STATE_BYTES, LayerwiseReader
 from errata.models.precision import solving_device, widened_bytes
 from errata.models.shape import ModelShape
 from errata.models.tokens import TOKENS_AT_ONCE
@@ -94,7 +94,7 @@ def reading_flops(
 def reading_bytes(model: PreTrainedModel, rewrites: Sequence[Rewrite], scale: float) -> int:
     """Return the approximate bytes of hidden states held for `scale` times these requests."""
     states = Keys(model, rewrites).tokens() * ModelShape.of(model).width * model.dtype.itemsize
-    return min(HELD_BYTES, int(scale * states))
+    return min(STATE_BYTES, int(scale * states))
 
 
 def solving_flops(model: PreTrainedModel, method: ClosedForm, sizes: Sequence[int]) -> float:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from errata.methods.closed_form.encoding import Rewrite
 from errata.models.families import family_of
 from errata.models.hooks import Site
-from errata.models.layerwise import HELD_BYTES, LayerwiseReader
+from errata.models.layerwise import STATE_BYTES, LayerwiseReader
 from errata.models.tokens import TokenRow
 
 REQUESTS = 256
@@ -42,11 +42,11 @@ class Keys:
         held.
         """
         site = Site(family_of(self.model).mlp_out(self.model, block), "input")
-        keys, bare, room = [], [], 0 if last else HELD_BYTES
-        for few, climb in self.parts:
+        keys, bare, room = [], [], 0 if last else STATE_BYTES
+        for few, reader in self.parts:
             sizes = [len(group) for rewrite in few for group in rewrite.keys]
-            vectors = iter(climb.read([site], block, room)[0].float().split(sizes))
-            room -= climb.held()
+            vectors = iter(reader.read([site], block, room)[0].float().split(sizes))
+            room -= reader.state_bytes()
             for rewrite in few:
                 groups = list(islice(vectors, len(rewrite.keys)))
                 keys.append(torch.stack([group.mean(0) for group in groups]).mean(0))
@@ -55,7 +55,7 @@ class Keys:
 
     def tokens(self) -> int:
         """Return the number of tokens that run through a block, with padding."""
-        return sum(climb.tokens() for _, climb in self.parts)
+        return sum(reader.tokens() for _, reader in self.parts)
 
 
 def keys_of(

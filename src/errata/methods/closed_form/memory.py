@@ -56,11 +56,11 @@ def search_bytes(shape: ModelShape, block: int, texts: Texts) -> int:
     seen = 3 * shape.heads * longest if shape.eager else 0.0
     per_token = STREAMS * shape.width + MLPS * shape.mlp + seen
     # Attention concatenates past and suffix in every pass; the past itself is held, too.
-    kept = texts.tokens * shape.kept * 2
+    kept = texts.tokens * shape.cached * 2
     steps = above * (texts.suffix * per_token + kept) * shape.itemsize
     steps += LOGITS * texts.predicted * shape.vocabulary * 4
     # Before the first step all texts run once, in full, to fill the key-value cache.
-    once = texts.tokens * (4 * shape.mlp + 4 * shape.width + 2 * shape.blocks * shape.kept)
+    once = texts.tokens * (4 * shape.mlp + 4 * shape.width + 2 * shape.blocks * shape.cached)
     return int(max(steps, once * shape.itemsize))
 
 

@@ -84,7 +84,7 @@ class TargetLoss:
         if loss_block < last:  # the essence is always read after the last block
             answers = len(lines) - len(rewrites)
             kinds = [range(answers), range(answers, len(lines))]
-        past = SuffixRun.beginnings(model, [line.row for line in lines], block)
+        past = SuffixRun.shared_prefixes(model, [line.row for line in lines], block)
         self.model = model
         self.passes = [
             _Pass(
