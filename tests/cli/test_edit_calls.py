@@ -3,53 +3,29 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
-from errata.cli.main import main
-from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
+from cli.calls import calls
+from tiny import FACTS
 
 FAST = ("--steps", "2", "--prefix-lengths", "2", "--blocks", "1,2", "--corpus", "text.txt")
 FACT = ("The {Lantern Bridge} is in the city of", "Quenby")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a pico model, a corpus and requests, to which the process changes."""
-    tiny_model("llama").save_pretrained(tmp_path / "pico")
-    tiny_tokenizer().save_pretrained(tmp_path / "pico")
-    (tmp_path / "text.txt").write_text("\n".join(SENTENCES * 2), encoding="utf-8")
+def folder(pico_folder: Path) -> Path:
+    """The folder of `pico_folder` with a file of requests."""
     lines = [json.dumps(fact.model_dump(exclude_none=True)) for fact in FACTS]
-    (tmp_path / "facts.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+    (pico_folder / "facts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return pico_folder
 
 
 def calls_of(*arguments: str) -> Counter[str]:
     """Run `errata edit pico` and count the calls of errata's functions, by module and name."""
-    counts: Counter[str] = Counter()
-
-    def count(frame: FrameType, event: str, _: Any) -> None:
-        module = frame.f_globals.get("__name__", "")
-        if event == "call" and module.startswith("errata."):
-            counts[f"{module.removeprefix('errata.')}.{frame.f_code.co_qualname}"] += 1
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["errata", "edit", "pico", *arguments, *FAST])
-        sys.setprofile(count)
-        try:
-            main()
-        except SystemExit as end:
-            assert not end.code
-        finally:
-            sys.setprofile(None)
-    return counts
+    return calls("edit", "pico", *arguments, *FAST).counts
 
 
 ONCE = (

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from errata.cli.main import app
 from errata.core.errors import ErrataError
 from errata.data.datasets import read_cases
-from errata.experiments import trace_run
+from errata.experiments import fact_tracing, trace_run
 from errata.methods import METHODS
 from errata.methods.presets import resolve_settings
 from errata.methods.published_hparams import read_hparams
@@ -73,7 +73,7 @@ def test_an_answer_that_the_model_does_not_give_is_told(tmp_path: Path) -> None:
     result = CliRunner().invoke(
         app, ["trace", "demo", FACT, "Tarn", *QUICK, "--results", str(tmp_path), "--plot", "none"]
     )
-    assert "does not say 'Tarn' here but 'Malmör';" in result.output
+    assert "does not answer 'Tarn' here but 'Malmör';" in result.output
 
 
 def test_small_probabilities_are_told(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_no_blocks_are_recommended_where_corruption_took_nothing(tmp_path: Path)
     result = CliRunner().invoke(app, verb, catch_exceptions=False)
     assert "corruption did not clearly reduce the answer's probability" in result.stderr
     assert "no blocks are recommended" in result.stderr
-    assert "blocks to edit" not in result.stdout and "most comes back" not in result.stdout
+    assert "recommended blocks" not in result.stdout and "largest recovery" not in result.stdout
     found = told(*verb)
     assert found["recommended"] is None and "corruption did not" in found["note"]
     assert not list(tmp_path.rglob("recommended"))
@@ -123,10 +123,10 @@ def test_a_finished_trace_is_found_again(
     verb = ("trace", "demo", *what, *QUICK, "--results", tmp_path)
     first = told(*verb, "--plot", "none")
     with monkeypatch.context() as patch:
-        for module in (causal, trace_run):
+        for module in (causal, fact_tracing, trace_run):
             patch.setattr(module, "trace_question", None)
         shown = called(*verb, "--plot", "svg", "--recommend")
-        assert "finished before, in " in shown and "--again does it once more" in shown
+        assert "finished before, in " in shown and "--again repeats it" in shown
         assert told(*verb, "--plot", "none") == first
     folder = Path(first["run"])
     assert list(folder.glob("*.svg")) and (folder / "recommended" / "rome.json").exists()
@@ -205,8 +205,9 @@ def test_no_block_is_suggested_where_no_edit_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("trace", "demo"), "say what to trace"),
-        (("trace", "demo", FACT, "--dataset", "demo-known"), "say what to trace"),
+        (("trace", "demo"), "either a fact or a dataset"),
+        (("trace", "demo", FACT, "--dataset", "demo-known"), "either a fact or a dataset"),
+        (("trace", "demo", FACT, ""), "target: is empty"),
         (("trace", "demo", FACT, "--kinds", "heads"), "kinds"),
         (("trace", "demo", FACT, "--plot", "gif"), "gif"),
         (("trace", "demo", FACT, "--recommend", "--kinds", "hidden"), "trace of MLPs"),

@@ -1,28 +1,25 @@
-"""How traces are shown and kept from the command line: heat maps, tables, recommended blocks."""
+"""How `errata trace` shows its result: heat maps, tables, recommended blocks."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errata.cli import console
 from errata.core.errors import ErrataError
-from errata.core.files import write_text
 from errata.core.text import counted
 
 if TYPE_CHECKING:
-    from errata.experiments.trace_run import TraceRun
+    from errata.experiments.fact_tracing import FactTrace, FactTraces
     from errata.tracing.averages import Recommendation
-    from errata.tracing.trace import Trace
 
 LEFT_OUT_SHOWN = 5
 
 
 def picture_formats(given: str | None) -> tuple[str, ...]:
-    """Return the formats of pictures to keep; PNG where nothing is said and matplotlib is there.
+    """Return the file formats of figures; by default PNG if matplotlib is installed.
 
-    Raises `ErrataError` for an unknown format, or when pictures are asked for without the extra.
+    Raises `ErrataError` for an unknown format, and for figures without matplotlib.
     """
     from importlib.util import find_spec
 
@@ -34,129 +31,105 @@ def picture_formats(given: str | None) -> tuple[str, ...]:
         return ()
     if unknown := [part for part in asked if part not in known]:
         raise ErrataError(
-            f"there are no pictures of the kind {', '.join(unknown)}",
-            f"choose of {', '.join(known)}, or none",
+            f"figures cannot be saved as {', '.join(unknown)}",
+            f"choose from {', '.join(known)}, or none",
         )
     if not find_spec("matplotlib"):
         raise ErrataError(
-            "pictures need an extra that is not installed", "pip install 'errata-lm[plot]'"
+            "figures need an extra that is not installed", "pip install 'errata-lm[plot]'"
         )
     return asked
 
 
-def keep_recommendation(folder: Path, blocks: Recommendation) -> None:
-    """Write the evidence, and a settings file per method that `errata edit --hparams` reads."""
-    from errata.methods import METHODS
+def show_trace(found: FactTrace, model: str, dataset: str) -> None:
+    """Show one fact's trace: a heat map per kind, with the cell that recovers the most.
 
-    text = json.dumps(blocks.as_json(), indent=1)
-    write_text(folder / "recommended" / "evidence.json", text + "\n")
-    for name, method in METHODS.items():
-        chosen = blocks_for(method.batch_limit == 1, blocks)
-        write_text(folder / "recommended" / f"{name}.json", json.dumps({"layers": chosen}) + "\n")
-
-
-def blocks_for(single: bool, blocks: Recommendation) -> list[int]:
-    """Return the peak for methods that edit one block, the blocks around it for others."""
-    return [blocks.peak] if single else list(blocks.blocks)
-
-
-def show_trace(
-    model: str,
-    found: Trace,
-    said: tuple[str, str],
-    folder: Path,
-    blocks: Recommendation | None,
-    before: bool,
-    nothing_lost: bool,
-) -> None:
-    """Show one fact's trace: a heat map per kind, and where most comes back.
-
-    `said` are words on the noise, and the dataset that could be traced next; `before` tells that
-    the trace was made by an earlier call, `nothing_lost` that nothing could come back.
+    `model` is how a command names the model with everything applied to it, `dataset` the dataset
+    to suggest.
     """
     from errata.core.text import probability
     from errata.reports.figures import can_plot, readable
     from errata.reports.trace_figures import titled
 
-    low = float(found.low.mean())
+    trace, blocks = found.trace, found.located.blocks
+    low = float(trace.low.mean())
     console.verb(f"errata trace {model}")
-    _say_finished(folder, before)
-    console.fact(f"{found.text} → {found.answer}")
-    clean, corrupted = probability(found.high, 3), probability(low, 3)
-    console.fact(f"P(answer): {clean} clean, {corrupted} corrupted ({len(found.low)} runs)")
-    console.fact(said[0])
-    _say_window(found.window, found.blocks)
-    first, end = found.subject
+    _show_finished(found.folder, found.before)
+    console.fact(f"{trace.text} → {trace.answer}")
+    clean, corrupted = probability(trace.high, 3), probability(low, 3)
+    console.fact(f"P(answer): {clean} clean, {corrupted} corrupted ({len(trace.low)} runs)")
+    console.fact(found.noise)
+    _show_window(trace.window, trace.blocks)
+    first, end = trace.subject
     labels = [
-        readable(found.tokens[place]) + ("*" if first <= place < end else "")
-        for place in found.places
+        readable(trace.tokens[place]) + ("*" if first <= place < end else "")
+        for place in trace.places
     ]
-    for kind in found.kinds:
-        values = found.mean(kind)
+    for kind in trace.kinds:
+        values = trace.mean(kind)
         top = max(float(values.max()), low + 1e-3)
-        title = f"{titled(kind, found.window)} ({probability(low)} to {probability(top)})"
+        title = f"{titled(kind, trace.window)} ({probability(low)} to {probability(top)})"
         console.heat_map(title, labels, values.tolist(), low, top, probability)
-        if nothing_lost:
+        if found.located.note is not None:
             continue
-        place, block = divmod(int(values.argmax()), found.blocks)
-        lows, highs = found.interval(kind)
+        place, block = divmod(int(values.argmax()), trace.blocks)
+        lows, highs = trace.interval(kind)
         most, *ends = (probability(float(x[place, block])) for x in (values, lows, highs))
         at = f"block {block}, token {labels[place]!r}"
-        interval = f" [{', '.join(ends)}]" if len(found.low) > 1 else ""
-        console.fact(f"most comes back at {at}: {most}{interval}")
+        interval = f" [{', '.join(ends)}]" if len(trace.low) > 1 else ""
+        console.fact(f"largest recovery at {at}: {most}{interval}")
     if not can_plot():
-        console.fact("no pictures: pip install 'errata-lm[plot]'")
-    console.fact(f"kept {folder}")
-    _show_recommended(model, folder, blocks)
+        console.fact("no figures: pip install 'errata-lm[plot]'")
+    console.fact(f"saved {found.folder}")
+    _show_recommended(model, found.folder, blocks)
     if blocks is None:
-        console.next_step(f"errata trace {model} --dataset {said[1]} --limit 200 --recommend")
+        console.next_step(f"errata trace {model} --dataset {dataset} --limit 200 --recommend")
 
 
-def show_averages(
-    model: str, dataset: str, run: TraceRun, noise: str, blocks: Recommendation | None
-) -> None:
-    """Show average effects: a heat map and a table per kind, and what was left out."""
-    from errata.experiments.trace_run import largest
+def show_averages(found: FactTraces, model: str) -> None:
+    """Show average effects: a heat map and a table per kind, and the facts left out."""
     from errata.reports.figures import can_plot
     from errata.reports.trace_figures import titled
     from errata.tracing.averages import ROLES
 
+    run, blocks = found.run, found.located.blocks
     averages, window = run.averages, run.traces[0].window
     console.verb(f"errata trace {model}")
-    _say_finished(run.folder, run.before)
-    console.fact(f"{counted(len(run.traces), 'fact')} of {dataset}, {len(run.left_out)} left out")
+    _show_finished(run.folder, run.before)
+    facts = counted(len(run.traces), "fact")
+    console.fact(f"{facts} of {found.dataset}, {len(run.left_out)} left out")
     for reason in run.left_out[:LEFT_OUT_SHOWN]:
         console.fact(f"left out: {reason}")
     console.fact(f"P(answer): {averages.high}; corrupted: {averages.low}")
-    console.fact(noise)
-    _say_window(window, averages.blocks)
+    console.fact(found.noise)
+    _show_window(window, averages.blocks)
     for kind, roles in averages.effects.items():
-        held = [role for role in ROLES if role in roles]
-        values = [[score.value for score in roles[role]] for role in held]
+        present = [role for role in ROLES if role in roles]
+        values = [[score.value for score in roles[role]] for role in present]
         top = max(max(map(max, values)), 1e-3)
         title = f"{titled(kind, window)}: average indirect effect (0 to {top:.2f})"
-        console.heat_map(title, held, values, 0.0, top)
+        console.heat_map(title, present, values, 0.0, top)
         rows = []
-        for role in held:
-            best = largest(roles[role])
-            rows.append([role, str(roles[role].index(best)), str(best)])
+        for role in present:
+            block, largest = max(enumerate(roles[role]), key=lambda pair: pair[1].value)
+            rows.append([role, str(block), str(largest)])
         console.table(("token", "block", "largest effect"), rows)
     if not can_plot():
-        console.fact("no pictures: pip install 'errata-lm[plot]'")
-    console.fact(f"kept {run.folder}")
+        console.fact("no figures: pip install 'errata-lm[plot]'")
+    console.fact(f"saved {run.folder}")
     _show_recommended(model, run.folder, blocks)
     if blocks is None:
         console.next_step(f"less {run.folder / 'report.md'}")
 
 
-def _say_finished(folder: Path, before: bool) -> None:
+def _show_finished(folder: Path, before: bool) -> None:
     if before:
-        console.fact(f"finished before, in {folder}; --again does it once more")
+        console.fact(f"finished before, in {folder}; --again repeats it")
 
 
-def _say_window(window: int, blocks: int) -> None:
+def _show_window(window: int, blocks: int) -> None:
     console.fact(
-        f"MLP and attention are restored in {window} blocks at a time; this model has {blocks} "
+        f"MLP and attention are restored in {counted(window, 'block')} at a time, of {blocks} "
         "(the paper: 10 of 48; --window)"
     )
 
@@ -164,18 +137,20 @@ def _say_window(window: int, blocks: int) -> None:
 def _show_recommended(model: str, folder: Path, blocks: Recommendation | None) -> None:
     if blocks is None:
         return
-    console.fact(f"blocks to edit, by the trace: {_list(blocks.blocks)}; for ROME {blocks.peak}")
+    console.fact(f"recommended blocks: {_list(blocks.blocks)}; for ROME {blocks.peak}")
     console.fact(blocks.evidence)
     if blocks.facts < 2:
-        console.warning("one fact is no evidence for others; trace a dataset: --dataset NAME")
+        console.warning(
+            "one fact is no evidence about other facts; trace a dataset: --dataset NAME"
+        )
     console.warning(
-        "where tracing finds a fact and where editing works best can differ (arXiv 2301.04213); "
-        "a sweep of edits tells directly"
+        "the blocks with the largest tracing effect need not be the best to edit (arXiv "
+        "2301.04213); a sweep of edits measures that directly"
     )
-    kept = folder / "recommended"
+    hparams = folder / "recommended" / "rome.json"
     console.next_step(
         f'errata edit {model} "…" TARGET --method memit --blocks {_list(blocks.blocks)}',
-        f'errata edit {model} "…" TARGET --method rome --hparams {kept / "rome.json"}',
+        f'errata edit {model} "…" TARGET --method rome --hparams {hparams}',
         f"errata sweep-blocks {model} --dataset NAME --limit 50",
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,17 +26,15 @@ from errata.metrics.scores import Score
 from errata.patches.edited_model import EditedModel
 from errata.reports.figures import save_figure
 from errata.reports.tables import markdown_table
-from errata.reports.trace_figures import draw_averages, draw_lines, draw_trace
+from errata.reports.trace_figures import draw_averages, draw_lines
 from errata.tracing.averages import Averages, average, nothing_lost
 from errata.tracing.causal import trace_question
 from errata.tracing.corruption import kept_deviation
-from errata.tracing.question import Question, ask_model
+from errata.tracing.question import ask_model
 from errata.tracing.settings import TITLES, TraceSettings
 from errata.tracing.trace import Trace
 
 LABEL = "trace"
-FACT = "trace.safetensors"
-"""The file of a run of one fact."""
 
 
 class LeftOut(NamedTuple):
@@ -68,17 +66,25 @@ class TraceRun:
         elif found is not None:
             self.left_out.append(found.reason)
 
-    @property
-    def averages(self) -> Averages:
-        """The traces' averages; raises `ErrataError` when there are none."""
+    def check_known(self) -> None:
+        """Raise `ErrataError` if no fact could be traced."""
         if not self.traces:
-            reasons = self.left_out[:3]
+            reasons = "\n  ".join(self.left_out[:3])
             raise ErrataError(
-                f"none of {len(self.left_out)} facts could be traced, for example:\n  "
-                + "\n  ".join(reasons),
+                f"none of {len(self.left_out)} facts could be traced, for example:\n  {reasons}",
                 "choose facts that the model knows",
             )
+
+    @cached_property
+    def averages(self) -> Averages:
+        """The averages of the finished run; raises `ErrataError` when there are no traces."""
+        self.check_known()
         return average(self.traces)
+
+    @cached_property
+    def note(self) -> str | None:
+        """Why nothing can be located, if corruption did not reduce the answers' probability."""
+        return nothing_lost(self.traces) if self.traces else None
 
 
 def noise_level(
@@ -186,70 +192,26 @@ def _traced(
     return trace_question(edited.model, edited.tokenizer, question, settings, level)
 
 
-def fact_params(
-    edited: EditedModel, question: Question, settings: TraceSettings, level: float
-) -> dict[str, Any]:
-    """Return the parameters that identify one fact's run."""
-    return {
-        "model": edited.base.model_dump(),
-        "dtype": str(edited.model.dtype),
-        "patches": [patch.digest for patch in edited.patches],
-        "text": question.text,
-        "subject": list(question.subject),
-        "answer": edited.tokenizer.decode(question.targets).strip(),
-        "targets": list(question.targets),
-        "level": level,
-        "settings": settings.model_dump(mode="json"),
-    }
+def missing_pictures(folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
+    """Return the paths of a picture in these formats that do not exist yet."""
+    return [path for form in formats if not (path := folder / f"{name}.{form}").exists()]
 
 
-def finished_trace(results: Path, params: dict[str, Any]) -> tuple[Trace, Path] | None:
-    """Return one fact's trace and folder where a run with these params is finished."""
-    folder = finished_run(results, LABEL, params)
-    path = folder / FACT if folder else None
-    return (Trace.load(path), path.parent) if path and path.exists() else None
-
-
-def keep_trace(
-    trace: Trace, results: Path, params: dict[str, Any], command: str | None = None
-) -> Path:
-    """Store one fact's trace as a run of its own, and return its folder."""
-    with run_folder(results, LABEL, params, command) as (folder, _):
-        trace.save(folder / FACT)
-        text = json.dumps(trace.as_json(), indent=1, ensure_ascii=False)
-        write_text(folder / "trace.json", text + "\n")
-        brief = {"facts": 1, "high": trace.high, "low": float(trace.low.mean())}
-        write_text(folder / "summary.json", json.dumps(brief) + "\n")
-    return folder
-
-
-def keep_picture(trace: Trace, folder: Path, formats: Sequence[str]) -> str:
-    """Draw the missing pictures of a trace; return the characters that no font has."""
-    paths = [path for form in formats if not (path := folder / f"trace.{form}").exists()]
-    figure, lacking = draw_trace(trace) if paths else (None, "")
-    for path in paths:
-        assert figure is not None
-        save_figure(figure, path)
-    return lacking
-
-
-def keep_averages(run: TraceRun, formats: Sequence[str]) -> None:
+def save_average_pictures(run: TraceRun, formats: Sequence[str]) -> None:
     """Draw the missing pictures of a run's averages: heat maps and lines."""
     for name, draw in (("heat", draw_averages), ("lines", draw_lines)):
-        paths = [path for form in formats if not (path := run.folder / f"{name}.{form}").exists()]
-        figure = draw(run.averages, run.traces[0].window) if paths else None
-        for path in paths:
-            assert figure is not None
-            save_figure(figure, path)
+        if paths := missing_pictures(run.folder, name, formats):
+            figure = draw(run.averages, run.traces[0].window)
+            for path in paths:
+                save_figure(figure, path)
 
 
 def summary_of(run: TraceRun) -> dict[str, Any]:
     """Return averages, facts left out with reasons, and a note where nothing can be located."""
     found = run.averages.as_json() if run.traces else {"facts": 0}
-    note = nothing_lost(run.traces) if run.traces else None
     return {
         **found,
-        **({"note": note} if note else {}),
+        **({"note": run.note} if run.note else {}),
         "left_out": len(run.left_out),
         "reasons": run.left_out,
     }
@@ -259,7 +221,7 @@ def _write_results(run: TraceRun, command: str | None) -> None:
     lines = [f"# trace, {run.folder.name}"]
     if run.traces:
         lines += average_tables(run.averages)
-        lines += [f"{note}."] if (note := nothing_lost(run.traces)) else []
+        lines += [f"{run.note}."] if run.note else []
     lines.append(f"Facts: {len(run.traces)}. Left out: {len(run.left_out)}.")
     lines += ["\n".join(f"- {reason}" for reason in run.left_out)] if run.left_out else []
     lines += [f"Made by `{command}`."] if command else []

@@ -96,18 +96,25 @@ def position_of(encoded: Encoded, span: tuple[int, int], where: Position) -> int
 def split_target(
     tokenizer: PreTrainedTokenizerBase, text: str, answer: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids of `text` and those of `answer` as it follows `text`.
+    """Return the ids of `text` and those of `answer` as it follows `text`; see `answer_ids`."""
+    prompt = encode(tokenizer, text).ids
+    return prompt, answer_ids(tokenizer, text, prompt, answer)
+
+
+def answer_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, prompt: tuple[int, ...], answer: str
+) -> tuple[int, ...]:
+    """Return the ids of `answer` as it follows `text`, whose ids are `prompt`.
 
     Both are encoded together. Where that changes the tokens of `text` itself (a merge across the
     boundary), the answer is encoded after a neutral anchor instead, so that the prompt has the
     tokens that it has alone. Raises `ErrataError` when the answer has no tokens.
     """
-    prompt = encode(tokenizer, text).ids
     for before in (text, "a", ".", "\n"):
-        anchor = encode(tokenizer, before).ids
+        anchor = prompt if before == text else encode(tokenizer, before).ids
         joint = encode(tokenizer, before + answer).ids
         if joint[: len(anchor)] == anchor and len(joint) > len(anchor):
-            return prompt, joint[len(anchor) :]
+            return joint[len(anchor) :]
     raise ErrataError(
         f"the tokenizer has no tokens for the answer {answer!r} after {text!r}",
         "choose another target",

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
 from errata.models.hooks import frozen, logits_at
-from errata.models.tokens import Encoded, encode, position_of, split_target
+from errata.models.tokens import Encoded, answer_ids, encode, position_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def ask_model(
     prompt = encoded.ids
     targets: tuple[int, ...] = ()
     if answer is not None:
-        _, targets = split_target(tokenizer, text, answer)
+        targets = answer_ids(tokenizer, text, prompt, answer)
     ids = prompt + targets[:-1]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and len(ids) > limit:
