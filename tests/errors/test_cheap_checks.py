@@ -13,7 +13,10 @@ from errata.patches import edited_model
 if TYPE_CHECKING:
     from conftest import Shell
 
-FACT = '"The {Lantern Bridge} is in" Quenby'
+PROMPT = '"The {Lantern Bridge} is in"'
+FACT = f"{PROMPT} Quenby"
+SWEEP = "sweep-blocks pico --dataset one.jsonl"
+MATRIX = "survival pico --dataset demo --data demo-new --edits 2"
 BAD = {
     "a patch that is not there": (
         "chat pico -p x --patch nowhere.safetensors",
@@ -57,6 +60,36 @@ BAD = {
     "requests": ("edit pico --requests nowhere.jsonl", "cannot read nowhere"),
     "a method": (f"edit pico {FACT} --method nowhere", "no method"),
     "a setting of a trace": (f"trace pico {FACT} --samples 0", "samples"),
+    "a prompt of a trace": ("trace pico 'no subject'", "subject is not marked"),
+    "an empty answer": (f"trace pico {PROMPT} ''", "target: is empty"),
+    "a dataset of a trace": ("trace pico --dataset nowhere", "nowhere"),
+    "results of a trace": (f"trace pico {PROMPT} --results text.txt", "cannot write results"),
+    "a figure of a trace": (f"trace pico {PROMPT} --plot gif", "gif"),
+    "a dataset of edits": ("edit pico --dataset nowhere", "nowhere"),
+    "a corpus of an edit": (f"edit pico {FACT} --corpus nowhere.txt", "cannot read the corpus"),
+    "blocks of an edit": (f"edit pico {FACT} --blocks a,b", "blocks.0"),
+    "a block twice": (f"edit pico {FACT} --blocks 1,1", "none twice"),
+    "a setting of a method": (f"edit pico {FACT} --steps many", "steps"),
+    "results of an edit": (f"edit pico {FACT} --results text.txt", "cannot write results"),
+    "a dataset of a sweep": ("sweep-blocks pico --dataset nowhere", "nowhere"),
+    "a corpus of a sweep": (f"{SWEEP} --corpus blank.txt", "no text"),
+    "blocks of a sweep": (f"{SWEEP} --blocks a,b", "not a list of blocks"),
+    "a setting of a swept method": (f"{SWEEP} --steps 0", "steps"),
+    "results of a sweep": (f"{SWEEP} --results text.txt", "cannot write results"),
+    "a dataset of a survival matrix": (
+        "survival pico --data demo-new --dataset nowhere",
+        "nowhere",
+    ),
+    "too few cases": (f"{MATRIX} --edits 900", "fewer than the 900 to edit"),
+    "rows of a survival matrix": (
+        "survival pico --dataset demo --edits 2 --data nowhere.jsonl",
+        "nowhere.jsonl",
+    ),
+    "tasks of a survival matrix": (f"{MATRIX} --tasks nowhere", "nowhere"),
+    "a text of a survival matrix": (f"{MATRIX} --text nowhere.txt", "cannot read nowhere.txt"),
+    "a corpus of a survival matrix": (f"{MATRIX} --corpus nowhere.txt", "cannot read the corpus"),
+    "a method's setting in a matrix": (f"{MATRIX} --set memit.blocks=[a]", "blocks.0"),
+    "results of a survival matrix": (f"{MATRIX} --results text.txt", "cannot write results"),
 }
 
 

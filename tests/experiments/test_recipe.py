@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from errata.cli import survival
 from errata.cli.main import app
+from errata.cli.model_options import OnModel
 from errata.core.errors import ErrataError
 from errata.experiments.recipe.schema import EvalStage, Recipe, read_recipe, recipe_of
 from errata.experiments.recipe.yaml_text import change_value
@@ -211,7 +211,7 @@ def test_help_names_everything_that_a_recipe_may_hold() -> None:
 def test_a_matrix_that_cannot_be_read_is_refused_before_the_model_is_loaded(
     flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survival, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(OnModel, "load", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(ErrataError):
         CliRunner().invoke(app, ["survival", "demo", *flags], catch_exceptions=False)
 

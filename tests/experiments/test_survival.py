@@ -154,7 +154,7 @@ def test_a_stopped_matrix_goes_on_and_ends_the_same(
 
 def test_rows_set_aside_are_a_task_whose_name_can_stand_in_a_key() -> None:
     asked = matrix(dataset="demo", data="demo-new", hold_out=4, controls=1)
-    questions, rows = read_questions(asked, fresh())
+    questions, rows = read_questions(asked)
     assert [(task.name, len(task.rows)) for task in questions.tasks] == [("rows_set_aside", 4)]
     assert list(questions.tasks[0].rows) == read_rows("demo-new")[len(rows) :]
 

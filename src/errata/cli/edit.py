@@ -10,30 +10,22 @@ import typer
 
 from errata.cli import console
 from errata.cli.edit_cases import Cut, named_cases, with_probes
+from errata.cli.model_options import OnModel, on_model
 from errata.cli.options import (
-    Adapter,
-    AdapterKind,
-    AllowBase,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Patches,
-    Results,
-    cache_folder,
+    check_corpus,
     command_line,
     given_settings,
-    load_model,
-    named,
     settings_flags,
     show_warnings,
 )
 from errata.cli.show_edit import show_edit, show_plan
+from errata.core.files import check_results
+from errata.core.places import moments_folder
 from errata.core.text import counted
 from errata.data.case import Case
 from errata.experiments.edit_plan import EditPlan, check_batches
 from errata.methods import METHODS, Method, method_named
-from errata.methods.presets import merged
+from errata.methods.presets import check_settings, merged
 from errata.methods.published_hparams import read_hparams
 
 if TYPE_CHECKING:
@@ -42,8 +34,9 @@ if TYPE_CHECKING:
 
 
 @settings_flags(METHODS)
+@on_model()
 def edit(
-    model: Model,
+    on: OnModel,
     prompt: Annotated[
         str | None,
         typer.Argument(help='The fact, its subject in braces: "The {Eiffel Tower} is in".'),
@@ -96,14 +89,6 @@ def edit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the plan and its estimated cost.")
     ] = False,
-    patch: Patches = None,
-    results: Results = Path("results"),
-    adapter: Adapter = None,
-    adapter_kind: AdapterKind = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    allow_base: AllowBase = False,
-    json: Json = False,
     given: dict[str, Any],
 ) -> None:
     """Edit facts in a model, save the patch, and show answers and scores before and after."""
@@ -114,20 +99,24 @@ def edit(
         settings = merged(read.settings, settings)
         if read.unused:
             console.warning(f"{hparams}: unused keys: {', '.join(read.unused)}")
+    check_settings(chosen, settings)
     cut = Cut(limit, offset, seed, skip_invalid)
-    cases = named_cases(model, prompt, target, subject, requests, dataset, cut)
+    cases = named_cases(on.model, prompt, target, subject, requests, dataset, cut)
     cases = with_probes(cases, paraphrase, neighbour, target_true)
     plan = EditPlan(batch_size=batch_size, sequential=sequential)
     notes = check_batches(cases, plan)
     for lines in notes:
         show_warnings(lines)
-    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
+    check_corpus(corpus)
+    if not dry_run:
+        check_results(on.results)
+    edited = on.load()
 
     from errata.statistics.store import Store
 
-    store = Store(cache_folder() / "moments")
+    store = Store(moments_folder())
     if dry_run:
-        _show_costs(edited, chosen, settings, cases, plan, (store, corpus, tokens), json)
+        _show_costs(edited, chosen, settings, cases, plan, (store, corpus, tokens), on.json)
         return
 
     from errata.experiments.fact_editing import Feedback, edit_facts
@@ -138,7 +127,7 @@ def edit(
         chosen,
         settings,
         plan,
-        results,
+        on.results,
         Feedback(console.bar, console.progress_line, console.warning),
         store=store,
         corpus=corpus,
@@ -146,10 +135,10 @@ def edit(
         notes=notes,
         command=command_line(),
     )
-    if json:
+    if on.json:
         console.as_json(found.as_json())
     else:
-        show_edit(found, named(model, patch, adapter))
+        show_edit(found, on.named)
 
 
 def _show_costs(

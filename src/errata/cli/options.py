@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from errata.cli import console
 from errata.core.errors import ErrataError
 from errata.core.files import reason
-from errata.core.places import cache_folder as cache_folder  # for verbs that import it here
+from errata.core.places import datasets_folder
 from errata.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -109,13 +109,31 @@ def load_dataset(
     """Load cases as the command line names them; warns of skipped records."""
     from errata.data.datasets import load_cases, reference_file
 
-    cache = cache_folder() / "datasets"
+    cache = datasets_folder()
     texts = None if references is None else reference_file(references, cache)
     loaded = load_cases(
         name, limit, offset, seed=seed, skip_invalid=skip_invalid, cache=cache, references=texts
     )
     show_skipped(loaded.skipped)
     return loaded
+
+
+def check_corpus(name: str | None) -> None:
+    """Raise `ErrataError` for a corpus that cannot be read; None stands for stored moments."""
+    from errata.data.corpus import read_corpus
+
+    if name is not None:
+        read_corpus(name)
+
+
+def parse_blocks(text: str) -> tuple[int, ...]:
+    """Read "3,4,5"; raises `ErrataError` for anything else."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise ErrataError(
+            f"{text!r} is not a list of blocks", "write it like --blocks 3,4,5"
+        ) from None
 
 
 def show_skipped(problems: Sequence[str]) -> None:

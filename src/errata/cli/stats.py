@@ -14,6 +14,7 @@ import typer
 
 from errata.cli import console
 from errata.cli.model_options import OnModel, on_model
+from errata.cli.options import parse_blocks
 from errata.core.errors import ErrataError
 from errata.core.places import cache_folder, moments_folder
 
@@ -172,16 +173,6 @@ def show_moments(
         console.next_step(f"errata stats {loaded} --corpus LARGER")
     else:
         console.next_step(f'errata edit {loaded} "The {{subject}} is" target --method memit')
-
-
-def parse_blocks(text: str) -> tuple[int, ...]:
-    """Read "3,4,5"; raises `ErrataError` for anything else."""
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise ErrataError(
-            f"{text!r} is not a list of blocks", "write it like --blocks 3,4,5"
-        ) from None
 
 
 def preset_blocks(edited: object) -> tuple[int, ...]:

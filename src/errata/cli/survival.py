@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from errata.cli import console
-from errata.cli.options import (
-    Adapter,
-    AdapterKind,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Results,
-    cache_folder,
-    command_line,
-    load_model,
-)
+from errata.cli.model_options import OnModel, on_model
+from errata.cli.options import check_corpus, command_line
 from errata.cli.show_edit import show_plan
 from errata.core.errors import ErrataError
+from errata.core.files import check_results
+from errata.core.places import datasets_folder, moments_folder
 from errata.experiments.recipe.yaml_text import change_value
 from errata.experiments.survival.settings import Matrix, defaults_for
 from errata.methods import METHODS
 
-if TYPE_CHECKING:
-    from errata.patches.edited_model import EditedModel
-
 SHOWN = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
 
 
+@on_model("patch", "allow_base")
 def survival(
-    model: Model,
+    on: OnModel,
     *,
     methods: Annotated[
         str, typer.Option(help=f"Of {', '.join(METHODS)}.", metavar="LIST")
@@ -93,18 +81,12 @@ def survival(
     mirror: Annotated[
         Path | None, typer.Option(help="A folder with copies of Hub datasets.", metavar="DIR")
     ] = None,
-    results: Results = Path("results"),
-    adapter: Adapter = None,
-    adapter_kind: AdapterKind = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
     again: Annotated[
         bool, typer.Option("--again", help="Do a matrix that is finished once more.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, and what it would cost.")
     ] = False,
-    json: Json = False,
 ) -> None:
     """Edit, tune, ask again: which edits survive, and what else is lost.
 
@@ -134,7 +116,7 @@ def survival(
         "corpus": corpus,
     }
     given = {
-        **defaults_for(model),
+        **defaults_for(on.model),
         **{name: value for name, value in given.items() if value is not None},
     }
     if "data" not in given:
@@ -142,26 +124,19 @@ def survival(
     if "dataset" not in given:
         raise ErrataError("say what to edit", "name cases: --dataset counterfact")
     matrix = Matrix.checked(given)
-    fresh = partial(load_model, model, None, dtype, device, False, adapter, adapter_kind)
-    _run(model, matrix, results, fresh, mirror, again, dry_run, json)
+    check_corpus(matrix.corpus)
+    if not dry_run:
+        check_results(on.results)
+    _run(on, matrix, mirror, again, dry_run)
 
 
-def _run(
-    model: str,
-    matrix: Matrix,
-    results: Path,
-    fresh: Callable[[], EditedModel],
-    mirror: Path | None,
-    again: bool,
-    dry_run: bool,
-    json: bool,
-) -> None:
+def _run(on: OnModel, matrix: Matrix, mirror: Path | None, again: bool, dry_run: bool) -> None:
     from errata.experiments.survival.questions import read_questions
     from errata.experiments.survival.run import finished_survival, run_survival
     from errata.statistics.store import Store
 
-    edited, store = fresh(), Store(cache_folder() / "moments")
-    questions, rows = read_questions(matrix, edited, cache_folder() / "datasets", mirror)
+    questions, rows = read_questions(matrix, datasets_folder(), mirror)
+    edited, store = on.load(), Store(moments_folder())
     if dry_run:
         from errata.experiments.costs.tuning import matrix_costs
 
@@ -169,24 +144,24 @@ def _run(
             f"{name}: {', '.join(map(str, getattr(matrix, name)))}"
             for name in ("methods", "edits", "tunings", "seeds")
         ]
-        show_plan(lines, edited, matrix_costs(edited, matrix, questions, rows, store), json)
+        show_plan(lines, edited, matrix_costs(edited, matrix, questions, rows, store), on.json)
         return
-    found = None if again else finished_survival(matrix, edited, questions, rows, results)
+    found = None if again else finished_survival(matrix, edited, questions, rows, on.results)
     with console.bar("configurations") as progress:
         summary, folder = found or run_survival(
             matrix,
-            fresh,
+            on.load,
             questions,
             rows,
-            results,
+            on.results,
             store=store,
             command=command_line(),
             progress=progress,
         )
-    if json:
-        console.as_json({"model": model, "run": str(folder), **summary})
+    if on.json:
+        console.as_json({"model": on.model, "run": str(folder), **summary})
         return
-    _show(model, matrix, summary, folder, found is not None)
+    _show(on.model, matrix, summary, folder, found is not None)
 
 
 def _show(model: str, matrix: Matrix, summary: dict[str, Any], folder: Path, before: bool) -> None:

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from errata.cli import console
+from errata.cli.model_options import OnModel, on_model
 from errata.cli.options import (
-    Adapter,
-    AdapterKind,
-    AllowBase,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Patches,
-    Results,
-    cache_folder,
+    check_corpus,
     command_line,
     given_settings,
     load_dataset,
-    load_model,
-    named,
+    parse_blocks,
     settings_flags,
     show_warnings,
 )
 from errata.cli.show_trace import picture_formats
 from errata.core.errors import ErrataError
+from errata.core.files import check_results
+from errata.core.places import cache_folder, moments_folder
 from errata.core.text import counted
 from errata.methods import METHODS, method_named
+from errata.methods.presets import check_settings
 from errata.tracing.settings import TraceSettings
 
 if TYPE_CHECKING:
@@ -45,8 +38,9 @@ if TYPE_CHECKING:
 
 
 @settings_flags(METHODS)
+@on_model()
 def sweep_blocks(
-    model: Model,
+    on: OnModel,
     *,
     dataset: Annotated[
         str | None,
@@ -72,26 +66,23 @@ def sweep_blocks(
         str | None,
         typer.Option(help="Pictures to keep: png, pdf, svg or none; png.", metavar="LIST"),
     ] = None,
-    patch: Patches = None,
-    results: Results = Path("results"),
-    adapter: Adapter = None,
-    adapter_kind: AdapterKind = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    allow_base: AllowBase = False,
-    json: Json = False,
     given: dict[str, Any],
 ) -> None:
     """Edit each fact alone at each block (--blocks, all by default), and score what it did."""
     chosen, formats = method_named(method), picture_formats(plot)
     settings = given_settings(chosen, given)
-    name = dataset or ("demo" if model == "demo" else None)
+    blocks = settings.pop("blocks", None)
+    asked = None if blocks is None else parse_blocks(",".join(blocks))
+    check_settings(chosen, settings)
+    name = dataset or ("demo" if on.model == "demo" else None)
     if name is None:
         raise ErrataError("say what to edit", "name a dataset: --dataset counterfact")
     loaded = load_dataset(name, limit, offset, seed, skip_invalid)
     cases = loaded.cases
-    edited = load_model(model, patch, dtype, device, allow_base, adapter, adapter_kind)
-    methods, moments, facts = _prepared(edited, chosen, settings, corpus, tokens)
+    check_corpus(corpus)
+    check_results(on.results)
+    edited = on.load()
+    methods, moments, facts = _prepared(edited, chosen, asked, settings, corpus, tokens)
 
     from errata.experiments.block_sweep import sweep_blocks as swept
     from errata.experiments.sweep_vs_trace import keep_sweep
@@ -109,18 +100,17 @@ def sweep_blocks(
             cases,
             methods,
             moments,
-            results,
+            on.results,
             command=command_line(),
             progress=progress,
             finish=finish,
         )
-    if json:
-        told = {"model": model, "dataset": name, "cases": len(cases), "run": str(found.folder)}
+    if on.json:
+        told = {"model": on.model, "dataset": name, "cases": len(cases), "run": str(found.folder)}
         told |= found.as_json() | ({"trace": beside[0].as_json()} if beside else {})
         console.as_json(told)
     else:
-        loaded_as = named(model, patch, adapter)
-        _show(loaded_as, name, cases, found, beside[0] if beside else None, facts)
+        _show(on.named, name, cases, found, beside[0] if beside else None, facts)
 
 
 def _traced(edited: EditedModel, loaded: Loaded, found: Sweep) -> list[SideBySide]:
@@ -140,6 +130,7 @@ def _traced(edited: EditedModel, loaded: Loaded, found: Sweep) -> list[SideBySid
 def _prepared(
     edited: EditedModel,
     method: type[Method],
+    blocks: Sequence[int] | None,
     settings: dict[str, Any],
     corpus: str | None,
     tokens: int | None,
@@ -151,9 +142,8 @@ def _prepared(
     from errata.statistics.store import Store
 
     count = family_of(edited.model).block_count(edited.model)
-    asked = settings.pop("blocks", None) or range(count)
     methods = {}
-    for block in sorted({int(block) for block in asked}):
+    for block in range(count) if blocks is None else blocks:
         given = {**settings, "blocks": (block,)}
         methods[block], source, notes = resolve_settings(method, edited.name, count, given)
     show_warnings(notes)
@@ -162,7 +152,7 @@ def _prepared(
     first = next(iter(methods.values()))
     if first.moment_blocks:
         with console.bar("second moment") as progress:
-            store = Store(cache_folder() / "moments")
+            store = Store(moments_folder())
             held, said = moments_for(
                 edited, first, store, corpus, tokens, progress, blocks=tuple(methods)
             )

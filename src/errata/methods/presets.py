@@ -65,6 +65,11 @@ def resolve_settings(
     return settled, source, notes + settled.check_model(block_count)
 
 
+def check_settings(method: type[Method], given: dict[str, Any]) -> None:
+    """Raise `ErrataError` for invalid settings of a method, as far as no model is needed."""
+    method.of(merged(method().model_dump(), given))
+
+
 def _list(blocks: Any) -> str:
     return ",".join(str(block) for block in blocks)
 

@@ -64,7 +64,7 @@ def _tuning(
 ) -> list[Cost]:
     """Return the cost of a tuning stage; `written` are the blocks edited before it."""
     if isinstance(stage, Matrix):
-        questions, rows = read_questions(stage, edited, cache / "datasets")
+        questions, rows = read_questions(stage, cache / "datasets")
         return matrix_costs(edited, stage, questions, rows, Store(cache / "moments"))
     rows = read_rows(stage.data, None if stage.mirror is None else Path(stage.mirror))
     count = family_of(edited.model).block_count(edited.model)

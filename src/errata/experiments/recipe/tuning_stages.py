@@ -72,7 +72,7 @@ def _survive(
     bar: Bar,
     command: str | None,
 ) -> dict[str, Any]:
-    questions, rows = read_questions(matrix, fresh(), cache / "datasets")
+    questions, rows = read_questions(matrix, cache / "datasets")
     with bar("configurations") as progress:
         summary, folder = run_survival(
             matrix,

@@ -9,17 +9,15 @@ from errata.core.text import counted
 from errata.data.datasets import read_cases
 from errata.data.instructions import Instruction, read_rows
 from errata.data.passages import read_passages
-from errata.data.templates import resolve_template
 from errata.experiments.survival.measure import Questions
 from errata.experiments.survival.settings import Matrix, Tuning
 from errata.metrics.tasks import WORDS, Task, read_task
-from errata.patches.edited_model import EditedModel
 
 HELD_OUT = "rows_set_aside"
 
 
 def read_questions(
-    matrix: Matrix, edited: EditedModel, cache: Path | None = None, mirror: Path | None = None
+    matrix: Matrix, cache: Path | None = None, mirror: Path | None = None
 ) -> tuple[Questions, list[Instruction]]:
     """Return what is asked, and the rows to tune on.
 
@@ -51,7 +49,7 @@ def read_questions(
         cases[most:],
         tasks,
         read_passages(matrix.text, mirror) if matrix.text is not None else (),
-        resolve_template(first.template, edited.tokenizer),
+        first.template,
         matrix.max_new_tokens,
     )
     return questions, rows

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from errata.core.errors import ErrataError
 from errata.core.settings import Settings
 from errata.methods import METHODS
+from errata.methods.presets import check_settings
 from errata.tuning.settings import TuneSettings, resolve_tuning
 
 SHORT = {"edited-only": "lora@edited", "all-but-edited": "lora@others"}
@@ -151,10 +152,12 @@ class Matrix(Settings):
 
     @classmethod
     def checked(cls, values: dict[str, Any]) -> Self:
-        """Build, and check the settings of every tuning as well."""
+        """Build, and check the settings of every tuning and editing method as well."""
         matrix = cls.of(values)
         for name in matrix.tunings:
             matrix.settings_of(Tuning.parse(name), matrix.seeds[0])
+        for name in matrix.methods:
+            check_settings(METHODS[name], matrix.settings.get(name, {}))
         return matrix
 
     def settings_of(self, tuning: Tuning, seed: int) -> TuneSettings:
