@@ -14,26 +14,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from errata.cli.options import (
-    Adapter,
-    AdapterKind,
-    AllowBase,
-    Command,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Patches,
-    Results,
-    load_model,
-    named,
-)
+import typer
+
+from errata.cli.options import Command, Json, Results, named
 
 if TYPE_CHECKING:
     from errata.patches.edited_model import EditedModel
 
+Model = Annotated[str, typer.Argument(help="A Hub name, a folder, or `demo`.", metavar="MODEL")]
+Patches = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--patch", help="A patch to apply to the model; may be repeated, applied in order."
+    ),
+]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16, float16, float64, or auto (as stored).")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: the first GPU, or the CPU).")
+]
+AllowBase = Annotated[
+    bool,
+    typer.Option("--allow-base", help="Apply patches even if they were made for another base."),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(help="A PEFT LoRA or DoRA folder to merge into the model.", metavar="DIR"),
+]
+AdapterKind = Annotated[
+    str | None, typer.Option(help="The kind the adapter must have: lora or dora.", metavar="KIND")
+]
 REQUIRED = inspect.Parameter.empty
 FLAGS: dict[str, tuple[Any, Any]] = {
     "model": (Model, REQUIRED),
@@ -65,14 +78,21 @@ class OnModel:
 
     def load(self, device: str | None = None) -> EditedModel:
         """Load the model with its adapter and patches, onto `device` if one is given."""
-        return load_model(
+        import torch
+
+        from errata.models.loading import first_device
+        from errata.patches.edited_model import load
+
+        if self.model == "demo":
+            torch.set_num_threads(1)  # more threads only slow down so small a model
+        return load(
             self.model,
-            self.patch,
-            self.dtype,
-            device or self.device,
-            self.allow_base,
-            self.adapter,
-            self.adapter_kind,
+            adapter=self.adapter,
+            adapter_kind=self.adapter_kind,
+            dtype=self.dtype,
+            device=device or self.device or first_device(),
+            patches=self.patch or (),
+            allow_base=self.allow_base,
         )
 
     @property

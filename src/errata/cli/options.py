@@ -25,34 +25,9 @@ from errata.core.settings import Settings
 
 if TYPE_CHECKING:
     from errata.data.datasets import Loaded
-    from errata.patches.edited_model import EditedModel
 
-Model = Annotated[str, typer.Argument(help="A Hub name, a folder, or `demo`.", metavar="MODEL")]
-Patches = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--patch", help="A patch to apply to the model; may be repeated, applied in order."
-    ),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Results = Annotated[Path, typer.Option("--results", help="The folder for runs.", metavar="DIR")]
-Dtype = Annotated[
-    str, typer.Option(help="float32, bfloat16, float16, float64, or auto (as stored).")
-]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: the first GPU, or the CPU).")
-]
-AllowBase = Annotated[
-    bool,
-    typer.Option("--allow-base", help="Apply patches even if they were made for another base."),
-]
-Adapter = Annotated[
-    str | None,
-    typer.Option(help="A PEFT LoRA or DoRA folder to merge into the model.", metavar="DIR"),
-]
-AdapterKind = Annotated[
-    str | None, typer.Option(help="The kind the adapter must have: lora or dora.", metavar="KIND")
-]
 SKIPPED_SHOWN = 5
 """Number of skipped records that are reported one by one."""
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -68,34 +43,6 @@ def named(model: str, patches: list[Path] | None = None, adapter: str | None = N
     below = ["--adapter", adapter] if adapter is not None and adapter.strip() else []
     on = [word for patch in patches or () for word in ("--patch", str(patch))]
     return shlex.join([model, *below, *on])
-
-
-def load_model(
-    name: str,
-    patches: list[Path] | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
-    allow_base: bool = False,
-    adapter: str | None = None,
-    adapter_kind: str | None = None,
-) -> EditedModel:
-    """Load a model with patches as the command line names them."""
-    import torch
-
-    from errata.models.loading import first_device
-    from errata.patches.edited_model import load
-
-    if name == "demo":
-        torch.set_num_threads(1)  # more threads only slow down so small a model
-    return load(
-        name,
-        adapter=adapter,
-        adapter_kind=adapter_kind,
-        dtype=dtype,
-        device=device or first_device(),
-        patches=patches or (),
-        allow_base=allow_base,
-    )
 
 
 def load_dataset(
