@@ -91,7 +91,7 @@ def test_one_fact_is_edited_kept_and_shown(method: str, shell: Shell, tmp_path: 
     assert "\nNext: errata chat pico --patch " in said.out
     assert "\x1b" not in said.out
     (path,) = tmp_path.glob("results/*/run_000/patch.safetensors")
-    assert f"* kept {path}" in said.out
+    assert f"* saved {path}" in said.out
     patch = WeightPatch.load(path)
     assert patch.provenance.requests[0].text == FACTS[0].text
     assert patch.provenance.method == method
@@ -177,7 +177,7 @@ MISTAKES = {
     ),
     "nothing to edit": (
         ("edit", "pico"),
-        "error: say what to edit, in one way\n"
+        "error: name either a fact, a file of requests or a dataset to edit\n"
         'hint: one fact: errata edit MODEL "The {Eiffel Tower} is in the city of" Rome\n'
         "hint: many: --requests FILE, or --dataset NAME\n",
     ),

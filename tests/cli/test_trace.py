@@ -198,7 +198,7 @@ def test_a_sweep_beside_a_trace(tmp_path: Path) -> None:
 def test_no_block_is_suggested_where_no_edit_works(tmp_path: Path) -> None:
     verb = ("sweep-blocks", "demo", "--limit", "2", "--blocks", "6,7", "--steps", "5", "--trace")
     shown = called(*verb, "--results", tmp_path, "--plot", "none")
-    assert "edits work at none of these blocks" in shown and "is none of them" not in shown
+    assert "edits work at none of these blocks" in shown and "is not among them" not in shown
     assert "errata edit" not in shown and "report.md" in shown
 
 
@@ -212,7 +212,7 @@ def test_no_block_is_suggested_where_no_edit_works(tmp_path: Path) -> None:
         (("trace", "demo", FACT, "--plot", "gif"), "gif"),
         (("trace", "demo", FACT, "--recommend", "--kinds", "hidden"), "trace of MLPs"),
         (("trace", "demo", "The home town of Anouk is"), "not marked"),
-        (("sweep-blocks", "gpt2"), "say what to edit"),
+        (("sweep-blocks", "gpt2"), "no dataset is named"),
     ],
 )
 def test_what_is_wrong_is_told(arguments: tuple[str, ...], message: str) -> None:

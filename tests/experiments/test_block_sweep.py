@@ -118,8 +118,8 @@ def test_where_edits_work_alike() -> None:
     poor = score(0.3, 0.2, 0.4)
     found = swept((0, top, 0.8), (2, less, 1.0), (3, close, 0.9), (5, poor, 1.0))
     assert found.alike == (0, 2, 3) and found.best == 3
-    assert "alike at blocks 0, 2, 3: score 98 [92, 100] %" in found.verdict
-    assert "of blocks 0, 3, which are highest, block 3 spares" in found.verdict
+    assert "equally well at blocks 0, 2, 3: score 98 [92, 100] %" in found.verdict
+    assert "of blocks 0, 3, which score highest, block 3 preserves" in found.verdict
     found = swept((0, top, 0.8), (2, less, 1.0), (5, poor, 1.0))
     assert found.best == 0 and found.verdict.endswith("highest at block 0")
     found = swept((0, top, 0.8), (5, poor, 1.0))
@@ -131,7 +131,7 @@ def test_edits_that_did_nothing_are_not_alike_those_that_worked() -> None:
     worked, nothing = score(1.0, 0.51, 1.0), score(0.0, 0.0, 0.59)
     found = swept((0, worked, 0.9), (3, worked, 0.95), (4, nothing, 1.0), (5, nothing, 1.0))
     assert found.alike == (0, 3) and found.best == 3
-    assert "of them block 3 spares the subjects' other facts most" in found.verdict
+    assert "of them block 3 preserves the subjects' other facts best" in found.verdict
 
 
 @pytest.mark.parametrize("before", [None, 0.0, 0.1])

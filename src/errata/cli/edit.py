@@ -44,7 +44,7 @@ def edit(
     target: Annotated[str | None, typer.Argument(help="The new answer.")] = None,
     *,
     subject: Annotated[
-        str | None, typer.Option(help="The subject, where the prompt has {} in its place.")
+        str | None, typer.Option(help="The subject, if the prompt marks its place with {}.")
     ] = None,
     requests: Annotated[
         Path | None, typer.Option(help="A .jsonl, .json or .csv file of requests.")

@@ -39,7 +39,7 @@ def named_cases(
     """
     if (prompt is not None) + (requests is not None) + (dataset is not None) != 1:
         raise ErrataError(
-            "say what to edit, in one way",
+            "name either a fact, a file of requests or a dataset to edit",
             'one fact: errata edit MODEL "The {Eiffel Tower} is in the city of" Rome',
             "many: --requests FILE, or --dataset NAME",
         )
@@ -58,7 +58,7 @@ def named_cases(
     _refuse_cut(cut, "one fact", "they select cases of a dataset: --dataset NAME")
     if cut.skip_invalid:
         raise ErrataError(
-            "--skip-invalid does not go with one fact",
+            "--skip-invalid cannot be used with one fact",
             "it skips invalid records of --requests FILE or --dataset NAME",
         )
     request = EditRequest.parse(prompt, target, subject)
@@ -68,7 +68,7 @@ def named_cases(
 def _refuse_subject(subject: str | None, source: str) -> None:
     if subject is not None:
         raise ErrataError(
-            f"--subject does not go with {source}", "every record there names its own subject"
+            f"--subject cannot be used with {source}", "every record names its own subject"
         )
 
 
@@ -76,8 +76,7 @@ def _refuse_cut(cut: Cut, source: str, hint: str) -> None:
     given = {"--limit": cut.limit, "--offset": cut.offset or None, "--seed": cut.seed}
     names = [name for name, value in given.items() if value is not None]
     if names:
-        do = "does" if len(names) == 1 else "do"
-        raise ErrataError(f"{', '.join(names)} {do} not go with {source}", hint)
+        raise ErrataError(f"{', '.join(names)} cannot be used with {source}", hint)
 
 
 def _known_case(request: EditRequest) -> Case | None:
@@ -103,7 +102,7 @@ def with_probes(
         return cases
     if len(cases) > 1:
         raise ErrataError(
-            "--paraphrase, --neighbour and --target-true go with one fact",
-            "put those of many into a dataset file",
+            "--paraphrase, --neighbour and --target-true apply to one fact only",
+            "give them for several facts in a dataset file: --dataset FILE",
         )
     return [cases[0].with_values(**given)]

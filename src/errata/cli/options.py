@@ -108,8 +108,8 @@ def settings_flags(
     """Give a command one flag per setting of these classes; it receives them as `given`.
 
     `given` holds those that were set, by name, as strings or booleans. `defaults` shows default
-    values; leave it off where a model's preset may change them. The flags stand in a group of
-    their own, titled after the only class, or after methods if there are several.
+    values; leave it off where a model's preset may change them. The flags form a group of their
+    own, titled after the only class, or after methods if there are several.
     """
     title = "Settings of the " + ("method" if len(classes) > 1 else next(iter(classes)))
     fields: dict[str, tuple[FieldInfo, list[str]]] = {}
@@ -119,7 +119,7 @@ def settings_flags(
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        kept = [p for p in signature.parameters.values() if p.name != "given"]
+        own = [p for p in signature.parameters.values() if p.name != "given"]
         extra = [
             _flag(
                 name,
@@ -136,8 +136,8 @@ def settings_flags(
             given = {name: arguments.pop(name) for name in fields}
             return command(**arguments, given={k: v for k, v in given.items() if v is not None})
 
-        run.__signature__ = signature.replace(parameters=[*kept, *extra])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in (*kept, *extra)}
+        run.__signature__ = signature.replace(parameters=[*own, *extra])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*own, *extra)}
         return run  # type: ignore[return-value]
 
     return decorate

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_edit(found: FactEdits, loaded: str) -> None:
-    """Show an edit: sources, answers before and after, scores, the patch, what to do next.
+    """Show an edit: sources, answers and scores before and after, the patch, and next commands.
 
     `loaded` is how a command names the model with everything below the edit.
     """
@@ -40,7 +40,7 @@ def show_edit(found: FactEdits, loaded: str) -> None:
     if len(run.after) > 1 and summary["after"]:
         rows = before_after_rows(summary["before"], summary["after"])
         console.table(("figure", "before", "after"), rows)
-    console.fact(f"kept {patches[0]}" + (f" and {len(patches) - 1} more" if patches[1:] else ""))
+    console.fact(f"saved {patches[0]}" + (f" and {len(patches) - 1} more" if patches[1:] else ""))
     console.next_step(
         f'errata chat {loaded} --patch {patches[0]} -p "…"',
         "errata ls patches",
@@ -55,9 +55,9 @@ def show_plan(lines: Sequence[str], edited: EditedModel, costs: Sequence[Cost], 
 
     weights, rows = weight_bytes(edited.model), (*costs, total(costs))
     if json:
-        told = {"model": edited.name, "plan": list(lines), "weights": weights}
-        told |= {"process": held_now()}
-        console.as_json({**told, "costs": [cost._asdict() for cost in rows]})
+        plan = {"model": edited.name, "plan": list(lines), "weights": weights}
+        plan |= {"process": held_now()}
+        console.as_json({**plan, "costs": [cost._asdict() for cost in rows]})
         return
     console.verb(f"dry run on {edited.name}: nothing is edited or saved")
     for line in lines:

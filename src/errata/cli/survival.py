@@ -1,4 +1,4 @@
-"""`errata survival`: do edits survive fine-tuning, over methods, numbers, tunings and seeds."""
+"""`errata survival`: whether edits survive fine-tuning, by method, number, tuning and seed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ def survival(
     on: OnModel,
     *,
     methods: Annotated[
-        str, typer.Option(help=f"Of {', '.join(METHODS)}.", metavar="LIST")
+        str, typer.Option(help=f"Editing methods: {', '.join(METHODS)}.", metavar="LIST")
     ] = "memit",
-    edits: Annotated[str, typer.Option(help="Numbers of edits.", metavar="LIST")] = "100",
+    edits: Annotated[
+        str, typer.Option(help="Numbers of edits, each made in one batch.", metavar="LIST")
+    ] = "100",
     tunings: Annotated[
         str,
         typer.Option(
-            help="lora, dora, full; then @edited, @others or @3.4.5; then +penalty, +project, "
-            "+reapply. edited-only and all-but-edited are lora@edited and lora@others.",
+            help="Tunings: lora, dora or full, then the blocks to tune (@edited, @others or "
+            "@3.4.5), then guards (+penalty, +project, +reapply). edited-only and "
+            "all-but-edited stand for lora@edited and lora@others.",
             metavar="LIST",
         ),
     ] = "lora,dora,full",
@@ -43,29 +46,32 @@ def survival(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Rows to tune on: .json, .jsonl, or hf:DATASET.", metavar="FILE"),
+        typer.Option(help="Rows to fine-tune on: .json, .jsonl, or hf:DATASET.", metavar="FILE"),
     ] = None,
     controls: Annotated[
-        int, typer.Option(min=0, help="Cases behind the edited ones that are never edited.")
+        int, typer.Option(min=0, help="Number of control cases, which are never edited.")
     ] = 100,
     hold_out: Annotated[
-        int | None, typer.Option(min=0, help="The last rows are asked, not tuned on.")
+        int | None, typer.Option(min=0, help="Number of rows to hold out and score as a task.")
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Tasks to ask as well (see `errata tasks`).", metavar="LIST")
+        str | None,
+        typer.Option(help="Benchmark tasks to score as well (see `errata tasks`).", metavar="LIST"),
     ] = None,
     task_data: Annotated[
         Path, typer.Option(help="The folder that holds <task>/test.json.", metavar="DIR")
     ] = Path("dataset"),
-    task_limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task.")] = None,
+    task_limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of rows per task.")
+    ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest answer to a task, in tokens.")
+        int, typer.Option(min=1, help="Maximum length of an answer to a task, in tokens.")
     ] = 32,
     text: Annotated[
         str | None, typer.Option(help="Text for perplexity: `wikitext2` or a file.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Settings of the tunings to begin with: study, demo.")
+        str | None, typer.Option(help="Preset of the tunings to start from: study, demo.")
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -76,22 +82,21 @@ def survival(
         ),
     ] = None,
     corpus: Annotated[
-        str | None, typer.Option(help="Text for the second moment (see `errata stats`).")
+        str | None, typer.Option(help="Corpus for the second moments (see `errata stats`).")
     ] = None,
     mirror: Annotated[
-        Path | None, typer.Option(help="A folder with copies of Hub datasets.", metavar="DIR")
+        Path | None, typer.Option(help="A folder with local copies of Hub datasets.", metavar="DIR")
     ] = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="Do a matrix that is finished once more.")
-    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Repeat a finished matrix.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would cost.")
+        bool, typer.Option("--dry-run", help="Only show the plan and its estimated cost.")
     ] = False,
 ) -> None:
-    """Edit, tune, ask again: which edits survive, and what else is lost.
+    """Edit, fine-tune and score again: which edits survive, and what else the tuning loses.
 
-    Every configuration is compared with the unedited model, the same tuning of it, and facts
-    that were never edited. A run that was stopped goes on where it was, a finished one is shown.
+    Every configuration is compared with the unedited model, with the same tuning of the unedited
+    model, and with facts that were never edited. Interrupted runs resume; finished ones are shown
+    again.
 
     Example: errata survival demo --methods rome,memit,alphaedit --edits 10,100
     """
@@ -120,9 +125,9 @@ def survival(
         **{name: value for name, value in given.items() if value is not None},
     }
     if "data" not in given:
-        raise ErrataError("say what to tune on", "name rows: --data FILE")
+        raise ErrataError("no rows to fine-tune on are named", "name them: --data FILE")
     if "dataset" not in given:
-        raise ErrataError("say what to edit", "name cases: --dataset counterfact")
+        raise ErrataError("no dataset is named", "name one: --dataset counterfact")
     matrix = Matrix.checked(given)
     check_corpus(matrix.corpus)
     if not dry_run:
@@ -169,17 +174,17 @@ def _show(model: str, matrix: Matrix, summary: dict[str, Any], folder: Path, bef
 
     console.verb(f"errata survival {model}")
     if before:
-        console.fact(f"finished before, in {folder}; --again does it once more")
+        console.fact(f"finished before, in {folder}; --again repeats it")
     console.fact(f"{matrix.data}; seeds {', '.join(map(str, matrix.seeds))}")
-    console.fact("shares of the edits in % with 95 % intervals")
+    console.fact("percentages of the edits with 95 % intervals")
     rows = []
     for cell in summary["configurations"]:
         scores = [Score(**cell[name]) if name in cell else None for name in SHOWN]
-        told = ["-" if score is None else score.short() for score in scores]
-        rows.append([cell["method"], str(cell["edits"]), cell["tuning"], *told])
+        shown = ["-" if score is None else score.short() for score in scores]
+        rows.append([cell["method"], str(cell["edits"]), cell["tuning"], *shown])
     heads = (name.replace("_", " ") for name in SHOWN)
     console.table(("method", "edits", "tuning", *heads), rows)
-    console.fact(f"kept {folder}")
+    console.fact(f"saved {folder}")
     console.next_step(f"less {folder / 'report.md'}")
 
 
@@ -188,7 +193,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _changes(changes: list[str] | tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the changes to the tunings, and those to the editing methods."""
+    """Split --set into settings of the tunings and of the editing methods."""
     tune: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for change in changes:

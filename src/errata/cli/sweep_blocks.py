@@ -1,4 +1,4 @@
-"""`errata sweep-blocks`: where edits work, by editing at every block."""
+"""`errata sweep-blocks`: edit at every block and compare the scores."""
 
 from __future__ import annotations
 
@@ -45,30 +45,40 @@ def sweep_blocks(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Cases: a dataset's name or a file; `demo` for the demo.", metavar="NAME|FILE"
+            help="Cases: a dataset's name or a file (default for `demo`: demo).",
+            metavar="NAME|FILE",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Take so many cases.")] = 50,
-    offset: Annotated[int, typer.Option(min=0, help="Leave out the first cases.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Shuffle the cases first.")] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Number of cases to take from the dataset.")
+    ] = 50,
+    offset: Annotated[
+        int, typer.Option(min=0, help="Number of cases to skip at the start of the dataset.")
+    ] = 0,
+    seed: Annotated[int | None, typer.Option(help="Shuffle the dataset with this seed.")] = None,
     skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave out broken records, and count them.")
+        bool, typer.Option("--skip-invalid", help="Skip invalid records and report their number.")
     ] = False,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "rome",
     trace: Annotated[
-        bool, typer.Option("--trace", help="Also trace the same facts, and hold both together.")
+        bool, typer.Option("--trace", help="Also trace the same facts, and compare.")
     ] = False,
     corpus: Annotated[
-        str | None, typer.Option(help="Text for the second moment (see `errata stats`).")
+        str | None, typer.Option(help="Corpus for the second moments (see `errata stats`).")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens of it to use.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus to use.")] = None,
     plot: Annotated[
         str | None,
-        typer.Option(help="Pictures to keep: png, pdf, svg or none; png.", metavar="LIST"),
+        typer.Option(
+            help="Formats of the figures: png (default), pdf, svg; or none.", metavar="LIST"
+        ),
     ] = None,
     given: dict[str, Any],
 ) -> None:
-    """Edit each fact alone at each block (--blocks, all by default), and score what it did."""
+    """Edit each fact alone at each block (default: all blocks), and score every edit.
+
+    Interrupted sweeps resume.
+    """
     chosen, formats = method_named(method), picture_formats(plot)
     settings = given_settings(chosen, given)
     blocks = settings.pop("blocks", None)
@@ -76,7 +86,7 @@ def sweep_blocks(
     check_settings(chosen, settings)
     name = dataset or ("demo" if on.model == "demo" else None)
     if name is None:
-        raise ErrataError("say what to edit", "name a dataset: --dataset counterfact")
+        raise ErrataError("no dataset is named", "name one: --dataset counterfact")
     loaded = load_dataset(name, limit, offset, seed, skip_invalid)
     cases = loaded.cases
     check_corpus(corpus)
@@ -85,14 +95,14 @@ def sweep_blocks(
     methods, moments, facts = _prepared(edited, chosen, asked, settings, corpus, tokens)
 
     from errata.experiments.block_sweep import sweep_blocks as swept
-    from errata.experiments.sweep_vs_trace import keep_sweep
+    from errata.experiments.sweep_vs_trace import save_sweep
 
     beside: list[SideBySide] = []
 
     def finish(found: Sweep) -> None:
         if trace:
             beside.extend(_traced(edited, loaded, found))
-        keep_sweep(found, beside[0] if beside else None, formats)
+        save_sweep(found, beside[0] if beside else None, formats)
 
     with console.bar("edits") as progress:
         found = swept(
@@ -106,15 +116,15 @@ def sweep_blocks(
             finish=finish,
         )
     if on.json:
-        told = {"model": on.model, "dataset": name, "cases": len(cases), "run": str(found.folder)}
-        told |= found.as_json() | ({"trace": beside[0].as_json()} if beside else {})
-        console.as_json(told)
+        result = {"model": on.model, "dataset": name, "cases": len(cases)}
+        result |= {"run": str(found.folder), **found.as_json()}
+        console.as_json(result | ({"trace": beside[0].as_json()} if beside else {}))
     else:
         _show(on.named, name, cases, found, beside[0] if beside else None, facts)
 
 
 def _traced(edited: EditedModel, loaded: Loaded, found: Sweep) -> list[SideBySide]:
-    """Trace a sweep's facts; none of them being known costs no sweep."""
+    """Trace a sweep's facts; if none of them is known, the sweep goes on without a trace."""
     from errata.experiments.sweep_vs_trace import side_by_side
 
     cases, subjects, cache = loaded.cases, loaded.subjects, cache_folder() / "noise"
@@ -135,7 +145,7 @@ def _prepared(
     corpus: str | None,
     tokens: int | None,
 ) -> tuple[dict[int, Method], dict[int, SecondMoment], list[str]]:
-    """Return the method for every block, and the moments of all of them, measured in one pass."""
+    """Return the method and the second moment of every block, and lines about their sources."""
     from errata.methods.moments import moments_for
     from errata.methods.presets import resolve_settings
     from errata.models.families import family_of
@@ -153,10 +163,10 @@ def _prepared(
     if first.moment_blocks:
         with console.bar("second moment") as progress:
             store = Store(moments_folder())
-            held, said = moments_for(
+            moments_of, lines = moments_for(
                 edited, first, store, corpus, tokens, progress, blocks=tuple(methods)
             )
-        moments, facts = dict(held), [*facts, *said]
+        moments, facts = dict(moments_of), [*facts, *lines]
     return methods, moments, facts
 
 
@@ -174,7 +184,7 @@ def _show(
     console.fact(f"{counted(len(cases), 'case')} of {dataset}, each edited alone at each block")
     for line in facts:
         console.fact(line)
-    console.fact("percent, with 95 % intervals")
+    console.fact("percentages with 95 % intervals")
     names = [name.replace("same_subject_accuracy", "same subject") for name in found.columns]
     console.table(("block", *names), found.table())
     if beside:
@@ -185,7 +195,7 @@ def _show(
     console.fact(found.verdict)
     for line in beside.sentences(found) if beside else ():
         console.fact(line)
-    console.fact(f"kept {found.folder}")
+    console.fact(f"saved {found.folder}")
     edit = f'errata edit {model} "…" TARGET --method {found.method.lower()} --blocks {found.best}'
     report = f"less {found.folder / 'report.md'}"
     console.next_step(*(() if found.best is None else (edit,)), report)

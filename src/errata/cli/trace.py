@@ -64,11 +64,13 @@ def trace(
     again: Annotated[bool, typer.Option("--again", help="Repeat a finished trace.")] = False,
     given: dict[str, Any],
 ) -> None:
-    """Causal tracing: restore hidden states of a corrupted run, and measure the answer's return.
+    """Causal tracing: restore one hidden state at a time, measure how much of the answer returns.
 
-    The subject's embeddings are corrupted with noise; then one hidden state at a time is restored.
-    The states that recover the answer's probability are where the model stores the fact.
-    Interrupted runs resume; finished ones are shown again.
+    The subject's embeddings are corrupted with noise. States that recover the answer's probability
+    when they are restored show where the model stores the fact. Interrupted runs resume; finished
+    ones are shown again.
+
+    Example: errata trace demo "The home town of {Anouk Almory} is"
     """
     settings = TraceSettings.of(given_settings(TraceSettings, given))
     formats = picture_formats(plot)

@@ -1,10 +1,10 @@
-"""A sweep of edits over blocks: each fact edited alone at each block, and what became of it.
+"""A sweep of edits over blocks: each fact is edited alone at each block, and every edit is scored.
 
     results/sweep/run_<NNN>/  params.json summary.json report.md blocks/<B>.json
 
-It answers directly what a causal trace can only suggest: where edits work. The two are known to
-disagree (arXiv 2301.04213), so both can stand side by side (see `sweep_trace`).
-A stopped sweep goes on at the case where it was.
+It measures directly what a causal trace can only suggest: at which blocks edits work. The two are
+known to disagree (arXiv 2301.04213); `sweep_vs_trace` compares them. An interrupted sweep resumes
+at the first case that was not scored.
 """
 
 from __future__ import annotations
@@ -32,94 +32,97 @@ from errata.reports.tables import markdown_table
 from errata.statistics.second_moment import SecondMoment
 
 LABEL = "sweep"
-SPARED = "same_subject_accuracy"
-SHOWN = (*PROMPT_KINDS, "score", SPARED)
-"""The figures that are shown, where they are known."""
-MERITS = ("score", PROMPT_KINDS[0], f"{PROMPT_KINDS[0]}_accuracy")
-"""What blocks are compared by: the first that is known. The last needs no true answers."""
+PRESERVED = "same_subject_accuracy"
+SHOWN = (*PROMPT_KINDS, "score", PRESERVED)
+"""The metrics that are shown, where the cases allow them."""
+CRITERIA = ("score", PROMPT_KINDS[0], f"{PROMPT_KINDS[0]}_accuracy")
+"""The metrics to compare blocks by, best first. The last one needs no true answers."""
 
 
 class BlockScores(NamedTuple):
-    """What edits at one block did."""
+    """The scores of the edits at one block."""
 
     summary: dict[str, Score]
     magnitudes: dict[str, list[float | None]]
-    """Per kind of prompt and case, the mean of P(right) - P(wrong)."""
+    """Per kind of prompt and case, the mean of P(right answer) - P(wrong answer)."""
 
 
 @dataclass
 class Sweep:
-    """What a sweep found, by block."""
+    """The result of a sweep."""
 
     folder: Path
     method: str
     before: dict[str, Score] = field(default_factory=dict)
+    """The scores of the unedited model."""
     blocks: dict[int, BlockScores] = field(default_factory=dict)
 
     @property
-    def merit(self) -> str:
-        """The figure by which blocks are compared."""
-        return next(m for m in MERITS if all(m in b.summary for b in self.blocks.values()))
+    def criterion(self) -> str:
+        """The metric by which blocks are compared: the first that every block has."""
+        return next(c for c in CRITERIA if all(c in b.summary for b in self.blocks.values()))
 
     @property
     def alike(self) -> tuple[int, ...]:
-        """The block with the highest figure, and those no lower than its interval reaches.
+        """The best block, and those whose value lies within the best one's confidence interval.
 
-        None where even its interval reaches down to the figure before any edit. That intervals
-        overlap would not do: those of few facts do so also where one edit took and none did.
+        Empty if that interval includes the value before any edit. Overlap of intervals is no test:
+        with few facts, those of blocks with one successful edit and with none overlap.
         """
-        scores = {block: found.summary[self.merit] for block, found in self.blocks.items()}
+        scores = {block: found.summary[self.criterion] for block, found in self.blocks.items()}
         top = max(scores.values(), key=lambda score: score.value)
-        before = self.before[self.merit].value if self.merit in self.before else 0.0
+        known = self.before.get(self.criterion)
+        before = 0.0 if known is None else known.value
         if top.low <= before:
             return ()
         return tuple(block for block, score in scores.items() if score.value >= top.low)
 
     @property
     def _highest(self) -> list[int]:
-        """Of those the ones whose figure is highest, in whole percent as it is shown."""
-        shown = {b: round(100 * self.blocks[b].summary[self.merit].value) for b in self.alike}
+        """Those of `alike` with the highest value, rounded to whole percent as it is shown."""
+        name = self.criterion
+        shown = {b: round(100 * self.blocks[b].summary[name].value) for b in self.alike}
         return [block for block, value in shown.items() if value == max(shown.values())]
 
     @property
     def best(self) -> int | None:
-        """The block with the highest figure; of equals the one that spares other facts most.
+        """The best block; ties are broken by the accuracy on the subjects' other facts.
 
-        None where edits work at no block.
+        None if edits work at no block.
         """
-        known = all(SPARED in found.summary for found in self.blocks.values())
+        known = all(PRESERVED in found.summary for found in self.blocks.values())
 
         def rank(block: int) -> tuple[float, float]:
             summary = self.blocks[block].summary
-            return summary[SPARED].value if known else 0.0, summary[self.merit].value
+            return summary[PRESERVED].value if known else 0.0, summary[self.criterion].value
 
         return max(self._highest, key=rank, default=None)
 
     @property
     def verdict(self) -> str:
-        """Where edits work, in a sentence."""
-        name, best = self.merit, self.best
+        """A sentence on where edits work."""
+        name, best = self.criterion, self.best
         if best is None:
             top = max((b.summary[name] for b in self.blocks.values()), key=lambda s: s.value)
-            said = f"edits work at none of these blocks: {name} at most {percent(top)} %"
+            text = f"edits work at none of these blocks: {name} at most {percent(top)} %"
             known = self.before.get(name)
-            return said + (f", {100 * known.value:.0f} % before any edit" if known else "")
+            return text + (f", {100 * known.value:.0f} % before any edit" if known else "")
         figure = f"{name} {percent(self.blocks[best].summary[name])} %"
         if len(self.alike) == 1:
             return f"edits work best at block {best}: {figure}"
-        said = f"edits work alike at blocks {_listed(self.alike)}: {figure}"
+        text = f"edits work equally well at blocks {_listed(self.alike)}: {figure}"
         if len(self._highest) == 1:
-            return f"{said}, highest at block {best}"
-        if SPARED not in self.blocks[best].summary:
-            return said
-        equals = f"blocks {_listed(self._highest)}, which are highest,"
+            return f"{text}, highest at block {best}"
+        if PRESERVED not in self.blocks[best].summary:
+            return text
+        equals = f"blocks {_listed(self._highest)}, which score highest,"
         return (
-            f"{said}; of {'them' if tuple(self._highest) == self.alike else equals} block {best} "
-            f"spares the subjects' other facts most, {self.blocks[best].summary[SPARED]}"
+            f"{text}; of {'them' if tuple(self._highest) == self.alike else equals} block {best} "
+            f"preserves the subjects' other facts best, {self.blocks[best].summary[PRESERVED]}"
         )
 
     def table(self, traced: Mapping[str, Sequence[Score]] | None = None) -> list[list[str]]:
-        """Return rows of block and figures in percent, effects of a trace beside them."""
+        """Return rows of block, metrics in percent and, if given, the effects of a trace."""
         rows = []
         for block, found in self.blocks.items():
             row = [str(block), *(percent(found.summary[name]) for name in self.columns)]
@@ -128,14 +131,16 @@ class Sweep:
 
     @property
     def columns(self) -> list[str]:
-        """The figures that every block has."""
+        """The shown metrics that every block has."""
         names = (
-            SHOWN if PROMPT_KINDS[0] in next(iter(self.blocks.values())).summary else MERITS + SHOWN
+            SHOWN
+            if PROMPT_KINDS[0] in next(iter(self.blocks.values())).summary
+            else CRITERIA + SHOWN
         )
         return [name for name in names if all(name in b.summary for b in self.blocks.values())]
 
     def as_json(self) -> dict[str, Any]:
-        """Return all scores by block, those before any edit under `before`."""
+        """Return all scores by block; those of the unedited model are under `before`."""
         return {
             "method": self.method,
             "best": self.best,
@@ -159,9 +164,10 @@ def sweep_blocks(
     progress: Progress = no_progress,
     finish: Callable[[Sweep], None] = lambda sweep: None,
 ) -> Sweep:
-    """Edit every case alone at every block; `methods` holds the method with its block set.
+    """Edit every case alone at every block; `methods` maps each block to the method set to it.
 
-    `finish` is called with what was found before the run counts as finished.
+    `moments` holds the second moment of every block whose method needs one. `finish` is called
+    with the result before the run is marked as finished.
     """
     some = next(iter(methods.values()))
     params = {
@@ -182,12 +188,12 @@ def sweep_blocks(
         total = len(methods) * len(cases)
         for number, (block, method) in enumerate(methods.items()):
             at = shifted(progress, number * len(cases), total)
-            room = folder / "blocks" / str(block)
-            edit = partial(_edit_at, edited, cases, method, moments, room, at)
+            place = folder / "blocks" / str(block)
+            edit = partial(_edit_at, edited, cases, method, moments, place, at)
             found = parts.one(str(block), edit)
-            with reading_own(room.with_suffix(".json")):
+            with reading_own(place.with_suffix(".json")):
                 _read(sweep, block, found)
-            shutil.rmtree(room, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
             at(len(cases), len(cases))
         finish(sweep)
         write_text(folder / "report.md", _report(sweep, len(cases), command))
@@ -200,17 +206,17 @@ def _edit_at(
     cases: Sequence[Case],
     method: Method,
     moments: Mapping[int, SecondMoment],
-    room: Path,
+    place: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Edit each case alone, as a run in `room`; return the scores before and after, as JSON."""
-    held = len(edited.patches)
+    """Edit each case alone, as a run in `place`; return the scores before and after, as JSON."""
+    count = len(edited.patches)
     try:
         run = run_edits(
-            edited, cases, method, moments, EditPlan(batch_size=1), room, progress=progress
+            edited, cases, method, moments, EditPlan(batch_size=1), place, progress=progress
         )
     finally:
-        while len(edited.patches) > held:
+        while len(edited.patches) > count:
             edited.undo()
     summary = {half: {n: s.model_dump() for n, s in run.summary[half].items()} for half in _HALVES}
     return {**summary, "magnitudes": _magnitudes(run)}
@@ -234,10 +240,10 @@ def _magnitudes(run: Run) -> dict[str, list[float | None]]:
     return found
 
 
-def _read(sweep: Sweep, block: int, kept: dict[str, Any]) -> None:
-    sweep.before = {name: Score.of(score) for name, score in kept["before"].items()}
-    after = {name: Score.of(score) for name, score in kept["after"].items()}
-    sweep.blocks[block] = BlockScores(after, kept["magnitudes"])
+def _read(sweep: Sweep, block: int, stored: dict[str, Any]) -> None:
+    sweep.before = {name: Score.of(score) for name, score in stored["before"].items()}
+    after = {name: Score.of(score) for name, score in stored["after"].items()}
+    sweep.blocks[block] = BlockScores(after, stored["magnitudes"])
 
 
 def _report(sweep: Sweep, count: int, command: str | None) -> str:

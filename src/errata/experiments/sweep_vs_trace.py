@@ -1,9 +1,9 @@
 """A sweep of edits and a causal trace of the same facts, side by side.
 
-The facts are traced as they are before any edit, at the subject's last token, where editors
-write. What the two say together is arXiv 2301.04213's question: does tracing tell where to edit?
-`variance_explained` returns the share of the variance of edit success that the block alone
-explains, and what the facts' own tracing effects add.
+The unedited model is traced at the subject's last token, the position that edits write to. The
+comparison follows arXiv 2301.04213, which asks whether tracing shows where to edit:
+`variance_explained` returns the share of the variance of edit success (R²) that the block alone
+explains, and the share with the fact's own tracing effect added.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from errata.patches.edited_model import EditedModel
 from errata.reports.figures import save_figure
 from errata.reports.sweep_figure import draw_sweep
 from errata.reports.tables import markdown_table
-from errata.tracing.averages import LAST_SUBJECT, Recommendation, average, nothing_lost, recommend
+from errata.tracing.averages import LAST_SUBJECT, Recommendation, recommend
 from errata.tracing.settings import Kind, TraceSettings
 from errata.tracing.trace import Trace
 
@@ -36,38 +36,38 @@ TRACED: tuple[Kind, ...] = ("mlp", "hidden", "frozen-mlp")
 
 
 class Comparison(NamedTuple):
-    """How the success of edits goes with block and with tracing effect, over facts x blocks."""
+    """How well block and tracing effect predict the success of edits, over facts x blocks."""
 
     facts: int
     by_block: float
-    """R² of P(new) - P(true) after the edit on the block alone."""
+    """R² of P(new) - P(true) after the edit, regressed on the block alone."""
     with_trace: float
-    """R² with the fact's own tracing effect at the block besides."""
+    """R² of the regression on the block and the fact's own tracing effect there."""
     by_trace: float
-    """R² on the tracing effect alone."""
+    """R² of the regression on the tracing effect alone."""
     within: dict[int, float]
-    """Per block, Pearson's correlation over facts; blocks where nothing varies are absent."""
+    """Pearson's correlation over facts, per block; blocks without variation are absent."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures by name."""
+        """Return the values by name."""
         return {**self._asdict(), "within": {str(b): r for b, r in self.within.items()}}
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What the traces of a sweep's facts say."""
+    """The traces of a sweep's facts, compared with its edits."""
 
     effects: dict[str, list[Score]]
-    """Average indirect effects at the subject's last token: by what was restored, then block."""
+    """Average indirect effects at the subject's last token, by kind of state and block."""
     comparisons: dict[str, Comparison]
-    """How editing success goes with the MLP trace, per kind of prompt."""
+    """How well the MLP trace predicts the success of edits, per kind of prompt."""
     recommended: Recommendation | None
     note: str | None
-    """Why the traces say nothing, where they do not."""
+    """Why nothing can be located, if corruption did not reduce the answers' probability."""
     left_out: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything by name."""
+        """Return all fields by name."""
         return {
             "effects": {n: [s.as_json() for s in row] for n, row in self.effects.items()},
             "comparisons": {kind: one.as_json() for kind, one in self.comparisons.items()},
@@ -77,20 +77,20 @@ class SideBySide:
         }
 
     def sentences(self, sweep: Sweep) -> list[str]:
-        """Say in words where both agree, and what the trace adds to knowing the block."""
+        """Return sentences on whether both agree, and on what the trace adds to the block."""
         found, alike = self.recommended, sweep.alike
         if found is None:
             return [str(self.note)]
-        peak = f"{found.effect} given back by {found.window} MLPs around block {found.peak}"
-        agree = "is one of them" if found.peak in alike else "is none of them"
-        said = [f"the trace's peak, {peak}, {agree}" if alike else f"the trace's peak: {peak}"]
+        peak = f"{found.effect} recovered by {found.window} MLPs around block {found.peak}"
+        agree = "is one of them" if found.peak in alike else "is not among them"
+        lines = [f"the trace's peak, {peak}, {agree}" if alike else f"the trace's peak: {peak}"]
         for kind, one in self.comparisons.items():
-            said.append(
-                f"{kind}, {one.facts} facts: which block was edited explains {one.by_block:.0%} of "
-                f"the variance; with the fact's own tracing effect {one.with_trace:.0%}; the "
-                f"tracing effect alone {one.by_trace:.0%}"
+            lines.append(
+                f"{kind}, {one.facts} facts: the edited block explains {one.by_block:.0%} of the "
+                f"variance; with the fact's tracing effect {one.with_trace:.0%}; the tracing "
+                f"effect alone {one.by_trace:.0%}"
             )
-        return said
+        return lines
 
 
 def side_by_side(
@@ -102,14 +102,15 @@ def side_by_side(
     cache: Path | None = None,
     progress: Progress = no_progress,
 ) -> SideBySide:
-    """Trace the sweep's facts, kept under the sweep's folder, and compare.
+    """Trace the sweep's facts and compare; the traces are a run in the sweep's folder.
 
-    Noise is measured on `subjects`, those of the whole dataset.
+    The noise level is measured on `subjects`, those of the whole dataset. Raises `ErrataError` if
+    the model knows none of the facts.
     """
     chosen = settings.with_values(kinds=TRACED, subject_last_only=True)
     level, _ = noise_level(edited, chosen, subjects, cache)
     run = trace_cases(edited, cases, chosen, level, sweep.folder, progress=progress)
-    effects = average(run.traces).effects
+    effects = run.averages.effects
     blocks = list(sweep.blocks)
     comparisons = {}
     for kind in next(iter(sweep.blocks.values())).magnitudes:
@@ -123,7 +124,7 @@ def side_by_side(
         effects={names[kind]: effects[kind][LAST_SUBJECT] for kind in TRACED},
         comparisons=comparisons,
         recommended=recommend(run.traces),
-        note=nothing_lost(run.traces),
+        note=run.note,
         left_out=tuple(run.left_out),
     )
 
@@ -131,26 +132,26 @@ def side_by_side(
 def _pairs(
     traces: Sequence[Trace], indices: Sequence[int], sweep: Sweep, kind: str
 ) -> list[tuple[list[float], list[float]]]:
-    """Return per fact its MLP effects and its edits' success, over the sweep's blocks."""
+    """Return the MLP effects and the edits' success of each fact, over the sweep's blocks."""
     found = []
     for trace, index in zip(traces, indices, strict=True):
         success = [one.magnitudes[kind][index] for one in sweep.blocks.values()]
         effect = trace.effect("mlp")[0]
         if all(value is not None for value in success):
-            held = [float(value) for value in success if value is not None]
-            found.append(([float(effect[block]) for block in sweep.blocks], held))
+            values = [float(value) for value in success if value is not None]
+            found.append(([float(effect[block]) for block in sweep.blocks], values))
     return found
 
 
-def keep_sweep(sweep: Sweep, beside: SideBySide | None, formats: Sequence[str]) -> None:
-    """Keep pictures of a sweep, and what the traces say beside it, in the sweep's folder."""
+def save_sweep(sweep: Sweep, beside: SideBySide | None, formats: Sequence[str]) -> None:
+    """Save a sweep's figures, and the comparison with its traces, in the sweep's folder."""
     effects = beside.effects if beside else {}
     if beside is not None:
         write_text(sweep.folder / "trace.json", json.dumps(beside.as_json(), indent=1) + "\n")
         lines = [
             f"# sweep of {sweep.method} and trace, side by side",
             markdown_table(("block", *sweep.columns, *effects), sweep.table(effects)),
-            f"Percent, with 95 % intervals. {sweep.verdict}.",
+            f"Percentages with 95 % intervals. {sweep.verdict}.",
             "\n".join(f"- {line}" for line in beside.sentences(sweep)),
         ]
         write_text(sweep.folder / "side_by_side.md", "\n\n".join(lines) + "\n")
@@ -162,10 +163,10 @@ def keep_sweep(sweep: Sweep, beside: SideBySide | None, formats: Sequence[str]) 
 
 
 def variance_explained(effects: Array, successes: Array, blocks: Sequence[int]) -> Comparison:
-    """Hold tracing effects against the success of edits: (facts, blocks) each."""
+    """Regress the success of edits on block and tracing effect; both are (facts, blocks)."""
     count, wide = effects.shape
     y, x = successes.ravel(), effects.ravel()
-    at = np.tile(np.eye(wide), (count, 1))  # (facts x blocks, blocks): which block it is
+    at = np.tile(np.eye(wide), (count, 1))  # (facts x blocks, blocks): one-hot blocks
     ones = np.ones((count * wide, 1))
     within = {
         block: float(np.corrcoef(effects[:, i], successes[:, i])[0, 1])

@@ -22,7 +22,6 @@ from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
 from errata.experiments.parts import Format, Parts
 from errata.experiments.run_folder import finished_run, run_folder
-from errata.metrics.scores import Score
 from errata.patches.edited_model import EditedModel
 from errata.reports.figures import save_figure
 from errata.reports.tables import markdown_table
@@ -151,13 +150,13 @@ def trace_cases(
 
 
 def _read_fact(path: Path) -> Trace | LeftOut | None:
-    """Return a fact's stored trace, or why it was left out; None for a fact not reached yet."""
-    kept, aside = path.with_suffix(".npz"), path.with_suffix(".json")
-    if kept.exists():
-        return Trace.load(kept)
-    if aside.exists():
-        with reading_own(aside):
-            found = parse_json(aside.read_text(encoding="utf-8"))
+    """Return a fact's stored trace, or why it was left out; None if neither is stored."""
+    trace, left_out = path.with_suffix(".npz"), path.with_suffix(".json")
+    if trace.exists():
+        return Trace.load(trace)
+    if left_out.exists():
+        with reading_own(left_out):
+            found = parse_json(left_out.read_text(encoding="utf-8"))
             return LeftOut(found.get("id"), str(found["left_out"]))
     return None
 
@@ -184,8 +183,8 @@ def _traced(
         answer = request.separator + answer_of(case)
         question = ask_model(edited.model, edited.tokenizer, request.text, request.span, answer)
         if not question.known:
-            said = edited.tokenizer.decode(question.spoken).strip()
-            reason = f"the model says {said!r}, not {answer.strip()!r}"
+            greedy = edited.tokenizer.decode(question.spoken).strip()
+            reason = f"the model says {greedy!r}, not {answer.strip()!r}"
             return LeftOut(case.id, f"{request.text!r}: {reason}")
     except ErrataError as error:
         return LeftOut(case.id, f"{request.text!r}: {error.message}")
@@ -207,7 +206,7 @@ def save_average_pictures(run: TraceRun, formats: Sequence[str]) -> None:
 
 
 def summary_of(run: TraceRun) -> dict[str, Any]:
-    """Return averages, facts left out with reasons, and a note where nothing can be located."""
+    """Return averages, facts left out with reasons, and a note if nothing can be located."""
     found = run.averages.as_json() if run.traces else {"facts": 0}
     return {
         **found,
@@ -232,17 +231,16 @@ def _write_results(run: TraceRun, command: str | None) -> None:
 
 def average_tables(averages: Averages) -> list[str]:
     """Return Markdown: effects in percent by role and block, and their intervals at the peak."""
-    lines = [f"The answers' probability: {averages.high}; corrupted: {averages.low}."]
+    lines = [f"Probability of the answer: {averages.high} clean, {averages.low} corrupted."]
     for kind, roles in averages.effects.items():
         columns = (TITLES[kind], *(str(block) for block in range(averages.blocks)), "largest")
         rows = [
-            [role, *(str(round(100 * score.value)) for score in row), str(largest(row))]
+            [
+                role,
+                *(str(round(100 * score.value)) for score in row),
+                str(max(row, key=lambda score: score.value)),
+            ]
             for role, row in roles.items()
         ]
         lines.append(markdown_table(columns, rows))
     return lines
-
-
-def largest(row: Sequence[Score]) -> Score:
-    """Return the score with the largest value."""
-    return max(row, key=lambda score: score.value)
