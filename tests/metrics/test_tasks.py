@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from errata.cli.main import app
 from errata.core.errors import ErrataError
 from errata.data.instructions import Instruction, read_rows
+from errata.experiments import task_run
 from errata.experiments.task_run import TaskSettings, run_tasks
 from errata.metrics import tasks
 from errata.metrics.likelihood import likelihoods
@@ -78,7 +79,7 @@ def test_a_stopped_run_asks_only_what_was_not_answered(
     (tmp_path / "boolq").mkdir()
     rows = [row.model_dump() for row in ROWS]
     (tmp_path / "boolq" / "test.json").write_text(json.dumps(rows), encoding="utf-8")
-    monkeypatch.setattr(tasks, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(task_run, "ROWS_PER_PART", 3)
     asking = TaskSettings(tasks=("boolq",), data=str(tmp_path), max_new_tokens=3, beams=2)
     whole, _ = run_tasks(pico(), asking, tmp_path / "whole")
 

@@ -35,45 +35,48 @@ def lens(
     """Logit lens: decode the hidden state after every block; with patches, before and after."""
     request = EditRequest.parse(prompt, answer or "?", subject)
     edited = on.load()
-    found = _read(edited, request, None if answer is None else request.answer)
+    read = _read(edited, request, None if answer is None else request.answer)
+    found = {half: one for half, (one, _) in read.items()}
+    now = found["after"]
     if on.json:
         halves = {half: one.as_json() for half, one in found.items()}
-        now = found["after"]
+        if found.get("before", now).tokens != now.tokens:  # a prompt patch changes the prompt
+            halves["before"]["tokens"] = list(found["before"].tokens)
         beside = {"text": request.text, "tokens": list(now.tokens), "answer": now.answer}
         console.as_json({"model": on.model, "patches": len(edited.patches), **beside, **halves})
         return
     console.verb(f"errata lens {on.model}")
-    console.fact(f"{request.text} → {found['after'].answer.strip()}")
-    first = _subject(edited, request)
-    for half, one in found.items():
+    console.fact(f"{request.text} → {now.answer.strip()}")
+    for half, (one, span) in read.items():
         title = "P(answer's first token)" + (f" {half} the patches" if len(found) > 1 else "")
-        labels = [_label(token, place in first) for place, token in enumerate(one.tokens)]
+        labels = [_label(token, place in range(*span)) for place, token in enumerate(one.tokens)]
         console.heat_map(f"{title}, by token and block", labels, one.answers.tolist(), 0.0, 1.0)
-    for name, place in (("last token", -1), ("subject's last token", first[-1])):
-        console.table(*_table(found, name, place))
+    console.table(*_table(found, "last token", dict.fromkeys(found, -1)))
+    ends = {half: span[1] - 1 for half, (_, span) in read.items()}
+    console.table(*_table(found, "subject's last token", ends))
 
 
-def _read(edited: EditedModel, request: EditRequest, answer: str | None) -> dict[str, Lens]:
-    """Read the lens on the model and, if it has patches, on the model without them."""
+def _read(
+    edited: EditedModel, request: EditRequest, answer: str | None
+) -> dict[str, tuple[Lens, tuple[int, int]]]:
+    """Read the lens on the model and, if it has patches, on the model without them.
+
+    Beside each lens stand the first token of the subject and the one past its end. Both follow
+    the same answer.
+    """
     from errata.tracing.lens import read_lens
-    from errata.tracing.question import ask_model
+    from errata.tracing.question import ask
 
     model, tokenizer = edited.model, edited.tokenizer
-    question = ask_model(model, tokenizer, request.text, request.span, answer)
-    found = {"after": read_lens(model, tokenizer, question)}
+    question = ask(edited, request.text, request.span, answer)
+    after = read_lens(model, tokenizer, question), question.subject
     if not edited.patches:
-        return found
+        return {"after": after}
+    followed = question.targets[0]
     with edited.without_patches():
-        return {"before": read_lens(model, tokenizer, question), **found}
-
-
-def _subject(edited: EditedModel, request: EditRequest) -> range:
-    """Return the token positions of the subject."""
-    from errata.models.tokens import encode, position_of
-
-    encoded = encode(edited.tokenizer, request.text)
-    first = position_of(encoded, request.span, "subject_first")
-    return range(first, position_of(encoded, request.span, "subject_last") + 1)
+        plain = ask(edited, request.text, request.span, answer)
+        before = read_lens(model, tokenizer, plain, followed), plain.subject
+    return {"before": before, "after": after}
 
 
 def _label(token: str, of_subject: bool) -> str:
@@ -83,9 +86,12 @@ def _label(token: str, of_subject: bool) -> str:
 
 
 def _table(
-    found: dict[str, Lens], name: str, place: int
+    found: dict[str, Lens], name: str, places: dict[str, int]
 ) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Return columns and rows: per block the top token, its probability and the answer's."""
+    """Return columns and rows: per block the top token, its probability and the answer's.
+
+    `places` holds the token's position, with the patches and without.
+    """
     halves = list(found.items())
     columns = ["block"]
     for half, _ in halves:
@@ -94,7 +100,8 @@ def _table(
     rows = []
     for block in range(halves[0][1].answers.shape[1]):
         row = [str(block)]
-        for _, one in halves:
+        for half, one in halves:
+            place = places[half]
             row += [
                 one.said[place][block].strip() or repr(one.said[place][block]),
                 f"{one.likeliest[place, block]:.3f}",

@@ -40,17 +40,21 @@ def ppl(
     """Measure perplexity per token, word and byte; with patches, before and after.
 
     Every token is predicted exactly once; padding is not counted. With the default stride, word
-    perplexity on `wikitext2` equals that of lm-eval's task `wikitext`.
+    perplexity on `wikitext2` equals that of lm-eval's task `wikitext`. Prompt patches do not act
+    on texts.
 
     Example: errata ppl demo --text notes.txt --window 128 --stride 64
     """
     from errata.data.passages import read_passages
     from errata.metrics.perplexity import FIGURES, check_stride, read_texts
+    from errata.metrics.prompts import inactive_note
 
     if window is not None and stride is not None:
         check_stride(window, stride)
     passages = read_passages(text, mirror)
     edited = on.load()
+    if note := inactive_note(edited, "texts"):
+        console.warning(note)
     found, cut = {}, None
     for label in ("before", "after") if edited.patches else ("value",):
         as_it_is = edited.without_patches() if label == "before" else nullcontext()

@@ -58,11 +58,18 @@ def tasks(
 
     --tasks generates an answer and searches it for the answer word, as LLM-Adapters does; answers
     without one are counted as format errors. --harness runs lm-eval, which compares likelihoods.
-    Interrupted runs resume.
+    Prompt patches act on generated answers, not on lm-eval. Interrupted runs resume.
 
     Example: errata tasks demo --tasks all --data dataset --limit 100
     """
-    from errata.experiments.task_run import TaskSettings, as_json, read_tasks, run_tasks
+    from errata.experiments.task_run import (
+        HARNESS_TEXTS,
+        TaskSettings,
+        as_json,
+        read_tasks,
+        run_tasks,
+    )
+    from errata.metrics.prompts import inactive_note
 
     if names is None and harness is None:
         raise ErrataError(
@@ -86,6 +93,8 @@ def tasks(
     check_results(on.results)
     read_tasks(asking)  # wrong names and files are reported before the model is loaded
     edited = on.load()
+    if harness and (note := inactive_note(edited, HARNESS_TEXTS)):
+        console.warning(note)
     with console.bar("rows") as progress:
         found, folder = run_tasks(edited, asking, on.results, command_line(), progress)
     if on.json:

@@ -53,8 +53,8 @@ def render_prompt(
     if name == "plain":
         return Asked(f"{instruction} {context}".strip(), " ")
     if name == "chat":
-        message = f"{instruction}\n\n{context}" if context else instruction
-        return Asked(chat_prompt([{"role": "user", "content": message}], tokenizer), "")
+        turn = {"role": "user", "content": chat_message(instruction, context)}
+        return Asked(chat_prompt([turn], tokenizer), "")
     parts = [f"### Instruction:\n{instruction}"]
     parts += [f"### Input:\n{context}"] if context else []
     head = _TASK + (_PAIRED if context else "") + _WRITE
@@ -69,6 +69,11 @@ def render_prompt(
     ]
     body = _MARGIN + f"{_MARGIN}{_MARGIN}".join([*lines, f"### Response:{_MARGIN}"])
     return Asked(f"{head}  # noqa: E501\n{body}", "")
+
+
+def chat_message(instruction: str, context: str) -> str:
+    """Return the user's message for an instruction and its `input` (may be empty)."""
+    return f"{instruction}\n\n{context}" if context else instruction
 
 
 def chat_prompt(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -36,7 +36,7 @@ from errata.reports.figures import save_figure
 from errata.reports.trace_figures import draw_trace
 from errata.tracing.averages import Recommendation, nothing_lost, recommend
 from errata.tracing.causal import trace_question
-from errata.tracing.question import Question, ask_model
+from errata.tracing.question import Question, ask
 from errata.tracing.settings import TraceSettings
 from errata.tracing.trace import Trace
 
@@ -129,7 +129,7 @@ def trace_fact(
     noise level is measured on `subjects`, without any on the request's own. Raises `ErrataError`
     for a prompt that is longer than the context.
     """
-    question = ask_model(edited.model, edited.tokenizer, request.text, request.span, answer)
+    question = ask(edited, request.text, request.span, answer)
     if answer is not None and not question.known:
         greedy, wanted = edited.tokenizer.decode(question.spoken).strip(), answer.strip()
         feedback.warn(

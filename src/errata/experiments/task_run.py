@@ -8,8 +8,8 @@ lm-eval once each is finished; an interrupted run resumes from there.
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,26 @@ from typing import Any
 from pydantic import Field
 
 from errata.core.errors import ErrataError
-from errata.core.files import write_text
-from errata.core.progress import Progress, no_progress
+from errata.core.progress import Progress, no_progress, shifted
 from errata.core.settings import Settings
-from errata.data.instructions import digest_of
+from errata.data.instructions import Instruction, digest_of
 from errata.data.templates import TemplateName, resolve_template
+from errata.experiments.parts import Parts, chunks, json_format, json_list
 from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import run_folder
 from errata.metrics import lm_eval
 from errata.metrics import tasks as commonsense
+from errata.metrics.prompts import inactive_note
 from errata.metrics.scores import Amount, Score, plain_scores
 from errata.patches.edited_model import EditedModel
 from errata.reports.tables import markdown_table
 
+ROWS_PER_PART = 32
+"""Rows that are answered and stored together; a part is the unit of resume."""
+HARNESS_TEXTS = "lm-eval's own texts"
+"""What prompt patches do not act on in a run of tasks."""
+Scores = dict[str, dict[str, Score]]
+"""Scores by task and name."""
 Found = dict[str, dict[str, Any]]
 """Per task: its `protocol`, and its scores by name as `figures`."""
 
@@ -89,6 +96,7 @@ def run_tasks(
         "rows": {task.name: digest_of(task.rows) for task in tasks},
     }
     halves = ("before", "after") if edited.patches else ("after",)
+    note = inactive_note(edited, HARNESS_TEXTS) if asking.harness else None
     found: dict[str, Found] = {}
     records: list[dict[str, Any]] = []
     with run_folder(results, "tasks", params, command) as (folder, _):
@@ -100,7 +108,7 @@ def run_tasks(
         write_results(
             folder,
             f"tasks, {folder.name}: {edited.name}",
-            _sections(found),
+            [*_sections(found), *([f"{note}."] if note else [])],
             {half: as_json(tasks) for half, tasks in found.items()},
             records=records,
             records_name="answers.jsonl",
@@ -134,17 +142,13 @@ def _generated(
     progress: Progress,
 ) -> Found:
     found: Found = {}
+    parts = Parts(
+        folder / "parts" / half,
+        json_list(tuple, lambda stored: commonsense.Answered(*stored)),
+    )
     total, done = sum(len(task.rows) for task in tasks), 0
     for task in tasks:
-        answered = commonsense.answer_rows(
-            edited,
-            task,
-            asking.template,
-            beams=asking.beams,
-            max_new_tokens=asking.max_new_tokens,
-            parts=folder / "parts" / half,
-            progress=_from(progress, done, total),
-        )
+        answered = _answered(edited, task, asking, parts, shifted(progress, done, total))
         done += len(task.rows)
         figures = commonsense.figures(answered)
         found[task.name] = {"protocol": asking.protocol, "figures": figures}
@@ -154,37 +158,61 @@ def _generated(
     return found
 
 
-def _from(progress: Progress, before: int, total: int) -> Progress:
-    return lambda done, _: progress(before + done, total)
+def _answered(
+    edited: EditedModel,
+    task: commonsense.Task,
+    asking: TaskSettings,
+    parts: Parts[list[commonsense.Answered]],
+    progress: Progress,
+) -> list[commonsense.Answered]:
+    """Answer a task's rows part by part."""
+
+    def work(_: int, rows: Sequence[Instruction]) -> list[commonsense.Answered]:
+        return commonsense.answer_rows(
+            edited,
+            task._replace(rows=tuple(rows)),
+            asking.template,
+            beams=asking.beams,
+            max_new_tokens=asking.max_new_tokens,
+        )
+
+    def name(start: int) -> str:
+        return f"{task.name}_{start:06d}"
+
+    return chunks(parts, task.rows, ROWS_PER_PART, name, work, progress)
 
 
 def _harness(edited: EditedModel, asking: TaskSettings, folder: Path, half: str) -> Found:
+    def work(name: str) -> Scores:
+        return lm_eval.run_harness(
+            edited,
+            [name],
+            limit=asking.limit,
+            shots=asking.shots,
+            mirror=None if asking.mirror is None else Path(asking.mirror),
+            folder=None if asking.harness_folder is None else Path(asking.harness_folder),
+        )
+
     found: Found = {}
-    for name in asking.harness:
-        path = folder / "parts" / half / f"lm-eval_{name}.json"
-        if path.exists():
-            stored = json.loads(path.read_text("utf-8"))
-        else:
-            scores = lm_eval.run_harness(
-                edited,
-                [name],
-                limit=asking.limit,
-                shots=asking.shots,
-                mirror=None if asking.mirror is None else Path(asking.mirror),
-                folder=None if asking.harness_folder is None else Path(asking.harness_folder),
-            )
-            stored = {
-                task: {n: _stored(s) for n, s in some.items()} for task, some in scores.items()
-            }
-            write_text(path, json.dumps(stored))
-        for task, some in stored.items():
-            figures = {n: (Amount if kind else Score)(**s) for n, (kind, s) in some.items()}
+    parts = Parts(folder / "parts" / half, json_format(_stored, _read))
+    for scores in parts.each({f"lm-eval_{name}": name for name in asking.harness}, work):
+        for task, figures in scores.items():
             found[f"lm-eval:{task}"] = {"protocol": lm_eval.PROTOCOL, "figures": figures}
     return found
 
 
-def _stored(score: Score) -> tuple[bool, dict[str, Any]]:
-    return isinstance(score, Amount), score.model_dump()
+def _stored(scores: Scores) -> dict[str, dict[str, tuple[bool, dict[str, Any]]]]:
+    return {
+        task: {name: (isinstance(s, Amount), s.model_dump()) for name, s in some.items()}
+        for task, some in scores.items()
+    }
+
+
+def _read(stored: dict[str, Any]) -> Scores:
+    return {
+        task: {name: (Amount if amount else Score)(**s) for name, (amount, s) in some.items()}
+        for task, some in stored.items()
+    }
 
 
 def as_json(found: Found) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from errata.reports.trace_figures import draw_averages, draw_lines
 from errata.tracing.averages import Averages, average, nothing_lost
 from errata.tracing.causal import trace_question
 from errata.tracing.corruption import kept_deviation
-from errata.tracing.question import ask_model
+from errata.tracing.question import ask
 from errata.tracing.settings import TITLES, TraceSettings
 from errata.tracing.trace import Trace
 
@@ -181,7 +181,7 @@ def _traced(
     request = case.request
     try:
         answer = request.separator + answer_of(case)
-        question = ask_model(edited.model, edited.tokenizer, request.text, request.span, answer)
+        question = ask(edited, request.text, request.span, answer)
         if not question.known:
             greedy = edited.tokenizer.decode(question.spoken).strip()
             reason = f"the model says {greedy!r}, not {answer.strip()!r}"

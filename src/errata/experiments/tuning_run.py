@@ -142,11 +142,9 @@ def take_tuned(edited: EditedModel, run: Path) -> bool:
 
 
 def _kept(edited: EditedModel, patches: Sequence[Edit]) -> list[Likelihood]:
-    """Return how the model takes each edited fact."""
+    """Return the likelihood of each edited fact's answer."""
     pairs = [
-        (edited.rendered(request.text), request.answer)
-        for patch in patches
-        for request in patch.provenance.requests
+        (request.text, request.answer) for patch in patches for request in patch.provenance.requests
     ]
     return likelihoods(edited, pairs) if pairs else []
 

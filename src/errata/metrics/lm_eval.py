@@ -1,7 +1,8 @@
 """Tasks of lm-eval, run by its own harness on a model in memory.
 
 The harness compares log-likelihoods of given answers, so its accuracy is not comparable with
-that of generated answers (`tasks`). Only this module imports `lm_eval`.
+that of generated answers (`tasks`). The harness builds its own texts, so prompt patches do not act
+here; other edits do. Only this module imports `lm_eval`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ BOS). Windows hold `window` tokens; each but the first predicts the next `stride
 last one the rest) with as much left context as fits. With stride = window these are the windows
 of lm-eval's rolling log-likelihood. Padding is never counted.
 
+A text is not a prompt: prompt patches do not act here, other edits do.
+
 Differs from lm-eval: there a tokenizer that adds BOS to a text adds it after the one that starts
 the window, so a second BOS is predicted and counted; `add_bos_token=False` avoids that.
 Differs from kmeng01/rome, whose divisor counts the first token although nothing predicts it

@@ -5,9 +5,12 @@ Torch-free, so that costs can be estimated and datasets checked without a model.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from errata.data.case import Case
+
+if TYPE_CHECKING:
+    from errata.patches.edited_model import EditedModel
 
 PROMPT_KINDS = ("efficacy", "paraphrase", "neighbourhood")
 """The kinds of prompt that every benchmark has: the edit, its paraphrases, its neighbours."""
@@ -36,6 +39,15 @@ class Prompt(NamedTuple):
 def is_new_right(kind: str) -> bool:
     """Whether the new target is the correct answer to prompts of a kind."""
     return kind in ("efficacy", "paraphrase")
+
+
+def inactive_note(edited: EditedModel, what: str) -> str | None:
+    """Return a note that prompt patches do not act on `what`; None if none is on the stack."""
+    count = len(edited.prompt_patches)
+    if not count:
+        return None
+    patches = "1 prompt patch does" if count == 1 else f"{count} prompt patches do"
+    return f"{patches} not act on {what}, which are not prompts"
 
 
 def prompts_of(case: Case) -> list[Prompt]:

@@ -14,17 +14,14 @@ beam search without sampling ignores.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from errata.core.errors import ErrataError
-from errata.core.files import write_text
-from errata.core.progress import Progress, no_progress
 from errata.data.instructions import Instruction, read_rows
-from errata.data.templates import TemplateName, render_prompt
+from errata.data.templates import TemplateName, chat_message, render_prompt, resolve_template
 from errata.metrics.generated import contains_answer
 from errata.metrics.scores import Score, share
 from errata.models.generation import continuations
@@ -46,8 +43,6 @@ WORDS: dict[str, tuple[str, ...]] = {
 """The eight tasks and their answer words."""
 BEAMS = 4
 """Number of beams, as in the paper."""
-ROWS_PER_PART = 32
-"""Rows that are answered and stored together; a part is the unit of resume."""
 
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
 
@@ -115,36 +110,26 @@ def answer_rows(
     *,
     beams: int = BEAMS,
     max_new_tokens: int = 32,
-    parts: Path | None = None,
-    progress: Progress = no_progress,
 ) -> list[Answered]:
-    """Generate answers to a task's rows, part by part; finished parts in the folder are reused."""
-    found: list[Answered] = []
-    for start in range(0, len(task.rows), ROWS_PER_PART):
-        path = None if parts is None else parts / f"{task.name}_{start:06d}.json"
-        some = task.rows[start : start + ROWS_PER_PART]
-        if path is not None and path.exists():
-            found += [Answered(*stored) for stored in json.loads(path.read_text("utf-8"))]
-            continue
-        prompts = [
-            render_prompt(template, row.instruction, row.input, edited.tokenizer) for row in some
-        ]
-        texts = continuations(
-            edited.model,
-            edited.tokenizer,
-            [edited.rendered(asked.prompt) for asked in prompts],
-            max_new_tokens,
-            beams=beams,
-        )
-        new = [
-            Answered(text, judge(task.name, row, text))
-            for row, text in zip(some, texts, strict=True)
-        ]
-        if path is not None:
-            write_text(path, json.dumps(new, ensure_ascii=False))
-        found += new
-        progress(len(found), len(task.rows))
-    return found
+    """Generate answers to a task's rows.
+
+    Prompts pass through `EditedModel.rendered`; with a chat template the message does, since
+    nothing may precede the template's first marker.
+    """
+    prompts = [_prompt(edited, template, row) for row in task.rows]
+    texts = continuations(edited.model, edited.tokenizer, prompts, max_new_tokens, beams=beams)
+    return [
+        Answered(text, judge(task.name, row, text))
+        for row, text in zip(task.rows, texts, strict=True)
+    ]
+
+
+def _prompt(edited: EditedModel, template: TemplateName, row: Instruction) -> str:
+    if resolve_template(template, edited.tokenizer) == "chat":
+        message = edited.rendered(chat_message(row.instruction, row.input))
+        return render_prompt("chat", message, "", edited.tokenizer).prompt
+    asked = render_prompt(template, row.instruction, row.input, edited.tokenizer)
+    return edited.rendered(asked.prompt)
 
 
 def figures(answered: Sequence[Answered]) -> dict[str, Score]:

@@ -198,7 +198,8 @@ def write_cases(
     """Generate texts of `tokens` tokens about every case, and score them.
 
     Consistency is defined where cases have reference texts and `words` holds their weights (see
-    `word_weights`).
+    `word_weights`). Prompts pass through `EditedModel.rendered`; what that adds is not in the
+    texts. Essence texts are no prompts: prompt patches do not act on their perplexity.
     """
     prompts = [prompt for case in cases for prompt in case.generation_prompts]
     rendered = [edited.rendered(prompt) for prompt in prompts]

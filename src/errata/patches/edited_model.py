@@ -81,12 +81,21 @@ class EditedModel:
         """The weight patches of the stack, in order."""
         return weight_patches(self.patches)
 
+    @property
+    def prompt_patches(self) -> list[PromptPatch]:
+        """The prompt patches that act now, in order."""
+        return [patch for patch in self._shown if isinstance(patch, PromptPatch)]
+
     def rendered(self, prompt: str) -> str:
         """Return a prompt with every prompt patch applied; the last of them is outermost."""
-        for patch in self._shown:
-            if isinstance(patch, PromptPatch):
-                prompt = patch.render(prompt)
+        for patch in self.prompt_patches:
+            prompt = patch.render(prompt)
         return prompt
+
+    def rendered_span(self, span: tuple[int, int]) -> tuple[int, int]:
+        """Return where a character range of a prompt is in the rendered prompt."""
+        offset = sum(patch.offset for patch in self.prompt_patches)
+        return span[0] + offset, span[1] + offset
 
     def apply(self, patch: Edit, *, allow_base: bool = False) -> dict[str, float]:
         """Put an edit on top; return, per weight, the share of the change that the dtype loses.

@@ -50,6 +50,11 @@ class PromptPatch(Edit):
         before, _, after = self.template.partition(PLACE)
         return f"{before}{prompt}{after}"
 
+    @property
+    def offset(self) -> int:
+        """Where the prompt begins in a rendered prompt, in characters."""
+        return self.template.index(PLACE)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return nothing: the template is in the header."""
         return {}
