@@ -130,7 +130,7 @@ def die_in(patch: pytest.MonkeyPatch, module: Any, name: str, after: int) -> Non
         (eval_run, "_write", 0),
         (eval_run, "score_metrics", 0),
         (generated, "answer_cases", 0),
-        (stages, "_report", 0),
+        (stages, "write_results", 0),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

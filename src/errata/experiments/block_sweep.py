@@ -9,7 +9,6 @@ at the first case that was not scored.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from errata.core.files import reading_own, write_text
+from errata.core.files import reading_own
 from errata.core.progress import Progress, no_progress, shifted
 from errata.data.case import Case
 from errata.experiments.edit_plan import EditPlan
 from errata.experiments.edit_run import Run, run_edits
 from errata.experiments.parts import Parts, json_format
+from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import run_folder
 from errata.methods import Method
 from errata.metrics.prompts import PROMPT_KINDS
@@ -196,8 +196,16 @@ def sweep_blocks(
             shutil.rmtree(place, ignore_errors=True)
             at(len(cases), len(cases))
         finish(sweep)
-        write_text(folder / "report.md", _report(sweep, len(cases), command))
-        write_text(folder / "summary.json", json.dumps(sweep.as_json(), indent=1) + "\n")
+        write_results(
+            folder,
+            f"sweep of {sweep.method}, {folder.name}",
+            [
+                markdown_table(("block", *sweep.columns), sweep.table()),
+                f"{len(cases)} facts, each edited alone at each block: {sweep.verdict}.",
+            ],
+            sweep.as_json(),
+            command=command,
+        )
     return sweep
 
 
@@ -244,16 +252,6 @@ def _read(sweep: Sweep, block: int, stored: dict[str, Any]) -> None:
     sweep.before = {name: Score.of(score) for name, score in stored["before"].items()}
     after = {name: Score.of(score) for name, score in stored["after"].items()}
     sweep.blocks[block] = BlockScores(after, stored["magnitudes"])
-
-
-def _report(sweep: Sweep, count: int, command: str | None) -> str:
-    lines = [
-        f"# sweep of {sweep.method}, {sweep.folder.name}",
-        markdown_table(("block", *sweep.columns), sweep.table()),
-        f"{count} facts, each edited alone at each block: {sweep.verdict}.",
-        *([f"Made by `{command}`."] if command else []),
-    ]
-    return "\n\n".join(lines) + "\n"
 
 
 def _listed(blocks: Sequence[int]) -> str:

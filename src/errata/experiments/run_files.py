@@ -29,4 +29,4 @@ def write_results(
         write_text(folder / records_name, "".join(lines))
     made_by = [f"Made by `{command}`."] if command else []
     write_text(folder / "report.md", "\n\n".join([f"# {heading}", *sections, *made_by]) + "\n")
-    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

@@ -21,6 +21,7 @@ from errata.core.files import parse_json, reading_own, write_text
 from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
 from errata.experiments.parts import Format, Parts
+from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.patches.edited_model import EditedModel
 from errata.reports.figures import save_figure
@@ -217,16 +218,14 @@ def summary_of(run: TraceRun) -> dict[str, Any]:
 
 
 def _write_results(run: TraceRun, command: str | None) -> None:
-    lines = [f"# trace, {run.folder.name}"]
+    lines = []
     if run.traces:
         lines += average_tables(run.averages)
         lines += [f"{run.note}."] if run.note else []
     lines.append(f"Facts: {len(run.traces)}. Left out: {len(run.left_out)}.")
     lines += ["\n".join(f"- {reason}" for reason in run.left_out)] if run.left_out else []
-    lines += [f"Made by `{command}`."] if command else []
-    write_text(run.folder / "report.md", "\n\n".join(lines) + "\n")
-    summary = json.dumps(summary_of(run), indent=1, ensure_ascii=False)
-    write_text(run.folder / "summary.json", summary + "\n")
+    heading = f"trace, {run.folder.name}"
+    write_results(run.folder, heading, lines, summary_of(run), command=command)
 
 
 def average_tables(averages: Averages) -> list[str]:

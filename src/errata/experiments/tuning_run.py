@@ -17,6 +17,7 @@ from typing import Any
 from errata.core.files import write_text, writing_folder
 from errata.core.progress import Progress, no_progress
 from errata.data.instructions import Instruction, digest_of
+from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import run_folder
 from errata.metrics.likelihood import Likelihood, likelihoods
 from errata.metrics.scores import Score, share
@@ -67,8 +68,8 @@ def run_tuning(
         made = _keep(edited, patches, settings, folder, params)
         write_curve(tuned, folder)
         summary = _summary(edited, tuned, settings, made, before, _kept(edited, patches))
-        write_text(folder / "report.md", _report(folder, edited, summary, settings, command))
-        write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        heading = f"tune, {folder.name}: {edited.name}"
+        write_results(folder, heading, _sections(summary, settings), summary, command=command)
         for name in ("work", "work.adapter"):
             shutil.rmtree(folder / name, ignore_errors=True)
     return summary, folder
@@ -182,13 +183,8 @@ def _summary(
     }
 
 
-def _report(
-    folder: Path,
-    edited: EditedModel,
-    summary: dict[str, Any],
-    settings: TuneSettings,
-    command: str | None,
-) -> str:
+def _sections(summary: dict[str, Any], settings: TuneSettings) -> list[str]:
+    """Return the sections of the report."""
     rows = [
         ["method", settings.method],
         ["blocks", settings.blocks],
@@ -211,12 +207,9 @@ def _report(
     moved = summary["moved"]
     shown = ", ".join(f"`{name}`" for name in moved[:MOVED_SHOWN])
     more = f" and {len(moved) - MOVED_SHOWN} more" if len(moved) > MOVED_SHOWN else ""
-    parts = [
-        f"# tune, {folder.name}: {edited.name}",
+    return [
         markdown_table(("", ""), rows),
         f"What moved: {shown}{more}.",
         "![loss](loss.png)",
         f"Kept in `{summary['made']}/`; `errata.load(base, adapter=…)` loads it.",
-        *([f"Made by `{command}`."] if command else []),
     ]
-    return "\n\n".join(parts) + "\n"

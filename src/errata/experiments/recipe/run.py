@@ -37,6 +37,7 @@ from errata.experiments.recipe.schema import (
     Stage,
 )
 from errata.experiments.recipe.tuning_stages import tuning_stage
+from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.experiments.tuning_run import take_tuned
 from errata.methods import method_named
@@ -195,8 +196,8 @@ def _run_recipe(recipe: Recipe, around: Surroundings, again: bool) -> Outcome:
                 found = _run_stage(recipe, edited, stage, cases.get(name), around)
                 write_text(path, json.dumps(found, indent=1) + "\n")
             told[name] = found
-        write_text(folder / "report.md", _report(folder, recipe, told, around))
-        write_text(folder / "summary.json", json.dumps(told, indent=1) + "\n")
+        heading = f"{folder.name}: {recipe.model.name}"
+        write_results(folder, heading, _sections(recipe, told), told, command=around.command)
     return Outcome(folder, told)
 
 
@@ -283,13 +284,11 @@ def stage_rows(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]
     return ("figure", "before", "after"), before_after_rows(read_scores(summary["before"]), after)
 
 
-def _report(
-    folder: Path, recipe: Recipe, told: dict[str, dict[str, Any]], around: Surroundings
-) -> str:
+def _sections(recipe: Recipe, told: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the sections of the report: the recipe, and a table of each stage."""
     plain = recipe.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-    parts = [f"# {folder.name}: {recipe.model.name}", f"```yaml\n{text}```"]
+    parts = [f"```yaml\n{text}```"]
     for name, found in told.items():
         parts += [f"## {name}: {found['run']}", markdown_table(*stage_rows(found["summary"]))]
-    parts += [f"Made by `{around.command}`."] if around.command else []
-    return "\n\n".join(parts) + "\n"
+    return parts
