@@ -205,11 +205,11 @@ MISTAKES = {
     "no patch": (
         ("chat", "pico", "-p", "x", "--patch", "gone.safetensors"),
         "error: there is no patch at gone.safetensors\n"
-        "hint: `errata ls patches` lists those you have\n",
+        "hint: `errata ls patches` lists the patches in results/\n",
     ),
     "no dtype": (
         ("chat", "pico", "-p", "x", "--dtype", "int4"),
-        "error: there is no dtype 'int4' for weights\n"
+        "error: unsupported dtype 'int4' for weights\n"
         "hint: choose one of auto, float32, bfloat16, float16, float64\n",
     ),
     "no corpus": (

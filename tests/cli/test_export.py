@@ -78,7 +78,7 @@ def test_a_cut_lora_says_its_loss_and_what_to_do_next(
     out = tmp_path / "lora"
     result = errata("export", base, "--patch", patches[1], "--to", "lora", out, "--rank", 1)
     assert result.exit_code == 0, result.exception
-    assert "the lower rank loses up to" in result.stderr
+    assert "the relative error of Δ at this rank is up to" in result.stderr
     assert "transformer.h.1.mlp.c_proj.weight" in result.stdout
     assert f"wrote {out}" in result.stdout
     assert f"--adapter {out}" in result.stdout

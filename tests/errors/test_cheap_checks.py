@@ -25,11 +25,11 @@ BAD = {
     "a damaged patch": ("eval pico --dataset one.jsonl --patch cut.safetensors", "not a patch"),
     "a patch of a later errata": (
         "ppl pico --text text.txt --patch newer.safetensors",
-        "another format",
+        "unknown patch format",
     ),
     "a device": ("chat pico -p x --device gpu", "cannot be moved to 'gpu'"),
     "a GPU": ("lens pico 'The {sea} is' --device cuda:7", "cannot be moved to 'cuda:7'"),
-    "a dtype": ("chat pico -p x --dtype int4", "no dtype"),
+    "a dtype": ("chat pico -p x --dtype int4", "unsupported dtype"),
     "an adapter's kind": ("chat pico -p x --adapter nowhere --adapter-kind ia3", "ia3"),
     "blocks": ("stats pico --corpus text.txt --blocks a,b", "not a list of blocks"),
     "a corpus": ("stats pico --corpus nowhere.txt", "cannot read the corpus"),

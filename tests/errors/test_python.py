@@ -24,8 +24,14 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no requests": (lambda: errata.edit(edited_model("llama"), []), "nothing to edit"),
     "a prompt that is none": (lambda: EditRequest.parse(3, "Rome"), "3 is not a prompt"),  # type: ignore[arg-type]
-    "a dtype that is none": (lambda: errata.load("demo", dtype="float99"), "no dtype 'float99'"),
-    "a dtype of whole numbers": (lambda: errata.load("demo", dtype=torch.int8), "no dtype"),
+    "a dtype that is none": (
+        lambda: errata.load("demo", dtype="float99"),
+        "unsupported dtype 'float99'",
+    ),
+    "a dtype of whole numbers": (
+        lambda: errata.load("demo", dtype=torch.int8),
+        "unsupported dtype",
+    ),
     "a setting within another": (
         lambda: prepare(edited_model("llama"), METHODS["rome"], {"steps": 3}),
         "steps is one of search: write search.steps",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, command_hints
 from errata.methods.edit import compute_edit
 from errata.models.families import FAMILIES, family_of, weight_of
 from errata.models.identity import model_hash
@@ -47,7 +47,8 @@ def test_another_base_is_refused_unless_allowed(model_type: str, method_name: st
     before = found(other.model)
     with pytest.raises(ErrataError, match=f"made for tiny-{model_type}") as caught:
         other.apply(patch)
-    assert any("--allow-base" in hint for hint in caught.value.hints)
+    assert "allow_base=True" in str(caught.value)
+    assert any("--allow-base" in hint for hint in command_hints(caught.value))
     assert found(other.model) == before
     assert other.patches == []
     other.apply(patch, allow_base=True)

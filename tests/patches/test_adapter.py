@@ -106,18 +106,18 @@ def _wrong(base: str, lora: Path, tmp_path: Path) -> dict[str, tuple[Given, str,
     part = _changed(lora, tmp_path / "part", drop=1)
     broken = _changed(lora, tmp_path / "broken", value=float("nan"))
     return {
-        "no model": ({"name_or_path": " "}, "no model is named", "Hub name"),
-        "adapter as model": ({"name_or_path": str(lora)}, "is an adapter", "--adapter"),
+        "no model": ({"name_or_path": " "}, "no model is given", "Hub name"),
+        "adapter as model": ({"name_or_path": str(lora)}, "is an adapter", "adapter="),
         "unknown kind": ({"adapter": lora, "adapter_kind": "qlora"}, "'qlora'", "lora, dora"),
-        "kind alone": ({"adapter_kind": "lora"}, "but no adapter", "--adapter DIR"),
-        "not dora": ({"adapter": lora, "adapter_kind": "dora"}, "is LoRA, not DoRA", "kind lora"),
-        "not lora": ({"adapter": dora, "adapter_kind": "lora"}, "is DoRA, not LoRA", "kind dora"),
+        "kind alone": ({"adapter_kind": "lora"}, "but no adapter", "adapter=DIR"),
+        "not dora": ({"adapter": lora, "adapter_kind": "dora"}, "is LoRA, not DoRA", "kind='lora'"),
+        "not lora": ({"adapter": dora, "adapter_kind": "lora"}, "is DoRA, not LoRA", "kind='dora'"),
         "missing": ({"adapter": tmp_path / "nowhere"}, "cannot load the adapter", "folder with"),
         "empty": ({"adapter": tmp_path / "empty"}, "cannot load the adapter", "folder with"),
-        "another kind": ({"adapter": other}, "another kind: IA3", "lora, dora"),
-        "another model": ({"adapter": foreign}, "cannot put the adapter", "another model?"),
+        "another kind": ({"adapter": other}, "unsupported kind: IA3", "lora, dora"),
+        "another model": ({"adapter": foreign}, "cannot merge the adapter", "another model?"),
         "a part": ({"adapter": part}, "tensors do not fit", "another model?"),
-        "not finite": ({"adapter": broken}, "cannot put the adapter", "another model?"),
+        "not finite": ({"adapter": broken}, "cannot merge the adapter", "another model?"),
     }
 
 

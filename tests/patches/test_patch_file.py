@@ -83,21 +83,24 @@ def join(letter: str) -> Callable[[Tensors, Header], None]:
 
 
 HOSTILE = {
-    "half precision": (put("A", Tensor.half), "no part of a patch"),
-    "integers": (put("R", Tensor.int), "no part of a patch"),
-    "a vector": (put("K", lambda K: K[0]), "no part of a patch"),
-    "nan": (put("R", spotted(float("nan"))), "not finite"),
-    "infinity": (put("K", spotted(float("inf"))), "not finite"),
-    "no A": (drop("A"), "do not fit together"),
-    "no K": (drop("K"), "do not fit together"),
-    "short R": (put("R", lambda R: R[:, :1]), "do not fit together"),
-    "narrow A": (put("A", lambda A: A[:, :3]), "do not fit together"),
-    "short K": (put("K", lambda K: K[:3]), "do not fit together"),
-    "another letter": (lambda t, h: t.update({"weight.Q": torch.ones(2, 2)}), "no part of a patch"),
-    "two letters": (join("RA"), "no part of a patch"),
-    "no letter": (join(""), "no part of a patch"),
-    "another format": (say(format=99), "of another format"),
-    "no format": (lambda t, h: h.pop("format"), "of another format"),
+    "half precision": (put("A", Tensor.half), "not part of a patch"),
+    "integers": (put("R", Tensor.int), "not part of a patch"),
+    "a vector": (put("K", lambda K: K[0]), "not part of a patch"),
+    "nan": (put("R", spotted(float("nan"))), "non-finite"),
+    "infinity": (put("K", spotted(float("inf"))), "non-finite"),
+    "no A": (drop("A"), "are inconsistent"),
+    "no K": (drop("K"), "are inconsistent"),
+    "short R": (put("R", lambda R: R[:, :1]), "are inconsistent"),
+    "narrow A": (put("A", lambda A: A[:, :3]), "are inconsistent"),
+    "short K": (put("K", lambda K: K[:3]), "are inconsistent"),
+    "another letter": (
+        lambda t, h: t.update({"weight.Q": torch.ones(2, 2)}),
+        "not part of a patch",
+    ),
+    "two letters": (join("RA"), "not part of a patch"),
+    "no letter": (join(""), "not part of a patch"),
+    "another format": (say(format=99), "an unknown patch format"),
+    "no format": (lambda t, h: h.pop("format"), "an unknown patch format"),
     "unknown fields": (say(surprise=1), "surprise"),
     "no base": (lambda t, h: h.pop("base"), "base: Field required"),
     "a base of numbers": (say(base=[1]), "base"),
@@ -126,7 +129,7 @@ def test_safetensors_of_something_else_are_refused(
     header: dict[str, str] | None, tmp_path: Path
 ) -> None:
     save_file({"weight": torch.ones(2, 2)}, tmp_path / "model.safetensors", header)
-    with pytest.raises(ErrataError, match=r"is not a patch|another format"):
+    with pytest.raises(ErrataError, match=r"is not a patch|unknown patch format"):
         WeightPatch.load(tmp_path / "model.safetensors")
 
 

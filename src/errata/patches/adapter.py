@@ -1,15 +1,15 @@
-"""Adapters: a PEFT LoRA or DoRA folder put on top of a model, merged into its weights.
+"""Adapters: a PEFT LoRA or DoRA folder, merged into a model's weights.
 
     LoRA  W ← W + s B A                          (arXiv 2106.09685, eq. 3)
     DoRA  W ← m (W + s B A) / ‖W + s B A‖        (arXiv 2402.09353, eq. 5)
 
-Merged, since editors read and write plain weights at their usual names. Only this module
-imports `peft` to load, which merges in the model's dtype and leaves what it touched frozen; the
-second is undone here.
+Adapters are merged because editing methods read and write plain weights at their usual names.
+PEFT merges in the model's dtype and leaves the adapted parameters frozen; `merge_adapter` restores
+their `requires_grad`.
 
-An adapter that was tuned on an edited model belongs on top of the patches that were there: a
-record beside it names them (`below`), and those that were added once more (`above`). In a whole
-checkpoint that was tuned both are part of the weights; its record tells what was below.
+An adapter that was tuned on an edited model belongs on top of that model's patches. A record in
+its folder names them (`below`), and the patches to add again after merging (`above`). In a fully
+tuned checkpoint both are part of the weights; its record names the patches below.
 """
 
 from __future__ import annotations
@@ -23,41 +23,42 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, Hint
 from errata.core.files import parse_json
 from errata.models.families import weight_of
 from errata.models.identity import model_hash, same_weights
-from errata.patches.base import Edit, load_edit
+from errata.patches.base import ALLOW_BASE, Edit, load_edit
 from errata.patches.weight_patch import add, weight_patches, write
 
 ADAPTER_KINDS = ("lora", "dora")
 RECORD = "errata.json"
-"""What stands beside an adapter or checkpoint that was tuned here."""
+"""File that records the origin of an adapter or checkpoint made by `errata tune`."""
 CONFIG_FILE = "adapter_config.json"
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def is_adapter(source: str | Path) -> bool:
-    """Tell whether a path is an adapter's folder, which is no model of its own."""
+    """Return whether a path is the folder of an adapter, not of a complete model."""
     return os.path.isfile(Path(source) / CONFIG_FILE)
 
 
 class TunedFolder(NamedTuple):
-    """What a folder that was given as an adapter holds: an adapter, or a whole checkpoint."""
+    """The content of a folder given as an adapter: an adapter or a full checkpoint."""
 
     adapter: str | None
     checkpoint: str | None
     below: tuple[Edit, ...] = ()
-    """Edits that the model had when it was tuned; a checkpoint contains the weight patches."""
+    """Edits applied to the model when it was tuned; a checkpoint contains the weight patches."""
     above: tuple[Edit, ...] = ()
-    """Patches that were added once more, on top of it."""
+    """Patches to add again on top of it."""
 
 
 def find_tuned(source: str) -> TunedFolder:
-    """Find what was tuned: in a run of `errata tune`, an adapter's folder, or a checkpoint's.
+    """Find the adapter or checkpoint in a run of `errata tune`, or in the folder of either.
 
-    A checkpoint is one of `errata tune` by the record beside it. Raises `ErrataError` for a folder
-    with any other model; whatever else is no folder of ours is handed on as an adapter's name.
+    A checkpoint is accepted only with the record of `errata tune` in its folder. Raises
+    `ErrataError` for a folder with any other model; any other `source` is returned as the name
+    of an adapter.
     """
     for folder in (Path(source), Path(source) / "adapter"):
         if is_adapter(folder):
@@ -68,14 +69,17 @@ def find_tuned(source: str) -> TunedFolder:
                 raise ErrataError(
                     f"{folder} is a model, not an adapter",
                     "an adapter is a PEFT folder, or a run or checkpoint of `errata tune`",
-                    f"to use this model, give it as MODEL: {folder} (in Python: errata.load(…))",
+                    Hint(
+                        f"to use this model, load it: errata.load({str(folder)!r})",
+                        f"to use this model, give it as MODEL: {folder}",
+                    ),
                 )
             return TunedFolder(None, str(folder), *_recorded(folder))
     return TunedFolder(source, None)
 
 
 def _recorded(folder: Path) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
-    """Return the patches below and above what was tuned, from the record beside it."""
+    """Return the patches below and above a tuned adapter or checkpoint, from its record."""
     if not (folder / RECORD).is_file():
         return (), ()
     try:
@@ -84,7 +88,7 @@ def _recorded(folder: Path) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
         files = [[folder / str(name) for name in names] for names in (below, above)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ErrataError(
-            f"cannot read {folder / RECORD}: {error!r}", "copy its whole folder again"
+            f"cannot read {folder / RECORD}: {error!r}", "copy the whole folder again"
         ) from None
     lower, upper = (tuple(load_edit(path) for path in paths) for paths in files)
     return lower, upper
@@ -93,10 +97,10 @@ def _recorded(folder: Path) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
 def merge_tuned(
     model: PreTrainedModel, tuned: TunedFolder, config: Any, allow_base: bool = False
 ) -> PreTrainedModel:
-    """Write the patches below, merge the adapter, add the patches above; in place.
+    """Add the patches below, merge the adapter, add the patches above, all in place.
 
-    Raises `ErrataError` when a patch below was made for other weights, unless `allow_base`, and
-    for what `merge_adapter` refuses.
+    Raises `ErrataError` if a patch below was made for other weights, unless `allow_base`, and
+    where `merge_adapter` does.
     """
     assert tuned.adapter is not None
     made_for = {patch.provenance.base.weights for patch in tuned.below}
@@ -104,9 +108,8 @@ def merge_tuned(
     if weights and not all(same_weights(each, weights) for each in made_for):
         raise ErrataError(
             f"the adapter {tuned.adapter!r} was tuned on an edited "
-            f"{tuned.below[0].provenance.base.name}, and this is another model",
-            "load the model it was made for",
-            "to put it on all the same, say --allow-base (in Python: allow_base=True)",
+            f"{tuned.below[0].provenance.base.name}, but this is another model",
+            *ALLOW_BASE,
         )
     below = weight_patches(tuned.below)
     names = {name for patch in below for name in patch.updates}
@@ -122,15 +125,15 @@ def merge_tuned(
 def read_adapter(adapter: str, kind: str | None = None) -> Any:
     """Read an adapter's configuration, from a folder or the Hub, and check its kind.
 
-    Raises `ErrataError` when `peft` is not installed, there is no such adapter, it is neither
-    LoRA nor DoRA, or it is not of the `kind` that is asked for.
+    Raises `ErrataError` if `peft` is not installed, there is no such adapter, it is neither LoRA
+    nor DoRA, or it is not of the requested `kind`.
     """
     check_kind(kind)
     try:
         from peft import PeftConfig
     except ImportError:
         raise ErrataError(
-            "adapters need the library peft, which is not installed",
+            "adapters need peft, which is not installed",
             "pip install 'errata-lm[tune]'",
         ) from None
     try:
@@ -141,35 +144,38 @@ def read_adapter(adapter: str, kind: str | None = None) -> Any:
         raise ErrataError(
             f"cannot load the adapter {adapter!r}: {_reason(error)}",
             f"give a folder with {CONFIG_FILE} and adapter_model.safetensors",
-            "no adapter at all is an empty path",
+            "to load the model without an adapter, give an empty path",
         ) from None
     found = _kind_of(config)
     if found is None:
         raise ErrataError(
-            f"the adapter {adapter!r} is of another kind: {_name(config.peft_type)}",
-            f"known kinds: {', '.join(ADAPTER_KINDS)}",
+            f"the adapter {adapter!r} is of an unsupported kind: {_name(config.peft_type)}",
+            f"supported kinds: {', '.join(ADAPTER_KINDS)}",
         )
     if kind is not None and kind != found:
         raise ErrataError(
             f"the adapter {adapter!r} is {_title(found)}, not {_title(kind)}",
-            f"say --adapter-kind {found} (in Python: adapter_kind={found!r}), or leave it out",
+            Hint(
+                f"pass adapter_kind={found!r}, or omit it",
+                f"use --adapter-kind {found}, or omit it",
+            ),
         )
     return config
 
 
 def check_kind(kind: str | None) -> None:
-    """Raise `ErrataError` unless `kind` is None or one that is known."""
+    """Raise `ErrataError` unless `kind` is None or in `ADAPTER_KINDS`."""
     if kind is not None and kind not in ADAPTER_KINDS:
         raise ErrataError(
-            f"there is no kind of adapter {kind!r}", f"choose one of {', '.join(ADAPTER_KINDS)}"
+            f"unknown kind of adapter {kind!r}", f"choose one of {', '.join(ADAPTER_KINDS)}"
         )
 
 
 def merge_adapter(model: PreTrainedModel, adapter: str, config: Any) -> PreTrainedModel:
-    """Merge an adapter into the model's weights, in place; return the plain model.
+    """Merge an adapter into the model's weights in place and return the plain model.
 
-    `config` is what `read_adapter` returned. Raises `ErrataError` when the adapter was made
-    for another architecture, is damaged, or holds numbers that are not finite.
+    `config` is the result of `read_adapter`. Raises `ErrataError` if the adapter was made for
+    another architecture, is damaged, or contains non-finite values.
     """
     from peft import PeftModel
 
@@ -177,17 +183,18 @@ def merge_adapter(model: PreTrainedModel, adapter: str, config: Any) -> PreTrain
     config.inference_mode = True
     try:
         with warnings.catch_warnings():
-            # What PEFT calls in Transformers is its business, no user's.
+            # PEFT calls deprecated functions of Transformers, which users cannot change.
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = PeftModel(model, config)
             found = wrapped.load_adapter(adapter, "default", is_trainable=False)
         if lost := [*found.missing_keys, *found.unexpected_keys]:
-            raise ValueError(f"{len(lost)} of its tensors do not fit, {lost[0]} among them")
+            raise ValueError(f"{len(lost)} of its tensors do not fit, such as {lost[0]}")
         merged = wrapped.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ErrataError(
-            f"cannot put the adapter {adapter!r} on this model: {_reason(error)}",
-            f"was it made for another model? it names {config.base_model_name_or_path or 'none'}",
+            f"cannot merge the adapter {adapter!r} into this model: {_reason(error)}",
+            "was it made for another model? its base model is "
+            f"{config.base_model_name_or_path or 'not recorded'}",
         ) from None
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(flags.get(name, parameter.is_floating_point()))

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, Hint
 from errata.core.files import parse_json, reason, write_safetensors
 from errata.core.settings import Settings
 from errata.data.request import EditRequest
@@ -39,52 +39,56 @@ EDIT_KINDS = {
     "prompt": "errata.patches.prompt_patch:PromptPatch",
 }
 """Where the class of each kind is; it is imported when a file of that kind is read."""
-NO_PATCH = "a patch is a .safetensors file that errata wrote; copy one that was cut short again"
+NO_PATCH = "a patch is a .safetensors file written by errata; if yours is truncated, copy it again"
 ALLOW_BASE = (
     "load the model it was made for",
-    "to apply it all the same, say --allow-base (in Python: allow_base=True)",
+    Hint(
+        "to apply it to this model anyway, pass allow_base=True",
+        "to apply it to this model anyway, add --allow-base",
+    ),
 )
+"""Hints for an edit or adapter that was made for another model."""
 
 
 class Base(Settings):
     """The model that an edit was made for."""
 
     name: str
-    """The name or path it was loaded by."""
+    """Name or path from which it was loaded."""
     model_type: str
     """Its `config.model_type`."""
     weights: str
-    """Hash over its stored weights (see `identity`)."""
+    """Hash of its stored weights (see `models.identity`)."""
 
 
 class Provenance(Settings):
-    """Where an edit comes from and how to make it again."""
+    """The origin of an edit, sufficient to reproduce it."""
 
-    title: ClassVar[str] = "the patch's own record"
+    title: ClassVar[str] = "the provenance in the patch"
     base: Base
-    """The model that it was made for."""
+    """The model for which it was made."""
     method: str
-    """The editing method's name."""
+    """Name of the editing method."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
     """All settings of the method; empty for an edit that no method made."""
     requests: tuple[EditRequest, ...] = ()
     """The edit requests; empty for an edit that was not made from requests."""
     prefixes: tuple[str, ...] = ()
-    """The context prefixes that were used."""
+    """The context prefixes used."""
     parents: tuple[str, ...] = ()
     """Digests of the edits that were applied when this one was made, in order."""
     weights: Mapping[str, str] = Field(default_factory=dict)
-    """Hash of each edited weight as the base has it."""
+    """Hash of each edited weight in the base model."""
     moments: Mapping[str, str] = Field(default_factory=dict)
-    """Digest of the second moment that was used, per block."""
+    """Digest of the second moment used, per block."""
     losses: tuple[float, ...] = ()
     """Final loss of the value search, per request."""
     notes: tuple[str, ...] = ()
-    """What a reader should know: warnings, ranks, fallbacks."""
+    """Notes for the reader: warnings, ranks, fallbacks."""
     versions: Mapping[str, str] = Field(default_factory=dict)
     """Versions of errata, torch and transformers."""
     command: str | None = None
-    """A command that makes the edit again."""
+    """A command that reproduces the edit."""
 
 
 class Edit(ABC):
@@ -93,21 +97,21 @@ class Edit(ABC):
     kind: ClassVar[str]
     """The key of the class in `EDIT_KINDS`."""
     state_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields of the file's header that hold state, beside format, kind and provenance."""
+    """Names of the header fields that hold state, besides format, kind and provenance."""
     provenance: Provenance
 
     @property
     @abstractmethod
     def places(self) -> tuple[str, ...]:
-        """Names of the weights or modules that change, ascending; empty where none does."""
+        """Names of the weights or modules that the edit changes, sorted; may be empty."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the file, by name."""
+        """Return the tensors to store in the file, by name."""
 
     @abstractmethod
     def header(self) -> dict[str, Any]:
-        """Return format, kind and state, which the file's header holds beside the provenance."""
+        """Return the format, kind and state to store in the file's header with the provenance."""
 
     @classmethod
     @abstractmethod
@@ -118,39 +122,39 @@ class Edit(ABC):
         provenance: Provenance,
         path: str,
     ) -> Self:
-        """Build an edit from a file's tensors, and from format and state in its header.
+        """Build an edit from a file's tensors, and the format and state in its header.
 
-        Raises `ErrataError` where they do not fit together.
+        Raises `ErrataError` if they are inconsistent.
         """
 
     @abstractmethod
     def on(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Put the edit on a bare model for the time of a `with` block."""
+        """Apply the edit to a plain Transformers model within a `with` block."""
 
     @property
     def summary(self) -> str:
-        """The requests in a few words; where there are none, the places that change."""
+        """The first request and the number of others; without requests, the changed places."""
         requests = self.provenance.requests
         shown = [f"{each.marked} → {each.target}" for each in requests[:1]] or [*self.places[:1]]
         more = len(requests or self.places) - 1
         return (shown or [self.kind])[0] + (f" and {more} more" if more > 0 else "")
 
     def __eq__(self, other: object) -> bool:
-        """Two edits are equal when kind, state and provenance are, to the bit."""
+        """Two edits are equal if kind, state and provenance are identical."""
         return isinstance(other, Edit) and self.digest == other.digest
 
     def __hash__(self) -> int:
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        """Name the edit's kind, size and method without its numbers."""
+        """Short representation: digest, number of edits and method, without the tensors."""
         edits, method = len(self.provenance.requests), self.provenance.method
         name = "Patch" if self.kind == "weight" else type(self).__name__
         return f"{name}({self.digest[:12]}: {edits} edits by {method})"
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over header and tensors: the edit's own name."""
+        """SHA-256 over header and tensors, which identifies the edit."""
         digest = hashlib.sha256(self._text().encode())
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -159,22 +163,22 @@ class Edit(ABC):
 
     @property
     def size(self) -> int:
-        """Bytes of its tensors."""
+        """Size of its tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, whole or not at all; return its path."""
+        """Write one safetensors file atomically; return its path."""
         write_safetensors(Path(path), self.tensors(), {"errata": self._text()})
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read an edit of this kind; any other file raises `ErrataError` (see `load_edit`)."""
+        """Read an edit of this kind; raises `ErrataError` for any other file (see `load_edit`)."""
         edit = load_edit(path)
         if not isinstance(edit, cls):
             raise ErrataError(
                 f"{path} holds a {edit.kind} patch, not a {cls.kind} patch",
-                "in Python, errata.load_edit reads a patch of any kind",
+                "errata.load_edit reads patches of any kind",
             )
         return edit
 
@@ -182,9 +186,9 @@ class Edit(ABC):
     def applied(
         self, model: PreTrainedModel | EditedModel, *, allow_base: bool = False
     ) -> Iterator[PreTrainedModel | EditedModel]:
-        """Apply the edit for the time of a `with` block; the model comes back as found.
+        """Apply the edit within a `with` block and restore the model afterwards.
 
-        An `EditedModel` has it on top of its stack. Raises `ErrataError` when the edit was made
+        On an `EditedModel` it is on top of the stack. Raises `ErrataError` if the edit was made
         for other weights, unless `allow_base`.
         """
         if isinstance(model, PreTrainedModel):
@@ -200,7 +204,7 @@ class Edit(ABC):
                 model.undo(self)
 
     def check_weights(self, model: PreTrainedModel) -> None:
-        """Raise `ErrataError` unless the recorded weights are those the edit was made on."""
+        """Raise `ErrataError` unless the model's weights match the recorded hashes."""
         for name, expected in self.provenance.weights.items():
             if tensor_hash(weight_of(model, name)[1]) != expected:
                 raise ErrataError(
@@ -218,7 +222,7 @@ class Edit(ABC):
 def load_edit(path: str | Path) -> Edit:
     """Read an edit of any kind from its safetensors file.
 
-    Raises `ErrataError` for a file that is missing, damaged or no edit.
+    Raises `ErrataError` for a file that is missing, damaged or not an edit.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -226,22 +230,22 @@ def load_edit(path: str | Path) -> Edit:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise ErrataError(
-            f"there is no patch at {path}", "`errata ls patches` lists those you have"
+            f"there is no patch at {path}", "`errata ls patches` lists the patches in results/"
         ) from None
     except (OSError, SafetensorError, ValueError, OverflowError) as error:
         raise ErrataError(f"{path} is not a patch: {reason(error)}", NO_PATCH) from None
     if not isinstance(header, dict) or header.get("format") not in FORMATS:
-        raise ErrataError(f"{path} is a patch of another format", "update errata")
+        raise ErrataError(f"{path} has an unknown patch format", "update errata")
     kind = "weight" if header["format"] == 1 else header.get("kind")
     if not isinstance(kind, str) or kind not in EDIT_KINDS:
         raise ErrataError(
-            f"{path} is a patch of an unknown kind: {kind!r:.40}",
+            f"{path} is a patch of unknown kind: {kind!r:.40}",
             f"known kinds: {', '.join(EDIT_KINDS)}; update errata",
         )
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ErrataError(
-                f"{path} holds numbers that are not finite in {name}", "make the patch again"
+                f"{path} contains non-finite values in {name}", "make the patch again"
             )
     found = edit_kind(kind)
     state = {"format": header.pop("format")}

@@ -1,7 +1,7 @@
-"""The card of an export: README.md with the recipe that made it, and the patches beside it.
+"""The card of an export: a README.md with the recipe that reproduces it, and the patches.
 
 The recipe is YAML within the card: base, export, and per patch its method, settings, requests,
-versions and command. The first of many are shown; the files under `patches/` hold them all.
+versions and command. Long lists are truncated; the files under `patches/` are complete.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from errata.patches.base import Edit
 from errata.patches.edited_model import EditedModel
 
 SHOWN = 20
-"""Requests, and patches, that a card shows."""
+"""Maximum number of requests, and of patches, that a card lists."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _USE = {
-    "lora": "A LoRA adapter for PEFT: put it on the base model. Its scaling is 1.",
-    "merged": "A plain checkpoint: load it like the base model.",
+    "lora": "A LoRA adapter for PEFT, to be loaded on the base model. Its scaling is 1.",
+    "merged": "A merged checkpoint, loaded like the base model.",
 }
 _LIBRARY = {"lora": "peft", "merged": "transformers"}
 
@@ -39,9 +39,9 @@ def write_record(
 ) -> None:
     """Write README.md and `patches/` into an export's folder.
 
-    `export` says what was written (`target`) and what it lost; `adapter` what was merged into
-    the base before the patches; `command` what made it; `below` are patches that had been there
-    before the adapter was tuned.
+    `export` describes what was written (`target`) and its approximation error; `adapter` was
+    merged into the base before the patches were applied; `command` made the export; `below` are
+    the patches on which the adapter was tuned.
     """
     patches = [*below, *edited.patches]
     width = max(3, len(str(len(patches))))
@@ -97,9 +97,9 @@ def _card(edited: EditedModel, recipe: dict[str, Any], patches: int, below: int)
     parts = [
         f"---\n{_yaml(front)}---",
         f"# {_plain(Path(edited.name).name)}, {title}",
-        f"{_USE[target]} Written by errata; the patches that it was made of ({patches}) stand in "
-        "`patches/` and can be applied, stacked and taken back one by one."
-        + (f" {below} of them had been there when the adapter was tuned." if below else ""),
+        f"{_USE[target]} Written by errata. Its patches ({patches}) are in `patches/` and can be "
+        "applied, stacked and undone one by one."
+        + (f" {below} of them were applied before the adapter was tuned." if below else ""),
         *[f"**Note:** {_plain(note)}." for note in recipe["export"]["notes"]],
         *(["## What was edited", "\n".join(listed)] if listed else []),
         "## Recipe",
@@ -113,7 +113,7 @@ def _yaml(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text on one line in which nothing is taken for Markdown or HTML."""
+    """Return text on one line, with Markdown and HTML escaped."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(text.split()))
 
 

@@ -1,8 +1,8 @@
-"""`EditedModel`: a model, its tokenizer and the stack of edits on it; and `load`.
+"""`EditedModel`: a model, its tokenizer and a stack of edits; and `load`.
 
 The weights are always base + weight patches in order, computed from saved originals, so undoing
-any of them restores, bit for bit, the model without it. Module patches are hooks in the order of
-the stack; prompt patches change the prompts that go through `EditedModel.rendered`.
+any patch restores the model without it bit for bit. Module patches are hooks in the order of the
+stack; prompt patches are applied to prompts by `EditedModel.rendered`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, Hint
 from errata.models.families import family_of, positions_of, weight_of
 from errata.models.generation import continuations
 from errata.models.identity import check_finite, model_hash, same_weights
@@ -38,41 +38,41 @@ from errata.patches.weight_patch import (
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""What weights may be held in."""
+"""Supported dtypes of weights."""
 
 
 @dataclass(eq=False, repr=False)
 class EditedModel:
-    """A model with a stack of edits of any kind on it; the first was applied first."""
+    """A model with a stack of edits of any kind, in the order in which they were applied."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    """The name or path that it was loaded by; presets and corpora are found by it."""
+    """Name or path from which it was loaded; presets and corpora are looked up by it."""
     patches: list[Edit] = field(default_factory=list, init=False)
     _originals: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _handles: list[RemovableHandle] = field(default_factory=list, init=False, repr=False)
     _shown: list[Edit] = field(default_factory=list, init=False, repr=False)
-    """The edits that act now: the stack, or none within `without_patches`."""
+    """The edits in effect: the stack, or none within `without_patches`."""
 
     def __post_init__(self) -> None:
         family_of(self.model)
 
     def __repr__(self) -> str:
-        """Name the model and its edits without its modules."""
+        """Short representation: name, type, size, dtype and edits, without the modules."""
         size = sum(parameter.numel() for parameter in self.model.parameters())
-        kind = f"{self.model.config.model_type}, {size:,} numbers, {self.model.dtype}"
+        kind = f"{self.model.config.model_type}, {size:,} parameters, {self.model.dtype}"
         return f"EditedModel({self.name!r}: {kind}; patches: {self.patches})"
 
     @cached_property
     def base(self) -> Base:
-        """The unedited model's identity; it is hashed once, when first asked for."""
+        """Identity of the unedited model; hashed once, on first use."""
         with self.without_patches():
             weights = model_hash(self.model)
         return Base(name=self.name, model_type=self.model.config.model_type, weights=weights)
 
     def base_weight(self, name: str) -> Tensor:
-        """Return a weight's value in the unedited model, without a copy."""
+        """Return a weight of the unedited model, not copied."""
         original = self._originals.get(name)
         return weight_of(self.model, name)[1] if original is None else original
 
@@ -87,7 +87,7 @@ class EditedModel:
         return [patch for patch in self._shown if isinstance(patch, PromptPatch)]
 
     def rendered(self, prompt: str) -> str:
-        """Return a prompt with every prompt patch applied; the last of them is outermost."""
+        """Return a prompt with all prompt patches applied, the last one outermost."""
         for patch in self.prompt_patches:
             prompt = patch.render(prompt)
         return prompt
@@ -98,9 +98,10 @@ class EditedModel:
         return span[0] + offset, span[1] + offset
 
     def apply(self, patch: Edit, *, allow_base: bool = False) -> dict[str, float]:
-        """Put an edit on top; return, per weight, the share of the change that the dtype loses.
+        """Apply an edit on top of the stack; return, per weight, the share of Δ lost to rounding.
 
-        Raises `ErrataError` when the edit was made for another base, unless `allow_base`.
+        Raises `ErrataError` if the edit was made for another base, unless `allow_base`, or if a
+        weight would overflow the model's dtype.
         """
         expected = patch.provenance.base
         if not allow_base and not same_weights(expected.weights, self.base.weights):
@@ -124,13 +125,13 @@ class EditedModel:
         return change_lost(self.model, originals, self.weight_patches)
 
     def undo(self, patch: Edit | None = None) -> Edit:
-        """Undo an edit, the last one unless another is named; return it.
+        """Undo an edit, by default the last one, and return it.
 
-        Raises `ErrataError` when there is none, or the named one is not applied.
+        Raises `ErrataError` if there is no edit, or the given one is not applied.
         """
         if not self.patches or (patch is not None and patch not in self.patches):
             raise ErrataError(
-                "there is no such patch to undo", "the model's patches are in `.patches`"
+                "there is no such patch to undo", "the applied patches are in `.patches`"
             )
         index = len(self.patches) - 1 if patch is None else self.patches.index(patch)
         taken = self.patches.pop(index)
@@ -141,7 +142,7 @@ class EditedModel:
 
     @contextmanager
     def without_patches(self) -> Iterator[None]:
-        """Show the unedited model for the time of a `with` block."""
+        """Disable all edits within a `with` block."""
         before = self._shown
         try:
             self._show([])
@@ -150,14 +151,14 @@ class EditedModel:
             self._show(before)
 
     def bake(self) -> None:
-        """Make weight patches part of the base weights; module and prompt patches stay on."""
+        """Merge the weight patches into the base weights; other patches stay applied."""
         self.patches = [patch for patch in self.patches if not isinstance(patch, WeightPatch)]
         self._originals = {}
         self._show(self.patches)
         self.__dict__.pop("base", None)
 
     def _show(self, patches: Sequence[Edit]) -> None:
-        """Let exactly these edits act: write the weights, install the hooks, choose the prompts."""
+        """Put exactly these edits into effect: weights, module hooks and prompt templates."""
         write(self.model, self._originals, weight_patches(patches))
         for handle in self._handles:
             handle.remove()
@@ -167,17 +168,21 @@ class EditedModel:
                 self._handles += patch.install(self.model)
 
     def generate(self, prompt: str, max_new_tokens: int = 32, *, render: bool = True) -> str:
-        """Continue a prompt greedily until the model ends it; return the new text.
+        """Continue a prompt by greedy decoding up to end of sequence; return the new text.
 
-        `render` says whether prompt patches are still to be applied to the prompt.
+        With `render=False`, prompt patches are not applied to the prompt. Raises `ErrataError` if
+        the model's context leaves no room for an answer.
         """
         text = self.rendered(prompt) if render else prompt
         length, positions = len(encode(self.tokenizer, text).ids), positions_of(self.model)
         if max_new_tokens < 1 or length >= positions:
             raise ErrataError(
-                f"there is no room for an answer: the prompt has {length} tokens, "
-                f"{max_new_tokens} may follow, the model reads {positions}",
-                "shorten the prompt, or let more tokens follow",
+                f"there is no room for an answer: the prompt has {length} tokens, the answer may "
+                f"have {max_new_tokens}, and the model's context is {positions}",
+                Hint(
+                    "shorten the prompt, or increase max_new_tokens",
+                    "shorten the prompt, or increase --max-new-tokens",
+                ),
             )
         (answer,) = continuations(self.model, self.tokenizer, [text], max_new_tokens)
         return answer
@@ -194,32 +199,38 @@ def load(
     patches: Sequence[Edit | str | Path] = (),
     allow_base: bool = False,
 ) -> EditedModel:
-    """Load a model by Hub name, folder, or `demo` for the embedded one, with patches applied.
+    """Load a model from the Hub, a folder, or `demo` (the embedded one), with patches applied.
 
-    Scripts of the field give a Hub name and, beside it, the `path` of a checkpoint: it is loaded
-    in the name's place; one that is empty or blank means the name. `adapter` is a PEFT LoRA or
-    DoRA folder, blank for none, `adapter_kind` ("lora" or "dora") what it has to be. It is
-    merged into the weights, in the model's dtype, so that the model can be edited like any
-    other; its identity, to which patches belong, is that of the merged weights. An adapter that
-    `errata tune` made brings the patches that belong below it; a run of `errata tune`, or a
-    whole checkpoint from one, may be given as `adapter` as well; the checkpoint is then loaded in
-    the name's place. Patches that are part of what was tuned are not put on once more.
+    `path` is a checkpoint to load instead of `name_or_path`, which then only names the model;
+    empty or blank means none. `adapter` is a PEFT LoRA or DoRA folder, blank for none;
+    `adapter_kind` ("lora" or "dora") is the kind that it must have. It is merged into the weights
+    in the model's dtype, so that the model can be edited like any other; patches then belong to
+    the merged weights. `adapter` may also be a run of `errata tune` or a checkpoint from one,
+    which is loaded instead of the model. The patches on which `errata tune` was run are applied
+    below the adapter and not a second time.
 
-    `dtype` is "auto" (as stored; the demo in float32), or a torch dtype. Raises `ErrataError`
-    when there is no such model or adapter, it cannot be reached, or its type has no family.
+    `dtype` is "auto" (as stored; float32 for the demo), or a torch dtype or its name. Raises
+    `ErrataError` if there is no such model or adapter, it cannot be downloaded, or its model
+    type is not supported.
     """
     name = _given(path) or _given(name_or_path)
     if name is None:
-        raise ErrataError("no model is named", "give a Hub name, a folder, or `demo`")
+        raise ErrataError("no model is given", "give a Hub name, a folder, or `demo`")
     if is_adapter(name):
         raise ErrataError(
             f"{name} is an adapter, not a model",
-            f"load the model it was made for, with --adapter {name} (in Python: adapter=…)",
+            Hint(
+                f"load the model it was made for, with adapter={name!r}",
+                f"load the model it was made for, with --adapter {name}",
+            ),
         )
     top, kind = _given(adapter), _given(adapter_kind)
     check_kind(kind)
     if adapter is None and kind is not None:
-        raise ErrataError("a kind of adapter is given, but no adapter", "name it: --adapter DIR")
+        raise ErrataError(
+            "a kind of adapter is given, but no adapter",
+            Hint("give one: adapter=DIR", "give one: --adapter DIR"),
+        )
     tuned = None if top is None else find_tuned(top)
     whole = None if tuned is None else tuned.checkpoint
     merged = None if whole is not None else tuned
@@ -240,7 +251,7 @@ def load(
     check_finite(model)
     edited = EditedModel(model.eval(), tokenizer, name)
     for below in () if tuned is None else tuned.below:
-        if not isinstance(below, WeightPatch):  # those are part of what was tuned
+        if not isinstance(below, WeightPatch):  # weight patches are part of the tuned weights
             edited.apply(below, allow_base=True)
     for patch in given:
         edited.apply(patch, allow_base=allow_base)
@@ -248,16 +259,16 @@ def load(
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype | str:
-    """Return a dtype by its name, or `auto`; raises `ErrataError` for others than weights have."""
+    """Return a dtype by its name, or `auto`; raises `ErrataError` for any not in `DTYPES`."""
     named = {str(each).removeprefix("torch."): each for each in DTYPES}
     found = named.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found == "auto" or found in DTYPES:
         return found
     raise ErrataError(
-        f"there is no dtype {str(dtype)!r} for weights", f"choose one of auto, {', '.join(named)}"
+        f"unsupported dtype {str(dtype)!r} for weights", f"choose one of auto, {', '.join(named)}"
     )
 
 
 def _given(value: str | Path | None) -> str | None:
-    """Return what was given, or None where that is nothing or blank."""
+    """Return a value as text, None if it is None or blank."""
     return str(value).strip() or None if value is not None else None

@@ -1,7 +1,7 @@
-"""Export: an edited model as what others load: a PEFT LoRA folder, or a plain checkpoint.
+"""Export an edited model for other programs: as a PEFT LoRA folder or a merged checkpoint.
 
-Folders are written beside their place and renamed, so that a killed writer leaves nothing that
-looks whole. Each holds a card with the recipe (see `card`) and the patches that it was made of.
+Folders are written under a temporary name and renamed, so that an interrupted export leaves no
+folder that looks complete. Each contains a card with the recipe (see `card`) and the patches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, Hint
 from errata.core.files import write_safetensors, write_text, writing_folder
 from errata.core.text import counted
 from errata.models.families import weight_of
@@ -41,18 +41,18 @@ from errata.patches.weight_patch import change_lost
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and what it lost."""
+    """The written folder and its approximation error."""
 
     target: Literal["lora", "merged"]
     path: Path
     ranks: Mapping[str, int]
     """Per weight, the rank of its LoRA; empty for a merged checkpoint."""
     loss: Mapping[str, float]
-    """Per weight, the share of Δ that is missing: to a lower rank, or to the model's dtype."""
+    """Per weight, the relative error of Δ caused by a lower rank or by the model's dtype."""
     notes: tuple[str, ...]
-    """What a reader should know."""
+    """Notes for the reader."""
     below: int = 0
-    """Patches below the adapter, or in the tuned checkpoint, that a merged one carries as well."""
+    """Number of patches below the adapter or in the tuned checkpoint, also in a merged export."""
 
     @property
     def rank(self) -> int | None:
@@ -69,17 +69,18 @@ def export_lora(
     adapter: str | None = None,
     command: str | None = None,
 ) -> Export:
-    """Write the model's patches as a PEFT LoRA folder, float32, exact unless `rank` is given.
+    """Write the model's patches as a PEFT LoRA folder in float32, exact unless `rank` is given.
 
-    Weights of lower rank than others are padded with zeros to one rank, which is what servers
-    want, or keep their own with `rank_pattern`. `adapter` names what was merged below the
-    patches, for the card. Raises `ErrataError` when there is no patch or the folder is not empty.
+    Factors are zero-padded to a common rank, as servers require; with `rank_pattern` each weight
+    has its own rank. `adapter` names the adapter merged below the patches, for the card. Raises
+    `ErrataError` if there is no patch, a patch is not expressible as a LoRA, or the folder is not
+    empty.
     """
     if not edited.patches:
         raise no_patch(adapter)
     _check_lora(edited)
     if rank is not None and rank < 1:
-        raise ErrataError(f"a rank of {rank} leaves nothing", "give a rank of at least 1")
+        raise ErrataError(f"the rank {rank} is not positive", "give a rank of at least 1")
     factors, loss = {}, {}
     device = solving_device(edited.model.device)
     for name, updates in _updates_of(edited).items():
@@ -112,22 +113,22 @@ def export_merged(
     adapter: str | None = None,
     command: str | None = None,
 ) -> Export:
-    """Write the model with its patches as a plain Hugging Face checkpoint, in the model's dtype.
+    """Write the model with its patches as a Hugging Face checkpoint in the model's dtype.
 
-    `adapter` names what was merged below the patches, for the card. Raises `ErrataError` when
-    the folder is not empty or cannot be written.
+    `adapter` names the adapter merged below the patches, for the card. Raises `ErrataError` if the
+    folder is not empty or cannot be written.
     """
-    loss = _swallowed(edited)
+    loss = _lost_to_rounding(edited)
     notes = []
     if max(loss.values(), default=0.0) > 0.01:
         notes.append(
             f"{100 * max(loss.values()):.0f} % of the change is lost in {edited.model.dtype}; "
-            "export in float32 (--dtype float32), or as a LoRA, which is kept beside the weights"
+            "export in float32 (--dtype float32), or as a LoRA, which is stored in float32"
         )
     if left := _left_out(edited):
         notes.append(
-            f"a checkpoint holds weights alone, and this one leaves out {left}; "
-            "errata applies them from `patches/`, after the checkpoint, with --allow-base"
+            f"a checkpoint contains only weights, so {left} could not be merged; "
+            "errata applies them from `patches/` to the checkpoint with --allow-base"
         )
     below = () if adapter is None else find_tuned(adapter).below
     export = Export("merged", Path(folder), {}, loss, tuple(notes), len(below))
@@ -141,42 +142,54 @@ def export_merged(
 
 
 def no_patch(adapter: str | None) -> ErrataError:
-    """Say that there is no patch to export, and what of an adapter can be; raises if it is none."""
+    """Return the error for a model without patches, with hints on what can be exported.
+
+    Raises `ErrataError` if `adapter` is not an adapter.
+    """
     if adapter is None:
-        return ErrataError("there is no patch to export", "name one: --patch P")
+        return ErrataError(
+            "there is no patch to export",
+            Hint("apply one: errata.load(…, patches=[PATH])", "give one: --patch P"),
+        )
     tuned = find_tuned(adapter)
     if tuned.adapter is not None:
         read_adapter(tuned.adapter)
     whole = tuned.checkpoint is not None
-    kind, place = ("a whole checkpoint", "in") if whole else ("an adapter", "below")
-    held = f"; those {place} it ({len(tuned.below)}) go where it goes" if tuned.below else ""
+    kind, place = ("a full checkpoint", "in") if whole else ("an adapter", "below")
+    held = f"; it comes with the patches {place} it ({len(tuned.below)})" if tuned.below else ""
     return ErrataError(
         f"there is no patch on top of {adapter} to export as a LoRA{held}",
-        f"it is {kind} already: copy {tuned.checkpoint or tuned.adapter}",
-        "all of it as one checkpoint: --to merged DIR",
+        f"it is already {kind}: copy {tuned.checkpoint or tuned.adapter}",
+        Hint("for one merged checkpoint, use export_merged", "for one checkpoint: --to merged DIR"),
     )
 
 
 def _left_out(edited: EditedModel) -> str:
-    """Count the edits that are no weight patches, by kind."""
+    """Return the numbers of edits that are not weight patches, by kind, in words."""
     kinds = Counter(patch.kind for patch in edited.patches if patch.kind != "weight")
     return ", ".join(counted(count, f"{kind} patch", "es") for kind, count in kinds.items())
 
 
 def _check_lora(edited: EditedModel) -> None:
-    """Raise `ErrataError` for what no LoRA can hold: other kinds, weights of no linear layer."""
+    """Raise `ErrataError` for edits that no LoRA can express.
+
+    These are edits that are not weight patches, and weights that are not of a linear layer.
+    """
     if left := _left_out(edited):
         raise ErrataError(
-            f"a LoRA holds weight patches alone, and there is {left} on the model",
-            "leave it out, or export a merged checkpoint, which says what it leaves out: "
-            "--to merged DIR",
+            f"a LoRA can only contain weight patches, but the model has {left}",
+            Hint(
+                "omit it, or use export_merged, which lists what it omits",
+                "omit it, or export a merged checkpoint, which lists what it omits: "
+                "--to merged DIR",
+            ),
         )
     for name in _updates_of(edited):
         module, _ = weight_of(edited.model, name)
         if not isinstance(module, nn.Linear | Conv1D) or not name.endswith(".weight"):
             raise ErrataError(
-                f"{name} is the weight of no linear layer, and a LoRA holds those alone",
-                "export a merged checkpoint: --to merged DIR",
+                f"{name} is not the weight of a linear layer; a LoRA can only change those",
+                Hint("use export_merged", "export a merged checkpoint: --to merged DIR"),
             )
 
 
@@ -192,15 +205,17 @@ def _lora_notes(top: int, loss: Mapping[str, float], adapter: str | None) -> tup
     notes = []
     if served_rank(top) is None:
         notes.append(
-            f"rank {top} is more than servers accept (vLLM: {SERVED_RANKS[-1]} at most); "
-            f"--rank {SERVED_RANKS[-1]} writes one that they take, --to merged a checkpoint"
+            f"rank {top} is more than servers accept (vLLM: at most {SERVED_RANKS[-1]}); "
+            f"use --rank {SERVED_RANKS[-1]} to truncate it, or --to merged for a checkpoint"
         )
     if max(loss.values()) > 0:
-        notes.append(f"the lower rank loses up to {100 * max(loss.values()):.2g} % of a weight's Δ")
+        notes.append(
+            f"the relative error of Δ at this rank is up to {100 * max(loss.values()):.2g} %"
+        )
     if adapter is not None:
         notes.append(
-            f"this LoRA goes on top of the model with the adapter {adapter} merged; "
-            "--to merged writes all of it as one"
+            f"this LoRA is for the model with the adapter {adapter} merged; "
+            "--to merged writes one checkpoint with everything"
         )
     return tuple(notes)
 
@@ -214,8 +229,8 @@ def _facts(export: Export) -> dict[str, Any]:
     }
 
 
-def _swallowed(edited: EditedModel) -> dict[str, float]:
-    """Return, per weight, the share of the patches' change that the model's dtype loses."""
+def _lost_to_rounding(edited: EditedModel) -> dict[str, float]:
+    """Return, per weight, the share of the change lost to rounding in the model's dtype."""
     with edited.without_patches():
         originals = {
             name: weight_of(edited.model, name)[1].detach().clone() for name in _updates_of(edited)

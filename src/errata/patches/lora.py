@@ -1,10 +1,10 @@
-"""A stack of updates as one LoRA: factors, their truncation, and how PEFT writes them.
+"""A stack of updates as one LoRA: factors, truncation, and the format of PEFT.
 
     Δ = lora_B lora_A        lora_B = R: (d_out, r), lora_A = A: (r, d_in), scaling 1
 
-Stacked patches are their factors side by side, [R₁ R₂ …] [A₁; A₂; …], so nothing is lost; a Δ
-that is kept dense is I Δ or Δ I. The best Δ' of a lower rank is the truncated SVD (Eckart and
-Young), its loss ‖Δ - Δ'‖ / ‖Δ‖ measured on the factors as they are written.
+The factors of stacked patches are concatenated, [R₁ R₂ …] [A₁; A₂; …], which is exact; a dense Δ
+becomes I Δ or Δ I. The best Δ' of a lower rank is the truncated SVD (Eckart and Young, 1936). Its
+relative error ‖Δ - Δ'‖ / ‖Δ‖ is measured on the stored float32 factors.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from errata.models.families import oriented, weight_of
 from errata.patches.update import Update
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as `--max-lora-rank`, by its documentation of 0.14; older ones took less."""
+"""Values that vLLM accepts as `--max-lora-rank`, as documented for 0.14; earlier ones: fewer."""
 
 
 def served_rank(rank: int) -> int | None:
-    """Return the smallest `--max-lora-rank` of vLLM that takes a rank, None where none does."""
+    """Return the smallest `--max-lora-rank` of vLLM that is at least `rank`, None without one."""
     return next((served for served in SERVED_RANKS if served >= rank), None)
 
 
 def stacked(updates: Sequence[Update]) -> tuple[Tensor, Tensor]:
-    """Return B: (d_out, r) and A: (r, d_in), float32 on the CPU, with B A the sum of the Δ.
+    """Return B: (d_out, r) and A: (r, d_in), float32 on the CPU, such that B A is the sum of the Δ.
 
-    Factors stand side by side as they are; where that is no saving, or a Δ is dense, the sum
-    stands beside the identity, and r is the smaller of d_out and d_in.
+    Low-rank factors are concatenated. If a Δ is dense, or concatenation would not save memory, one
+    factor is the sum and the other the identity; r is then the smaller of d_out and d_in.
     """
     factors = [(each.R.cpu(), each.A.cpu()) for each in updates if each.R is not None]
     d_out, d_in = updates[0].shape
@@ -48,10 +48,10 @@ def stacked(updates: Sequence[Update]) -> tuple[Tensor, Tensor]:
 
 
 def truncated(B: Tensor, A: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], float]:
-    """Return the factors (d_out, rank), (rank, d_in) nearest to B A, and ‖Δ - Δ'‖ / ‖Δ‖.
+    """Return the best approximation of B A by (d_out, rank) (rank, d_in), and its relative error.
 
-    The singular values are those of the small product of two triangular factors, in float64;
-    the loss is that of the float32 factors as returned.
+    The SVD is that of the small product of two triangular factors, in float64; the relative error
+    ‖Δ - Δ'‖ / ‖Δ‖ is that of the returned float32 factors.
     """
     B, A = B.double(), A.double()
     left, upper = torch.linalg.qr(B)  # (d_out, r), (r, r)
@@ -67,13 +67,13 @@ def truncated(B: Tensor, A: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], f
 
 
 def padded(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the same Δ in factors of this rank, with zeros added."""
+    """Return factors of the same Δ, zero-padded to `rank`."""
     more = rank - len(A)
     return pad(B, (0, more)), pad(A, (0, 0, 0, more))
 
 
 def peft_tensors(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Name factors as PEFT does, in the layout (d_out, d_in), also where a model transposes it."""
+    """Return factors by PEFT's names, in the layout (d_out, d_in) whatever the model's is."""
     return {
         f"base_model.model.{_module(name)}.lora_{letter}.weight": factor
         for name, (B, A) in factors.items()
@@ -88,13 +88,13 @@ def _module(name: str) -> str:
 def peft_config(model: PreTrainedModel, base: str, ranks: Mapping[str, int]) -> dict[str, Any]:
     """Return `adapter_config.json` for LoRAs of these ranks, per weight, on the model `base`.
 
-    alpha is the rank everywhere, so that the scaling is 1.
+    alpha equals the rank everywhere, so that the scaling is 1.
     """
     weights = [weight_of(model, name) for name in ranks]
     transposed = {oriented(module, weight) is not weight for module, weight in weights}
-    assert len(transposed) == 1, "one model holds its matrices in one way"
+    assert len(transposed) == 1, "all matrices of a model have one layout"
     top = max(ranks.values())
-    # Keys are regular expressions; a full path matches one module and no other.
+    # The keys are regular expressions; a full path matches exactly one module.
     lower = {re.escape(_module(name)): rank for name, rank in ranks.items() if rank != top}
     return {
         "peft_type": "LORA",

@@ -1,6 +1,6 @@
-"""`ModulePatch`: an edit that wraps the forward of named modules; its state is tensors, never code.
+"""`ModulePatch`: an edit that wraps the forward of modules; its state is tensors, never code.
 
-What a wrapped module computes is one of the known forwards in `FORWARDS`, which a file names.
+A file names the forward of each module, which must be one of `FORWARDS`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from errata.patches.base import Edit, Provenance
 from errata.patches.codebook import Codebook
 
 Forward = Codebook
-"""What wraps a module: a union, once there are more."""
+"""The type of wrapped forwards; a union, once there are more."""
 FORWARDS: dict[str, type[Forward]] = {Codebook.name: Codebook}
-"""The known forwards by the name that files give them."""
+"""The known forwards by their names in files."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ModulePatch(Edit):
-    """Forwards by the module's full path, with their provenance."""
+    """Wrapped forwards by the module's full path, with their provenance."""
 
     kind: ClassVar[str] = "module"
     state_fields: ClassVar[tuple[str, ...]] = ("forwards",)
@@ -36,7 +36,7 @@ class ModulePatch(Edit):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Paths of the modules that are wrapped, ascending."""
+        """Paths of the wrapped modules, sorted."""
         return tuple(sorted(self.modules))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ class ModulePatch(Edit):
         }
 
     def header(self) -> dict[str, Any]:
-        """Return format, kind and the name of each module's forward."""
+        """Return the format, the kind and the name of each module's forward."""
         forwards = {path: forward.name for path, forward in self.modules.items()}
         return {"format": 2, "kind": self.kind, "forwards": forwards}
 
@@ -69,7 +69,7 @@ class ModulePatch(Edit):
             module, _, part = name.rpartition(".")
             if module not in parts:
                 raise ErrataError(
-                    f"{path} holds {name}, which is no part of a patch", "the file is damaged"
+                    f"{path} contains {name}, which is not part of a patch", "the file is damaged"
                 )
             parts[module][part] = tensor
         for forward in named.values():
@@ -83,7 +83,7 @@ class ModulePatch(Edit):
 
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:
-        """Wrap the modules for the time of a `with` block."""
+        """Wrap the modules within a `with` block."""
         handles = self.install(model)
         try:
             yield
@@ -92,7 +92,7 @@ class ModulePatch(Edit):
                 handle.remove()
 
     def install(self, model: PreTrainedModel) -> list[RemovableHandle]:
-        """Wrap the modules until the handles are removed; a missing one is an `ErrataError`."""
+        """Wrap the modules until the handles are removed; raises `ErrataError` for missing ones."""
         found = {path: _module(model, path) for path in self.modules}
         return [
             found[path].register_forward_hook(_Hook(forward), with_kwargs=True)
@@ -102,7 +102,7 @@ class ModulePatch(Edit):
 
 @dataclass(frozen=True)
 class _Hook:
-    """A forward hook; an object, so that a deep-copied model has a copy of its own."""
+    """A forward hook; an object, so that a deep copy of the model has its own copy of it."""
 
     forward: Forward
 
@@ -113,8 +113,8 @@ class _Hook:
         state = first_tensor(out)
         if not isinstance(inputs, Tensor) or not isinstance(state, Tensor):
             raise ErrataError(
-                f"a {type(module).__name__} cannot be wrapped: it does not map a tensor to one",
-                "wrap a layer within a block, such as its MLP",
+                f"cannot wrap a {type(module).__name__}: it does not map one tensor to another",
+                "wrap a module within a block, such as its MLP",
             )
         state = self.forward(inputs, state)
         return (state, *out[1:]) if isinstance(out, tuple) else state
@@ -129,7 +129,7 @@ def _module(model: PreTrainedModel, path: str) -> nn.Module:
             module = None
     if module is None or isinstance(module, nn.ModuleList):
         raise ErrataError(
-            f"the model has no module called {path!r} that can be wrapped",
+            f"the model has no module {path!r} that can be wrapped",
             "was the patch made for another architecture?",
         )
     return module

@@ -1,4 +1,4 @@
-"""`PromptPatch`: an edit in context, text around the prompt and no change of the model."""
+"""`PromptPatch`: an in-context edit: text around the prompt, while the model is unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from errata.core.errors import ErrataError
 from errata.patches.base import Edit, Provenance
 
 PLACE = "{prompt}"
-"""Where the prompt goes in a template."""
+"""Placeholder of the prompt in a template."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,19 +24,19 @@ class PromptPatch(Edit):
     kind: ClassVar[str] = "prompt"
     state_fields: ClassVar[tuple[str, ...]] = ("template",)
     template: str
-    """Text that holds `{prompt}` once; other braces are text."""
+    """Text that contains `{prompt}` once; other braces are literal."""
     provenance: Provenance
 
     def __post_init__(self) -> None:
         if self.template.count(PLACE) != 1:
             raise ErrataError(
-                f"the template {self.template!r:.60} of a prompt patch does not hold {PLACE} once",
-                f"write {PLACE} where the prompt goes",
+                f"the template {self.template!r:.60} must contain {PLACE} exactly once",
+                f"write {PLACE} in place of the prompt",
             )
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Nothing in the model changes."""
+        """Empty: no weight or module changes."""
         return ()
 
     @property
@@ -46,7 +46,7 @@ class PromptPatch(Edit):
         return text if len(text) <= 60 else f"{text[:59]}…"
 
     def render(self, prompt: str) -> str:
-        """Return the template with the prompt in its place."""
+        """Return the template with the prompt inserted."""
         before, _, after = self.template.partition(PLACE)
         return f"{before}{prompt}{after}"
 
@@ -73,12 +73,12 @@ class PromptPatch(Edit):
     ) -> Self:
         """Build a prompt patch from the template in a file's header."""
         if tensors or not isinstance(state["template"], str):
-            raise ErrataError(f"{path} holds no template", "the file is damaged")
+            raise ErrataError(f"{path} has no template", "the file is damaged")
         return cls(state["template"], provenance)
 
     def on(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Refuse: a bare model is given tokens, not prompts."""
+        """Raise `ErrataError`: a Transformers model receives tokens, not prompts."""
         raise ErrataError(
-            "a prompt patch changes prompts, and a bare model has none",
+            "a prompt patch cannot be applied to a Transformers model, which receives tokens",
             "apply it to an EditedModel: errata.load(…)",
         )

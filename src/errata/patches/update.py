@@ -1,7 +1,7 @@
 """`Update`: the change Δ of one weight, low-rank, dense or sparse, with or without edit keys.
 
-A matrix is laid out (d_out, d_in), also where the model stores its transpose; every other weight
-(an embedding, a norm's gain, a bias) is laid out as the model stores it.
+The weight of a linear layer has the layout (d_out, d_in), also where the model stores its
+transpose; every other weight (embedding, norm, bias) has the model's own layout.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from errata.core.errors import ErrataError
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """The change of one weight: Δ = R A, Δ itself, or its non-zero values."""
+    """The change of one weight: as factors Δ = R A, dense, or by its non-zero values."""
 
     R: Tensor | None
     """(d_out, n), float32; None for a dense or sparse Δ."""
     A: Tensor
     """(n, d_in), float32; Δ itself when dense; its non-zero values (m,) when sparse."""
     K: Tensor | None = None
-    """(d_in, m), float32: the edit keys; past d_in of them, d_in columns with the same K Kᵀ.
-    None for an edit that has none."""
+    """(d_in, m), float32: the edit keys; for m > d_in, d_in columns with the same K Kᵀ.
+    None for an edit without keys."""
     positions: Tensor | None = None
-    """Sparse: (m,), ascending, where the values are in the flattened Δ; int32 where that fits."""
+    """Sparse: (m,), ascending indices of the values in the flattened Δ; int32 if they fit."""
     full: tuple[int, ...] = ()
     """Sparse: the shape of Δ."""
 
     @classmethod
     def of(cls, R: Tensor, A: Tensor, K: Tensor | None = None) -> Update:
-        """Build from factors of any float dtype, in the smaller of the forms R A and Δ."""
+        """Build from factors of any float dtype, stored as R A or as Δ, whichever is smaller."""
         d_out, n, d_in = R.shape[0], A.shape[0], A.shape[1]
         if K is not None:
             K = (torch.linalg.qr(K.double().T, mode="r").R.T if K.shape[1] > d_in else K).float()
@@ -43,7 +43,7 @@ class Update:
 
     @classmethod
     def of_delta(cls, delta: Tensor, K: Tensor | None = None) -> Update:
-        """Build from Δ: exact in float32, and sparse where that is the smaller form."""
+        """Build from Δ, exact in float32; sparse if that is smaller."""
         delta = delta.detach().float().contiguous()
         K = None if K is None else K.float()
         wide = torch.int32 if delta.numel() < 2**31 else torch.int64
@@ -78,7 +78,7 @@ class Update:
         return flat.view(self.full)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a file holds: R, A, K; for a sparse Δ values V, positions I and shape S."""
+        """Return the tensors to store: R, A, K, or for a sparse Δ values V, indices I, shape S."""
         held = {} if self.R is None else {"R": self.R}
         if self.positions is None:
             held["A"] = self.A
@@ -88,7 +88,7 @@ class Update:
 
     @property
     def first_format(self) -> bool:
-        """Whether file format 1 can hold it: a matrix with keys, not sparse."""
+        """Whether file format 1 can represent it: a matrix with keys, not sparse."""
         return self.K is not None and self.positions is None and self.A.ndim == 2
 
 
@@ -101,13 +101,13 @@ LETTERS: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]] = {
     "I": (INTEGERS, (1,)),
     "S": (INTEGERS, (1,)),
 }
-"""Per letter, the dtypes and numbers of dimensions that a file may hold."""
+"""Per letter, the permitted dtypes and numbers of dimensions in a file."""
 
 
 def read_updates(tensors: Mapping[str, Tensor], path: str, first: bool) -> dict[str, Update]:
-    """Return the updates of a file of format 1 (`first`) or 2 by weight.
+    """Return the updates in a file of format 1 (`first`) or 2 by weight.
 
-    Raises `ErrataError` where the tensors do not fit together.
+    Raises `ErrataError` if the tensors are inconsistent.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -117,19 +117,19 @@ def read_updates(tensors: Mapping[str, Tensor], path: str, first: bool) -> dict[
             dtypes = ()
         if tensor.dtype not in dtypes or tensor.ndim not in dimensions:
             raise ErrataError(
-                f"{path} holds {name}, which is no part of a patch", "the file is damaged"
+                f"{path} contains {name}, which is not part of a patch", "the file is damaged"
             )
         parts.setdefault(weight, {})[letter] = tensor
     for weight, held in parts.items():
         if not _whole(held) or (first and "K" not in held):
             raise ErrataError(
-                f"{path}: the parts of {weight} do not fit together", "the file is damaged"
+                f"{path}: the tensors of {weight} are inconsistent", "the file is damaged"
             )
     return {name: _update(held) for name, held in sorted(parts.items())}
 
 
 def _whole(held: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors of one weight are those of one form, with shapes that fit."""
+    """Return whether the tensors of one weight have one form and consistent shapes."""
     letters = set(held) - {"K"}
     if letters == {"V", "I", "S"}:
         shape, places = tuple(held["S"].tolist()), held["I"].long()

@@ -1,7 +1,7 @@
-"""`WeightPatch`: an edit that adds Δ to weights, and how stacks of them are written.
+"""`WeightPatch`: an edit that adds Δ to weights, and how a stack of them is written.
 
-Solving happens in float64, Δ is stored in float32, and this module alone casts to the model's
-dtype, once.
+Methods solve in float64, Δ is stored in float32, and only this module casts to the model's dtype,
+once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, Hint
 from errata.models.families import oriented, weight_of
 from errata.patches.base import Edit, Provenance
 from errata.patches.update import Update, read_updates
@@ -23,7 +23,7 @@ from errata.patches.update import Update, read_updates
 
 @dataclass(frozen=True, eq=False, repr=False)
 class WeightPatch(Edit):
-    """Updates by the weight's full parameter name, with their provenance."""
+    """Updates by full parameter name, with their provenance."""
 
     kind: ClassVar[str] = "weight"
     updates: Mapping[str, Update]
@@ -31,7 +31,7 @@ class WeightPatch(Edit):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Names of the weights that change, ascending."""
+        """Names of the changed weights, sorted."""
         return tuple(sorted(self.updates))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ class WeightPatch(Edit):
         }
 
     def header(self) -> dict[str, Any]:
-        """Return the file's format: 1 where that can hold the patch, so that digests last."""
+        """Return the file's format: 1 if that can represent the patch, which preserves digests."""
         if all(update.first_format for update in self.updates.values()):
             return {"format": 1}
         return {"format": 2, "kind": self.kind}
@@ -60,48 +60,52 @@ class WeightPatch(Edit):
         updates = read_updates(tensors, path, first=state["format"] == 1)
         if other := set(updates) ^ set(provenance.weights or updates):
             raise ErrataError(
-                f"{path} was not made for the weights in it: {', '.join(sorted(other))}",
+                f"the weights in {path} differ from those in its provenance: "
+                f"{', '.join(sorted(other))}",
                 "were they renamed? make the patch again",
             )
         return cls(updates, provenance)
 
     def keys_of(self, name: str) -> Tensor:
-        """Return the edit keys K (d_in, m) of a weight; raises `ErrataError` where it has none."""
+        """Return the edit keys K (d_in, m) of a weight; raises `ErrataError` if it has none."""
         K = self.updates[name].K
         if K is None:
             raise ErrataError(
-                f"the patch {self.digest[:12]} ({self.provenance.method}) holds no edit keys "
-                f"for {name}, and they are needed here",
-                "leave the patch out, or use a method or setting that needs no keys",
+                f"the patch {self.digest[:12]} ({self.provenance.method}) has no edit keys "
+                f"for {name}, which are needed here",
+                "omit the patch, or use a method or setting that needs no keys",
             )
         return K
 
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:
-        """Write the patch for the time of a `with` block; every weight comes back bit for bit."""
+        """Apply the patch within a `with` block; restores every weight bit for bit."""
         with keeping(model, self.updates) as originals:
             write(model, originals, [self])
             yield
 
 
 def weight_patches(patches: Iterable[Edit]) -> list[WeightPatch]:
-    """Return the weight patches among edits, in order."""
+    """Return those edits that are weight patches, in order."""
     return [patch for patch in patches if isinstance(patch, WeightPatch)]
 
 
 def check_range(model: PreTrainedModel, names: Iterable[str]) -> None:
-    """Raise `ErrataError` where a named weight is no longer finite."""
+    """Raise `ErrataError` if one of the weights is not finite."""
     for name in names:
         if not torch.stack(torch.aminmax(weight_of(model, name)[1])).isfinite().all():
             raise ErrataError(
-                f"the patch makes {name} infinite in {model.dtype}",
-                "load the model in a wider dtype: --dtype float32, or bfloat16",
+                f"the patch makes {name} overflow in {model.dtype}",
+                Hint(
+                    "load the model in a wider dtype: dtype='float32' or 'bfloat16'",
+                    "load the model in a wider dtype: --dtype float32 or bfloat16",
+                ),
             )
 
 
 @contextmanager
 def keeping(model: PreTrainedModel, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Copy the named weights, yield the copies by name, and restore the weights at the end."""
+    """Copy weights, yield the copies by name, and restore the weights at the end."""
     originals = copied(model, names, {})
     try:
         yield originals
@@ -112,9 +116,9 @@ def keeping(model: PreTrainedModel, names: Iterable[str]) -> Iterator[dict[str, 
 def copied(
     model: PreTrainedModel, names: Iterable[str], known: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return `known` originals with those of `names` added, one copy for each tied weight.
+    """Return the originals in `known` and those of `names`, one copy for all tied weights.
 
-    A weight that is tied to one in `known`, under another name, has that one's original.
+    A weight that is tied to one in `known` shares its original.
     """
     found = dict(known)
     held = {id(weight_of(model, name)[1]): original for name, original in known.items()}
@@ -128,7 +132,7 @@ def copied(
 
 @torch.no_grad()
 def add(model: PreTrainedModel, name: str, delta: Tensor) -> None:
-    """Add Δ, in the layout of `Update`, to a weight's current value."""
+    """Add Δ, in the layout of `Update`, to the current value of a weight."""
     module, parameter = weight_of(model, name)
     wide = torch.promote_types(parameter.dtype, torch.float32)
     parameter.copy_(parameter.to(wide) + oriented(module, delta).to(parameter.device, wide))
@@ -172,8 +176,8 @@ def _sum(
             shape = tuple(oriented(module, total).shape)
             if update.shape != shape:  # checked before Δ is built, which may be of any size
                 raise ErrataError(
-                    f"the patch changes {name} by a matrix {update.shape}, "
-                    f"but the model's is {shape}",
+                    f"the patch has a Δ of shape {update.shape} for {name}, "
+                    f"but the weight's shape is {shape}",
                     "the patch was made for another architecture",
                 )
             total = total + oriented(module, update.delta()).to(total)
@@ -184,10 +188,10 @@ def _sum(
 def change_lost(
     model: PreTrainedModel, originals: Mapping[str, Tensor], patches: Sequence[WeightPatch]
 ) -> dict[str, float]:
-    """Return, per weight, the share of the change that rounding to the model's dtype loses.
+    """Return, per weight, the share of the change lost to rounding in the model's dtype.
 
-    ‖wanted - realised‖ / ‖wanted‖: about 0 in float32; a small Δ added to a bfloat16 weight
-    can lose most of itself.
+    ‖wanted - realised‖ / ‖wanted‖: about 0 in float32; most of a small Δ can be lost when it is
+    added to a bfloat16 weight.
     """
     lost = {}
     for names in _tied(model, originals):
