@@ -54,7 +54,7 @@ def here(user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_words(ended: Ended) -> bool:
-    return ended.code in (0, main.MENDABLE, 2) and "Traceback" not in ended.err
+    return ended.code in (0, main.USER_ERROR, 2) and "Traceback" not in ended.err
 
 
 def test_every_flag_of_every_verb_is_tried() -> None:
@@ -101,7 +101,7 @@ def test_some_hostile_values_are_met_with_words_by_a_model(flag: Flag) -> None:
 @pytest.mark.usefixtures("here")
 def test_old_findings_are_met_with_words(what: str) -> None:
     ended = run(FOUND[what])
-    assert ended.code == main.MENDABLE and ended.err.startswith("error: "), ended.err[-2000:]
+    assert ended.code == main.USER_ERROR and ended.err.startswith("error: "), ended.err[-2000:]
 
 
 @pytest.mark.usefixtures("here")

@@ -62,7 +62,7 @@ def chat(
 
 
 def _below(on: OnModel, adapter: str) -> EditedModel | None:
-    """Load the edited model that an adapter was tuned on; None if no edits are recorded."""
+    """Load the edited model on which an adapter was tuned; None if no edits are recorded."""
     from errata.models.identity import same_weights
     from errata.patches.adapter import find_tuned
 

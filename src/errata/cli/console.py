@@ -32,7 +32,7 @@ from errata.core.errors import ErrataError, command_hints
 from errata.core.progress import Progress
 
 PLAIN_WIDTH = 100
-"""Columns used if output goes to a file or pipe."""
+"""Width in columns if output goes to a file or pipe."""
 LABEL_WIDTH = 24
 LONGEST_WORD = 32
 """Length up to which tables do not break a word; paths are never broken."""
@@ -128,10 +128,10 @@ def heat_map(
     high: float,
     words: Callable[[float], str] = "{:.2f}".format,
 ) -> None:
-    """Show numbers by row and column as shades between `low` and `high`, with each row's largest.
+    """Show a matrix as shades between `low` and `high`, with the maximum of each row.
 
-    Colours where the terminal has them, characters elsewhere; columns are numbered from 0.
-    `words` gives a number as it is shown.
+    In colour where the terminal supports it, otherwise by characters; columns are numbered from 0.
+    `words` formats a number.
     """
     console = _console()
     colour = console.color_system is not None
@@ -173,7 +173,7 @@ def next_step(*commands: str) -> None:
 
 
 def as_json(result: Any) -> None:
-    """Print one JSON object, the only output on stdout."""
+    """Print one JSON object, which is the only output on stdout."""
     print(json.dumps(result, ensure_ascii=False, allow_nan=False))
 
 
@@ -193,7 +193,7 @@ def bug(problem: BaseException) -> None:
     error(
         ErrataError(
             f"this is a bug in errata: {type(problem).__name__}",
-            "please report it with the lines above, the command, and what `errata env` shows",
+            "please report it with the lines above, the command, and the output of `errata env`",
         )
     )
 

@@ -110,7 +110,7 @@ def _show(model: str, written: Export, on_top: int, adapter: str | None) -> None
                 for name, lost in written.loss.items()
             ],
         )
-    console.fact(f"wrote {written.path}; see its README.md for how to load it")
+    console.fact(f"saved {written.path}; its README.md describes how to load it")
     if written.rank is None:
         console.next_step(f'errata chat {written.path} -p "…"')
         return

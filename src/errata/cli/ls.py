@@ -44,7 +44,7 @@ def list_things(
         return
     console.verb(f"errata ls {what}")
     if not rows:
-        console.fact("none yet")
+        console.fact("none")
         return
     rows = [_with_mark(row) for row in rows]
     columns = list(rows[0])
@@ -78,7 +78,7 @@ def _patches(results: Path) -> list[dict[str, Any]]:
 
 
 def _edits(path: Path, header: dict[str, Any]) -> str:
-    """Return what an edit changes in a few words; read whole where the header lacks it."""
+    """Return a summary of an edit; its file is read completely only if the header has none."""
     requests = [EditRequest.of(each) for each in header.get("requests", ())]
     if not requests or header.get("kind", "weight") != "weight":
         from errata.patches.base import load_edit
@@ -89,7 +89,7 @@ def _edits(path: Path, header: dict[str, Any]) -> str:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Return what a file of ours records, and the `size` of its tensors, which are not read."""
+    """Return the header of a file written by errata, and the `size` of its tensors in bytes."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -100,12 +100,12 @@ def _header(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     if not isinstance(header, dict):
-        raise ValueError("it has no header of ours")
+        raise ValueError("it has no header written by errata")
     return {**header, "size": path.stat().st_size - 8 - length}
 
 
 def _warn_of_damage(path: Path) -> None:
-    """Warn of a patch that cannot be listed, in the words that it meets when it is loaded."""
+    """Warn of a patch that cannot be listed, with the error that loading it raises."""
     from errata.patches.base import load_edit
 
     try:
@@ -166,7 +166,7 @@ def _datasets() -> list[dict[str, Any]]:
 
 
 def _with_mark(row: dict[str, Any]) -> dict[str, Any]:
-    """Replace the path of a dataset's file, too long for a table, by whether there is one."""
+    """Replace the path of a dataset's file, too long for a table, by yes or no."""
     shown = {key: value for key, value in row.items() if key != "file"}
     return shown | ({"offline": "no" if row["file"] is None else "yes"} if "file" in row else {})
 

@@ -30,7 +30,7 @@ from errata.core.errors import ErrataError
 from errata.core.files import reason
 from errata.core.version import __version__
 
-MENDABLE = 1
+USER_ERROR = 1
 """Exit code: an error that the user can correct; a wrong command line is 2."""
 BUG = 70
 """Exit code: a bug in errata."""
@@ -56,7 +56,7 @@ def top(
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
     ] = False,
 ) -> None:
-    """Edit the facts that a language model holds, and see what changed."""
+    """Edit facts in language models, and measure what changed."""
     if version:
         console.text(f"errata {__version__}")
         raise typer.Exit
@@ -91,16 +91,16 @@ def main() -> None:
         console.warning("stopped; everything saved before is intact")
         sys.exit(INTERRUPTED)
     except Exception as error:
-        problem = error if isinstance(error, ErrataError) else _in_words(error)
+        problem = error if isinstance(error, ErrataError) else _user_error(error)
         if problem is None:
             console.bug(error)
             sys.exit(BUG)
         console.error(problem)
-        sys.exit(MENDABLE)
+        sys.exit(USER_ERROR)
 
 
-def _in_words(error: Exception) -> ErrataError | None:
-    """Return the error that lack of memory or a problem with a file means for the user."""
+def _user_error(error: Exception) -> ErrataError | None:
+    """Return the error to show for lack of memory or a failed file operation, None for a bug."""
     if (
         isinstance(error, MemoryError)
         or "OutOfMemory" in type(error).__name__
@@ -114,6 +114,6 @@ def _in_words(error: Exception) -> ErrataError | None:
     if isinstance(error, OSError):
         named = f"{error.filename}: " if error.filename else ""
         return ErrataError(
-            f"{named}{reason(error)}", "check the path, its permissions and free space"
+            f"{named}{reason(error)}", "check the path, its permissions and the free disk space"
         )
     return None

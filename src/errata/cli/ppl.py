@@ -57,8 +57,8 @@ def ppl(
         console.warning(note)
     found, cut = {}, None
     for label in ("before", "after") if edited.patches else ("value",):
-        as_it_is = edited.without_patches() if label == "before" else nullcontext()
-        with as_it_is, console.bar(f"reading, {label}") as progress:
+        state = edited.without_patches() if label == "before" else nullcontext()
+        with state, console.bar(f"reading, {label}") as progress:
             read = read_texts(
                 edited,
                 passages,

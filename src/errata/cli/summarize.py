@@ -46,11 +46,11 @@ def summarize(
     for run in runs:
         for name in run.unreadable:
             console.warning(f"{run.name}: {name} cannot be read and is skipped")
-    for what in unfinished.values():
-        console.warning(what)
+    for hint in unfinished.values():
+        console.warning(hint)
     if json:
-        told = [_as_json(run) for run in runs]
-        console.as_json({"runs": told, "unfinished": [str(path) for path in unfinished]})
+        records = [_as_json(run) for run in runs]
+        console.as_json({"runs": records, "unfinished": [str(path) for path in unfinished]})
         return
     console.verb(f"errata summarize {folder}")
     if published:
@@ -124,4 +124,4 @@ def _show_published(runs: list[RunRecord]) -> None:
             [name, f"{pair[0]:z.2f}", "" if math.isnan(pair[1]) else f"{pair[1]:.2f}"]
             for name, pair in published_summary(run).items()
         ]
-        console.table(("figure", "mean", "deviation"), rows)
+        console.table(("figure", "mean", "standard deviation"), rows)

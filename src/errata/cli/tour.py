@@ -1,7 +1,7 @@
 """`python -m errata.cli.tour` (`make demo`): edit the embedded model, and show what changed.
 
-One fact with every method, before and after; then patches stacked and undone; then twenty
-facts in one batch, scored. Patches and reports are saved under `results/`.
+First one fact edited by every method; then two patches stacked and undone; then twenty facts in
+one batch, scored. Patches and reports are saved under `results/`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _answers(edited: EditedModel, prompts: Sequence[str]) -> list[str]:
 
 
 def _one_fact(edited: EditedModel, ready: Sequence[Prepared], case: Case) -> list[Path]:
-    """Show answers before, and after an edit by every method."""
+    """Show the answers before and after an edit by every method."""
     prompts = [case.request.text, *case.paraphrases, *case.neighbours[:3]]
     kinds = ["fact", *("paraphrase" for _ in case.paraphrases), *["neighbour"] * 3]
     columns, patches = [_answers(edited, prompts)], []
@@ -68,7 +68,7 @@ def _one_fact(edited: EditedModel, ready: Sequence[Prepared], case: Case) -> lis
     console.fact(f"one fact: {case.request.marked} → {case.request.target}")
     rows = [list(row) for row in zip(kinds, prompts, *columns, strict=False)]
     console.table(("", "prompt", "before", *(each.method.label for each in ready)), rows)
-    console.fact("patches: " + ", ".join(map(str, patches)))
+    console.fact("saved " + ", ".join(map(str, patches)))
     return patches
 
 
@@ -85,13 +85,13 @@ def _stack(edited: EditedModel, ready: Prepared, cases: Sequence[Case]) -> None:
     edited.apply(second)
     rows.append(["both patches", *_answers(edited, prompts)])
     edited.undo(first)
-    rows.append(["first taken back", *_answers(edited, prompts)])
+    rows.append(["first patch undone", *_answers(edited, prompts)])
     edited.undo(second)
-    console.fact("two patches stacked, then taken back")
+    console.fact("two patches stacked, then undone")
     console.table(("", *prompts), rows)
     if not all(map(torch.equal, saved, edited.model.parameters())):
-        raise ErrataError("taking patches back did not restore the model", "please report this")
-    console.fact("both taken back: every weight is what it was, bit for bit")
+        raise ErrataError("undoing the patches did not restore the model", "please report this")
+    console.fact("both undone: every weight is restored bit for bit")
 
 
 def _many_facts(edited: EditedModel, ready: Sequence[Prepared], cases: Sequence[Case]) -> None:
@@ -102,9 +102,9 @@ def _many_facts(edited: EditedModel, ready: Sequence[Prepared], cases: Sequence[
         while edited.patches:
             edited.undo()
         scores = run.summary["after"]
-        how = "one at a time" if single else f"{len(cases)} at once"
+        how = "one at a time" if single else "in one batch"
         rows.append([f"{each.method.label}, {how}", *(str(scores[kind]) for kind in PROMPT_KINDS)])
-    console.fact(f"{len(cases)} facts: prompts for which the right answer wins, 95 % intervals")
+    console.fact(f"{len(cases)} facts: success rates of prompts, with 95 % intervals")
     console.table(("", *PROMPT_KINDS), rows)
 
 
