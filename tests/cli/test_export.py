@@ -14,7 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, command_hints
 from errata.experiments.tuning_run import run_tuning
 from errata.patches.edited_model import load
 from errata.patches.export import export_merged
@@ -80,7 +80,7 @@ def test_a_cut_lora_says_its_loss_and_what_to_do_next(
     assert result.exit_code == 0, result.exception
     assert "the relative error of Δ at this rank is up to" in result.stderr
     assert "transformer.h.1.mlp.c_proj.weight" in result.stdout
-    assert f"wrote {out}" in result.stdout
+    assert f"saved {out}" in result.stdout
     assert f"--adapter {out}" in result.stdout
     assert "rank 1: vLLM needs --max-lora-rank 1" in result.stdout
 
@@ -144,7 +144,7 @@ def test_what_was_tuned_on_edits_carries_them_and_says_what_can_be_exported(
         assert "no patch on top of" in problem.message
         made = run / ("checkpoint" if method == "full" else "adapter")
         assert any(f"copy {made}" in hint for hint in problem.hints)
-        assert any("--to merged DIR" in hint for hint in problem.hints)
+        assert any("--to merged DIR" in hint for hint in command_hints(problem))
 
 
 @pytest.mark.parametrize(

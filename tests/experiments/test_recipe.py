@@ -73,7 +73,8 @@ tune: {{}}
         "model.nam: is not known here (got 'demo')",
         "model.dtype: Input should be 'auto', 'float64', 'float32', 'bfloat16' or 'float16' "
         "(got 'int8')",
-        "edit.dataset: is no known dataset and no file; see `errata ls datasets` (got 'nowhere')",
+        "edit.dataset: is neither a known dataset nor a file; see `errata ls datasets` "
+        "(got 'nowhere')",
         "edit.limit: Input should be greater than or equal to 1 (got 0)",
         "eval.0.generat: is not known here (got True)",
         "edit.settings.search.steps: Input should be a valid integer",
@@ -87,29 +88,35 @@ tune: {{}}
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("model: demo", "there is nothing to do"),
-        ("{model: demo, eval: {}}", "nothing is edited here"),
-        ("{model: demo, eval: {dataset: demo, max_new_tokens: 5}}", "is written: generate: true"),
-        ("{model: demo, eval: {dataset: demo, references: x}}", "is written: generate: true"),
-        ("{model: demo, edit: {method: rome}}", "says not what to edit"),
+        ("model: demo", "there are no stages"),
+        ("{model: demo, eval: {}}", "a dataset is required"),
+        (
+            "{model: demo, eval: {dataset: demo, max_new_tokens: 5}}",
+            "apply to generated text; add generate: true",
+        ),
+        (
+            "{model: demo, eval: {dataset: demo, references: x}}",
+            "apply to generated text; add generate: true",
+        ),
+        ("{model: demo, edit: {method: rome}}", "has no dataset to edit"),
         (
             "{model: demo, edit: {dataset: demo, batch_size: 2}, eval: {}}",
-            "leave no one edited model",
+            "do not yield one edited model",
         ),
-        ("{model: demo, edit: {dataset: demo, method: mend}}", "is no known method"),
-        ("just words", "is no recipe: it holds 'just words'"),
-        ("[1, 2]", "is no recipe"),
+        ("{model: demo, edit: {dataset: demo, method: mend}}", "is not a known method"),
+        ("just words", "is not a recipe: it contains 'just words'"),
+        ("[1, 2]", "is not a recipe"),
         ("", "the recipe is empty"),
         ("# nothing but a comment", "the recipe is empty"),
-        ("model: demo", "is not valid:\n  there is nothing to do; add edit"),
+        ("model: demo", "is not valid:\n  there are no stages; add edit"),
         ("{model: 3, edit: x, eval: 4}", "eval: must be a list (got 4)"),
-        ("model: demo\nmodel: other", "line 2 is not YAML that a recipe may hold: 'model' occurs"),
-        ("model: &a demo\nedit: *a", "anchors and aliases are not used here"),
+        ("model: demo\nmodel: other", "line 2 is not valid YAML for a recipe: 'model' occurs"),
+        ("model: &a demo\nedit: *a", "anchors and aliases are not supported"),
         ("model: !!python/name:os.system x", "could not determine a constructor"),
-        ("model: [unclosed", "line 1 is not YAML"),
-        ("{[1]: 2}", "is not YAML that a recipe may hold"),
-        ("[" * 3000, "is not YAML that a recipe may hold"),
-        ("model: \x00", "is not YAML that a recipe may hold"),
+        ("model: [unclosed", "line 1 is not valid YAML"),
+        ("{[1]: 2}", "is not valid YAML for a recipe"),
+        ("[" * 3000, "is not valid YAML for a recipe"),
+        ("model: \x00", "is not valid YAML for a recipe"),
     ],
 )
 def test_what_is_no_recipe_is_refused(text: str, told: str, tmp_path: Path) -> None:
@@ -149,13 +156,13 @@ def test_changes_go_on_top(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("edit.limit", "cannot read the change"),
-        ("=4", "cannot read the change"),
-        ("edit..limit=4", "cannot read the change"),
+        ("edit.limit", "cannot parse the change"),
+        ("=4", "cannot parse the change"),
+        ("edit..limit=4", "cannot parse the change"),
         ("edit.limit.x=4", "which has no fields"),
-        ("eval.2.limit=4", "is a list of 1, and '2' is none of its places"),
+        ("eval.2.limit=4", "is a list of length 1, and '2' is not an index into it"),
         ("eval.limit=4", "count from 0"),
-        ("edit.limit=[", "is not YAML"),
+        ("edit.limit=[", "is not valid YAML"),
         ("edit.limt=4", "edit.limt: is not known here"),
     ],
 )
@@ -171,8 +178,8 @@ def test_all_changes_that_are_wrong_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ErrataError) as caught:
         read_recipe(written(tmp_path, PLAIN), changes)
     for told in (
-        "cannot read the change 'x'",
-        "cannot read the change 'z'",
+        "cannot parse the change 'x'",
+        "cannot parse the change 'z'",
         "cannot set edit.limit.y",
         "edit.limt: is not known here",
         "edit.seed: Input should be a valid integer",

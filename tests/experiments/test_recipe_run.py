@@ -176,7 +176,7 @@ def test_wrong_cases_are_told_before_the_model_is_loaded(folder: Path, tmp_path:
     broken.write_text('{"prompt": "{} is"}\n' + good, encoding="utf-8")
     told: list[str] = []
     ran(recipe(folder, dataset=str(broken), skip_invalid=True), tmp_path, told)
-    assert "edit: left out 1 broken record" in told
+    assert "edit: skipped 1 invalid record" in told
 
 
 def test_hparams_go_below_settings(folder: Path, tmp_path: Path) -> None:

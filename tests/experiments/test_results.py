@@ -122,7 +122,7 @@ def test_older_runs_without_accuracies(tmp_path: Path) -> None:
 
 
 def test_folders_without_runs(tmp_path: Path) -> None:
-    with pytest.raises(ErrataError, match="holds no runs"):
+    with pytest.raises(ErrataError, match="contains no runs"):
         read_runs(tmp_path)
     with pytest.raises(ErrataError, match="there is no folder"):
         read_runs(tmp_path / "nothing")
@@ -133,16 +133,16 @@ def test_a_stopped_run_is_named_with_the_command_that_goes_on(run: Path, tmp_pat
     stopped.mkdir(parents=True)
     (stopped / "params.json").write_text('{"command": "errata eval pico"}', encoding="utf-8")
     (run / "params.json").write_text('{"alg_name": "MEMIT"}', encoding="utf-8")
-    with pytest.raises(ErrataError, match="holds no finished runs") as raised:
+    with pytest.raises(ErrataError, match="contains no finished runs") as raised:
         read_runs(tmp_path / "eval")
     assert f"{stopped} is unfinished" in raised.value.hints[0]
-    assert raised.value.hints[0].endswith("give the same command again to go on: errata eval pico")
+    assert raised.value.hints[0].endswith("repeat its command to resume it: errata eval pico")
     assert [record.name for record in read_runs(tmp_path)] == ["MEMIT/run_000"]
     assert list(unfinished_runs(tmp_path)) == [stopped]
     (stopped / "params.json").write_text("[1", encoding="utf-8")
     assert list(unfinished_runs(tmp_path)) == []
     (stopped / "params.json").write_text('{"command": null}', encoding="utf-8")
-    assert unfinished_runs(tmp_path)[stopped].endswith("give the same command again to go on")
+    assert unfinished_runs(tmp_path)[stopped].endswith("repeat its command to resume it")
     (stopped / "summary.json").write_text("{}", encoding="utf-8")
     assert list(unfinished_runs(tmp_path)) == []
 

@@ -231,10 +231,10 @@ def test_tunings_are_written_shortly(text: str, name: str) -> None:
 
 def test_settings_that_do_not_fit_are_told_before_anything_is_done() -> None:
     for wrong, message in (
-        ({"tunings": ("loar",)}, "there is no tuning 'loar'"),
+        ({"tunings": ("loar",)}, "unknown tuning 'loar'"),
         ({"tunings": ("dora+project",)}, "DoRA rescales whole rows"),
-        ({"methods": ("rom",)}, "knows no rom"),
-        ({"edits": (0,)}, "none below 1"),
+        ({"methods": ("rom",)}, "unknown: rom"),
+        ({"edits": (0,)}, "all positive"),
         ({"tune": {"epoch": 3}}, "epoch"),
     ):
         with pytest.raises(ErrataError, match=message):

@@ -122,5 +122,5 @@ def test_what_is_wrong_with_a_tuning_is_told_at_once() -> None:
         recipe_of({"model": "demo", "tune": {"data": "demo-new", "settings": {"epoch": 3}}})
     with pytest.raises(ErrataError, match="there is no tuning preset"):
         recipe_of({"model": "demo", "tune": {"data": "demo-new", "preset": "thesis"}})
-    with pytest.raises(ErrataError, match="there is no tuning 'loar'"):
+    with pytest.raises(ErrataError, match="unknown tuning 'loar'"):
         recipe_of({"model": "demo", "survival": {"data": "demo-new", "tunings": ["loar"]}})

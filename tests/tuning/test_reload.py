@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.core.errors import ErrataError
+from errata.core.errors import ErrataError, command_hints
 from errata.experiments.tuning_run import run_tuning
 from errata.methods import METHODS
 from errata.patches.edited_model import EditedModel, load
@@ -104,7 +104,7 @@ def test_an_adapter_on_another_base_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         other.model.model.layers[1].mlp.down_proj.weight.add_(0.1)
     other.model.save_pretrained(tmp_path / "other")
-    with pytest.raises(ErrataError, match="and this is another model"):
+    with pytest.raises(ErrataError, match="but this is another model"):
         load(str(tmp_path / "other"), adapter=run)
     assert load(str(tmp_path / "other"), adapter=run, allow_base=True)
 
@@ -171,7 +171,8 @@ def test_another_model_given_as_adapter_is_refused(tmp_path: Path) -> None:
     for folder in ("other", "merged"):
         with pytest.raises(ErrataError, match="is a model, not an adapter") as caught:
             load(name, adapter=tmp_path / folder)
-        assert "give it as MODEL" in caught.value.hints[-1]
+        assert "give it as MODEL" in command_hints(caught.value)[-1]
+        assert "errata.load(" in caught.value.hints[-1]
     assert load(name, adapter=run)
     (run / "checkpoint" / "errata.json").unlink()
     with pytest.raises(ErrataError, match="is a model, not an adapter"):

@@ -1,7 +1,7 @@
-"""Talking with several models at once: as it was, edited, tuned; single prompts or a talk.
+"""Prompting several models side by side: base, edited, tuned; single prompts or a conversation.
 
-In a talk each model goes by what it said itself. A tokenizer with a chat template writes the
-turns by it; without one they are lines of `User:` and `Assistant:`.
+In a conversation each model sees its own previous answers. Turns are formatted by the tokenizer's
+chat template if it has one, otherwise as lines that start with `User:` and `Assistant:`.
 """
 
 from __future__ import annotations
@@ -12,54 +12,54 @@ from dataclasses import dataclass, field
 from errata.data.templates import chat_prompt
 from errata.patches.edited_model import EditedModel
 
-ASKS, ANSWERS = "User:", "Assistant:"
+USER, ASSISTANT = "User:", "Assistant:"
 
 
 @dataclass
 class Speaker:
-    """One of the models, with what was said so far."""
+    """One of the models, with its conversation so far."""
 
     name: str
     edited: EditedModel
     plain: bool = False
-    """Whether it speaks without the patches that are on it."""
+    """Whether its patches are disabled."""
     turns: list[dict[str, str]] = field(default_factory=list)
 
-    def answer(self, prompt: str, max_new_tokens: int, *, talk: bool = False) -> str:
-        """Continue a prompt, or the conversation so far (`talk`), which `prompt` then ignores."""
-        as_it_is: AbstractContextManager[None] = (
-            self.edited.without_patches() if self.plain else nullcontext()
-        )
-        with as_it_is:
-            if talk:  # prompt patches are applied to the first message, not to the template
-                return self.edited.generate(self._told(), max_new_tokens, render=False)
+    def answer(self, prompt: str, max_new_tokens: int) -> str:
+        """Continue a prompt."""
+        with self._patched():
             return self.edited.generate(prompt, max_new_tokens)
 
-    def reply(self, said: str, max_new_tokens: int) -> str:
-        """Answer a turn of the talk."""
-        self.turns.append({"role": "user", "content": said})
-        text = self.answer(said, max_new_tokens, talk=True)
+    def reply(self, message: str, max_new_tokens: int) -> str:
+        """Answer the next message of the conversation."""
+        self.turns.append({"role": "user", "content": message})
+        with self._patched():  # prompt patches apply to the first message, not to the template
+            text = self.edited.generate(self._transcript(), max_new_tokens, render=False)
         if not self.edited.tokenizer.chat_template:
-            text = text.split(f"\n{ASKS}")[0]
+            text = text.split(f"\n{USER}")[0]
         self.turns.append({"role": "assistant", "content": text.strip()})
         return text
 
-    def _told(self) -> str:
-        """Return the talk so far as the model reads it."""
+    def _patched(self) -> AbstractContextManager[None]:
+        """Disable the patches within a `with` block if the speaker is `plain`."""
+        return self.edited.without_patches() if self.plain else nullcontext()
+
+    def _transcript(self) -> str:
+        """Return the conversation so far as a prompt."""
         first = {**self.turns[0], "content": self.edited.rendered(self.turns[0]["content"])}
         turns = [first, *self.turns[1:]]
         if self.edited.tokenizer.chat_template:
             return chat_prompt(turns, self.edited.tokenizer)
-        marks = {"user": ASKS, "assistant": ANSWERS}
-        lines = [f"{marks[turn['role']]} {turn['content']}" for turn in turns]
-        return "\n".join([*lines, ANSWERS])
+        labels = {"user": USER, "assistant": ASSISTANT}
+        lines = [f"{labels[turn['role']]} {turn['content']}" for turn in turns]
+        return "\n".join([*lines, ASSISTANT])
 
 
 def speakers_of(edited: EditedModel, below: EditedModel | None = None) -> list[Speaker]:
-    """Return who speaks: the model, without and with its patches if there are any.
+    """Return the speakers: the model, without and with its patches if it has any.
 
-    `below` is the edited model that `edited` was tuned on; then they are `base`, `edited` and
-    `tuned`, and with patches on top of these `edited again`.
+    `below` is the edited model on which `edited` was tuned. Then the speakers are `base`,
+    `edited` and `tuned` and, if there are patches on top, `edited again`.
     """
     if below is not None:
         found = [Speaker("base", below, plain=True), Speaker("edited", below)]

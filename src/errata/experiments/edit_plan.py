@@ -25,5 +25,5 @@ def batches_of(cases: Sequence[Case], plan: EditPlan) -> list[Sequence[Case]]:
 
 
 def check_batches(cases: Sequence[Case], plan: EditPlan) -> list[list[str]]:
-    """Return the warnings of every batch; raises `ErrataError` where one contradicts itself."""
+    """Return the warnings for every batch; raises `ErrataError` for conflicting requests."""
     return [check_batch([case.request for case in batch]) for batch in batches_of(cases, plan)]

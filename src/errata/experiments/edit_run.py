@@ -71,8 +71,8 @@ def run_edits(
 
     The run's folder is made under `results`, or found there if the same run was interrupted.
     `notes` are what `check_batches` returned, where it was called before; `scored` is called
-    with the scores before, while the model is still unedited. Raises `ErrataError` for a batch
-    that contradicts itself, before the folder is made.
+    with the scores before, while the model is still unedited. Raises `ErrataError` for conflicting
+    requests in a batch, before the folder is made.
     """
     notes = check_batches(cases, plan) if notes is None else notes
     method = method.sampled(edited)
@@ -139,7 +139,7 @@ class _Work:
         )
 
     def stacked(self) -> list[list[PromptScore]]:
-        """Edit batch upon batch, then score all cases."""
+        """Edit the batches on top of each other, then score all cases."""
         start = 0
         for index, batch in enumerate(self.batches):
             self._apply(index, self.job.take(range(start, start + len(batch))))
@@ -150,7 +150,7 @@ class _Work:
     def apart(self) -> list[list[PromptScore]]:
         """Edit each batch on the unedited model and score it.
 
-        All start from the same model, so small batches share their work in groups.
+        All batches start from the same model, so groups of small ones share computations.
         """
         batches, after, start = self.batches, [], 0
         together = max(1, self.job.group_size // len(batches[0]))
@@ -172,7 +172,7 @@ class _Work:
         return after
 
     def _apply(self, index: int, job: Job) -> None:
-        """Apply the patch of a batch; it is computed and saved unless it is there already."""
+        """Apply the patch of a batch, which is computed and saved unless it is stored already."""
         path = self.patch_path(index)
         if path.exists():
             patch = load_edit(path)
@@ -190,7 +190,7 @@ class _Work:
         self.run.lost = self.edited.apply(patch)
 
     def scored(self, name: str, cases: Sequence[Case]) -> list[list[PromptScore]]:
-        """Score cases on the model as it is now, in parts that are stored."""
+        """Score cases on the model in its present state, in parts that are stored."""
         scores = []
         for number, start in enumerate(range(0, len(cases), CASES_PER_PART)):
             path = self._part(f"{name}_{number:04d}")

@@ -2,8 +2,8 @@
 
     results/eval/run_<NNN>/  params.json cases.jsonl summary.json report.md
 
-Every metric of `METRICS` that the settings include is scored, whatever edited the model. The
-metrics' titles keep the ways of asking apart: teacher-forced scores, generated answers, texts.
+Every metric of `METRICS` that the settings include is scored, whichever method edited the model.
+Results are grouped by protocol: teacher-forced scores, generated answers, generated texts.
 Cases are scored in groups; finished groups are stored in the run's `parts/`, so an interrupted
 run resumes and ends like an uninterrupted one.
 """
@@ -123,8 +123,8 @@ def run_evaluation(
 ) -> tuple[Evaluation, Path]:
     """Evaluate as a run of its own under `results/eval`; return the evaluation and the folder.
 
-    `source` describes the cases: the dataset and how it was cut. An interrupted run with the
-    same params resumes.
+    `source` describes the cases: the dataset and the selection. An interrupted run with the same
+    params resumes.
     """
     params = {
         "model": edited.base.model_dump(),

@@ -1,7 +1,7 @@
-"""Editing facts from start to end, as `errata edit` does: moments, answers, run, warnings.
+"""The complete workflow of `errata edit`: second moments, edits, answers, warnings.
 
-Answers before and after are generated in batches; everything that is shown of an edit is in the
-`FactEdits` that `edit_facts` returns.
+Answers before and after are generated in batches. `edit_facts` returns everything that the command
+line shows as `FactEdits`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Feedback:
 
 @dataclass(frozen=True)
 class FactEdits:
-    """Edits that were made, and all that is shown of them."""
+    """Edits, with everything that the command line shows of them."""
 
     edited: EditedModel
     method: Method

@@ -66,16 +66,16 @@ def read_runs(folder: Path) -> list[RunRecord]:
     Raises `ErrataError` if there is none, or none with a readable case.
     """
     if not folder.is_dir():
-        raise ErrataError(f"there is no folder {folder}", "name a folder that holds runs")
+        raise ErrataError(f"there is no folder {folder}", "give a folder that contains runs")
     found: list[RunRecord] = []
     for place in folders_within(folder):
         runs = (run for reader in READERS if (run := reader(place)) is not None)
         found += itertools.islice(runs, 1)
     if not found and (unfinished := unfinished_runs(folder)):
-        raise ErrataError(f"{folder} holds no finished runs", *unfinished.values())
+        raise ErrataError(f"{folder} contains no finished runs", *unfinished.values())
     if not found:
         raise ErrataError(
-            f"{folder} holds no runs",
+            f"{folder} contains no runs",
             "a run of errata has a cases.jsonl, one of the references *_edits-case_*.json",
         )
     if not any(run.cases for run in found):
@@ -83,7 +83,7 @@ def read_runs(folder: Path) -> list[RunRecord]:
         raise ErrataError(
             f"no case in {folder} can be read:\n{listed(broken)}"
             if broken
-            else f"the runs in {folder} hold no cases",
-            "was it copied whole? copy it again, or make the run again",
+            else f"the runs in {folder} have no cases",
+            "was the copy complete? copy it again, or repeat the run",
         )
     return found

@@ -1,8 +1,8 @@
 """Run folders: `results/<METHOD>/run_<NNN>`, numbered, locked while in use, found by parameters.
 
 A run is unfinished until it has a `summary.json`. `run_folder` resumes an unfinished run with the
-same parameters unless another process holds its lock. Beside `params.json` stands a digest of the
-parameters, so that a search parses the `params.json` of the matching runs alone.
+same parameters unless another process holds its lock. A digest of the parameters is stored next to
+`params.json`, so that a search parses only the `params.json` of matching runs.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def by_number(path: Path) -> list[list[tuple[int, str]]]:
 
 
 def unfinished_runs(folder: Path) -> dict[Path, str]:
-    """Return the unfinished runs of errata at and below a folder, each with a hint on resuming it.
+    """Return the unfinished runs of errata in a folder tree, each with a hint on resuming it.
 
-    Runs at work in another process are included.
+    Runs in progress in another process are included.
     """
     found = {}
     for place in folders_within(folder):
@@ -117,8 +117,8 @@ def unfinished_runs(folder: Path) -> dict[Path, str]:
             continue
         if isinstance(params, dict) and "command" in params:  # a reference's params have none
             found[place] = (
-                f"{place} is unfinished; unless it is still at work, give the same command again "
-                "to go on" + (f": {params['command']}" if params["command"] else "")
+                f"{place} is unfinished; unless it is still running, repeat its command to resume "
+                "it" + (f": {params['command']}" if params["command"] else "")
             )
     return found
 
@@ -152,7 +152,7 @@ def _new(parent: Path) -> tuple[Path, FileLock, bool]:
         lock = _lock(folder)
         if lock is not None:
             return folder, lock, False
-    raise ErrataError(f"{parent} is full of runs", "name another folder: --results DIR")
+    raise ErrataError(f"{parent} has too many runs", "name another folder: --results DIR")
 
 
 def _lock(folder: Path) -> FileLock | None:

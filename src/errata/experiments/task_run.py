@@ -232,6 +232,6 @@ def _sections(found: dict[str, Found]) -> list[str]:
     ]
     return [
         markdown_table(("task", "protocol", "patches", "figure", "value"), rows),
-        "`accuracy` counts a text without an answer word as not right; `broken_format` is the "
-        "share of such texts. Figures of the two protocols are not comparable.",
+        "`accuracy` counts an answer without an answer word as wrong; `broken_format` is the "
+        "share of such answers. Figures of the two protocols are not comparable.",
     ]

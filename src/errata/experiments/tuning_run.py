@@ -3,7 +3,8 @@
     results/tune/run_<NNN>/  params.json summary.json report.md loss.json loss.png
                              adapter/ (PEFT) or checkpoint/ (full tuning)
 
-While it is at work, checkpoints stand in `work/`; a run that was stopped goes on from there.
+Checkpoints of the training are in `work/` until the run is finished; an interrupted run resumes
+from them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from errata.tuning.settings import TuneSettings
 from errata.tuning.train import TuningResult, check_tuning, tune
 
 MOVED_SHOWN = 12
+"""Maximum number of changed weights listed in the report."""
 
 
 def run_tuning(
@@ -45,10 +47,10 @@ def run_tuning(
     command: str | None = None,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, Any], Path]:
-    """Tune a model as it stands and keep it; return the summary and the run's folder.
+    """Tune a model with its patches and save the result; return the summary and the folder.
 
-    The model ends tuned, its patches part of its weights. Raises `ErrataError` for settings that
-    do not fit it, before the folder is made.
+    Afterwards the model is tuned and the patches are part of its weights. Raises `ErrataError` for
+    settings that do not fit the model, before the folder is made.
     """
     check_tuning(edited, settings)
     patches = tuple(edited.patches)
@@ -60,14 +62,14 @@ def run_tuning(
         "data": {"source": source, "rows": len(rows), "digest": digest_of(rows)},
     }
     with run_folder(results, "tune", params, command) as (folder, _):
-        before = _kept(edited, patches)
+        before = _edit_likelihoods(edited, patches)
         for name in ("adapter", "checkpoint"):
             shutil.rmtree(folder / name, ignore_errors=True)
         adapter = folder / "work.adapter"
         tuned = tune(edited, rows, settings, folder / "work", adapter=adapter, progress=progress)
-        made = _keep(edited, patches, settings, folder, params)
+        made = _save(edited, patches, settings, folder, params)
         write_curve(tuned, folder)
-        summary = _summary(edited, tuned, settings, made, before, _kept(edited, patches))
+        summary = _summary(edited, tuned, settings, made, before, _edit_likelihoods(edited, patches))
         heading = f"tune, {folder.name}: {edited.name}"
         write_results(folder, heading, _sections(summary, settings), summary, command=command)
         for name in ("work", "work.adapter"):
@@ -75,14 +77,14 @@ def run_tuning(
     return summary, folder
 
 
-def _keep(
+def _save(
     edited: EditedModel,
     patches: Sequence[Edit],
     settings: TuneSettings,
     folder: Path,
     params: dict[str, Any],
 ) -> Path:
-    """Put the adapter, or the whole model, into its place with a record of what it is."""
+    """Save the adapter, or the whole model, with a record of its origin; return its folder."""
     full = settings.method == "full"
     made = folder / ("checkpoint" if full else "adapter")
     with writing_folder(made) as temporary:
@@ -112,21 +114,21 @@ def _keep(
 
 def _card(edited: EditedModel, patches: Sequence[Edit], settings: TuneSettings) -> str:
     facts = sum(len(patch.provenance.requests) for patch in patches)
-    what = "A whole checkpoint" if settings.method == "full" else f"A {settings.method} adapter"
-    lines = [f"# {Path(edited.name).name}, tuned", f"{what} that errata tuned."]
+    what = "A full checkpoint" if settings.method == "full" else f"A {settings.method} adapter"
+    lines = [f"# {Path(edited.name).name}, tuned", f"{what}, tuned with errata."]
     if patches and settings.method != "full":
         lines.append(
-            f"It was tuned on top of {len(patches)} patches with {facts} edited facts, which stand "
-            "in `patches/`. `errata.load(base, adapter=…)` puts them on first; other programs "
-            "need the edited model as its base: `errata export … --to merged`."
+            f"It was tuned on top of {len(patches)} patches with {facts} edited facts, which are "
+            "in `patches/`. `errata.load(base, adapter=…)` applies them before the adapter; other "
+            "programs need the edited model as the base: `errata export … --to merged`."
         )
     elif patches:
-        lines.append(f"{facts} edited facts were part of it when tuning began.")
+        lines.append(f"It was tuned from a model with {facts} edited facts.")
     return "\n\n".join(lines) + "\n"
 
 
 def take_tuned(edited: EditedModel, run: Path) -> bool:
-    """Put what a run made onto a model as it stood before it; False where that is gone."""
+    """Load the result of a tuning run into the model that it started from; False if missing."""
     tuned = find_tuned(str(run))
     if tuned.checkpoint is not None:
         model = load(tuned.checkpoint, dtype=edited.model.dtype, device=edited.model.device).model
@@ -142,8 +144,8 @@ def take_tuned(edited: EditedModel, run: Path) -> bool:
     return True
 
 
-def _kept(edited: EditedModel, patches: Sequence[Edit]) -> list[Likelihood]:
-    """Return the likelihood of each edited fact's answer."""
+def _edit_likelihoods(edited: EditedModel, patches: Sequence[Edit]) -> list[Likelihood]:
+    """Return the likelihood of the target of each edited fact."""
     pairs = [
         (request.text, request.answer) for patch in patches for request in patch.provenance.requests
     ]
@@ -159,7 +161,7 @@ def _summary(
     after: Sequence[Likelihood],
 ) -> dict[str, Any]:
     last = [loss for _, loss in tuned.losses[-max(1, len(tuned.losses) // 20) :]]
-    said = {
+    recalled = {
         name: share([each.likeliest for each in some])
         for name, some in (("edits_said_before", before), ("edits_said_after", after))
     }
@@ -179,7 +181,7 @@ def _summary(
             "project": settings.project,
             "reapply": settings.reapply,
         },
-        **{name: score.model_dump() for name, score in said.items() if score is not None},
+        **{name: score.model_dump() for name, score in recalled.items() if score is not None},
     }
 
 
@@ -189,27 +191,27 @@ def _sections(summary: dict[str, Any], settings: TuneSettings) -> list[str]:
         ["method", settings.method],
         ["blocks", settings.blocks],
         ["steps", str(summary["steps"])],
-        ["rows", f"{summary['rows']} ({summary['cut']} cut, {summary['dropped']} left out)"],
+        ["rows", f"{summary['rows']} ({summary['cut']} truncated, {summary['dropped']} dropped)"],
         ["learning rate", f"{settings.rate:g}"],
-        ["numbers trained", f"{summary['trained_numbers']:,}"],
-        ["loss, mean of the last steps", f"{summary['loss']:.4f}"],
+        ["trained parameters", f"{summary['trained_numbers']:,}"],
+        ["training loss, mean of the last steps", f"{summary['loss']:.4f}"],
     ]
     if summary["validation_loss"] is not None:
-        rows.append(["loss on the rows set aside", f"{summary['validation_loss']:.4f}"])
+        rows.append(["validation loss", f"{summary['validation_loss']:.4f}"])
     for name, label in (("before", "before tuning"), ("after", "after")):
         if f"edits_said_{name}" in summary:
-            rows.append([f"edits said, {label}", str(Score(**summary[f"edits_said_{name}"]))])
+            rows.append([f"edits recalled, {label}", str(Score(**summary[f"edits_said_{name}"]))])
     rows += [
-        ["penalty on shifts at edited positions", f"{settings.shift_penalty:g}"],
-        ["updates kept off the edits' keys", "yes" if settings.project else "no"],
-        ["patches added once more afterwards", "yes" if settings.reapply else "no"],
+        ["shift penalty at edited positions", f"{settings.shift_penalty:g}"],
+        ["updates projected off the edit keys", "yes" if settings.project else "no"],
+        ["patches reapplied after tuning", "yes" if settings.reapply else "no"],
     ]
     moved = summary["moved"]
     shown = ", ".join(f"`{name}`" for name in moved[:MOVED_SHOWN])
     more = f" and {len(moved) - MOVED_SHOWN} more" if len(moved) > MOVED_SHOWN else ""
     return [
         markdown_table(("", ""), rows),
-        f"What moved: {shown}{more}.",
+        f"Changed weights: {shown}{more}.",
         "![loss](loss.png)",
-        f"Kept in `{summary['made']}/`; `errata.load(base, adapter=…)` loads it.",
+        f"Saved in `{summary['made']}/`; `errata.load(base, adapter=…)` loads it.",
     ]

@@ -47,7 +47,7 @@ def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, lis
                 tokens=stage.tokens,
             )
             for note in forecast.warnings:
-                around.tell(note)
+                around.warn(note)
             written += forecast.method.edited_blocks
             found = forecast.costs
         elif not isinstance(stage, EvalStage):

@@ -1,7 +1,7 @@
-"""The cost of tunings and of a survival matrix, extrapolated from a few steps and questions.
+"""The cost of tunings and of a survival matrix, extrapolated from a few steps and cases.
 
 A tuning is started on the model with its own Trainer and optimizer, stopped after a few steps,
-and undone. The cost of guards is left out: they need patches that do not exist yet.
+and undone. The cost of guards is not included: they need patches that do not exist yet.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ class _Enough(Exception):
 
 
 class _Lengths(NamedTuple):
-    """How long rows are, in tokens."""
+    """Lengths of rows in tokens."""
 
     mean: float
     padded: float
-    """Of the longest in a forward pass, on average."""
+    """Mean length of the longest row of a forward pass, to which the others are padded."""
 
 
 def tuning_cost(edited: EditedModel, rows: Sequence[Instruction], settings: TuneSettings) -> Cost:
-    """Return the cost of a tuning; the model is as it was found afterwards.
+    """Return the cost of a tuning; the model is restored afterwards.
 
     Raises `ErrataError` as `tune` does.
     """
     model, shape = edited.model, ModelShape.of(edited.model)
     names = moving(model, settings, edited.weight_patches)
-    kept = settings.validation
-    steps = settings.steps_of(max(1, len(rows) - kept))
+    held_out = settings.validation
+    steps = settings.steps_of(max(1, len(rows) - held_out))
     lengths = _lengths(edited, rows, settings)
     micro = settings.micro_batch_size or settings.batch_size
     numbers = sum(_trained(model, name, settings) for name in names)
@@ -74,7 +74,7 @@ def tuning_cost(edited: EditedModel, rows: Sequence[Instruction], settings: Tune
     passes = 2 + settings.gradient_checkpointing
     weights = 2 * lengths.padded * numbers
     flops = steps * settings.batch_size * (passes * once + weights)
-    checks = kept * (1 + steps // settings.save_every) if kept else 0
+    checks = held_out * (1 + steps // settings.save_every) if held_out else 0
     step = _step_seconds(edited, rows, settings)
     per_row = step / settings.batch_size
     tokens, blocks = micro * lengths.padded, shape.blocks
@@ -85,7 +85,7 @@ def tuning_cost(edited: EditedModel, rows: Sequence[Instruction], settings: Tune
     memory = states * model.dtype.itemsize + LOGITS * tokens * shape.vocabulary * 4
     memory += numbers * size * (3 if full else 4)  # gradient, two averages; an adapter itself
     result = weight_bytes(model) if full else numbers * size
-    saved = result + 2 * numbers * size  # with the optimizer's averages; two stand at a time
+    saved = result + 2 * numbers * size  # with the optimizer's averages; two exist at a time
     return Cost(
         "tuning",
         flops + checks * once,
@@ -107,7 +107,7 @@ def _lengths(edited: EditedModel, rows: Sequence[Instruction], settings: TuneSet
 
 
 def _trained(model: PreTrainedModel, name: str, settings: TuneSettings) -> int:
-    """Return how many numbers are trained for one parameter."""
+    """Return the number of trained values for one parameter."""
     module, weight = weight_of(model, name)
     if settings.method == "full":
         return weight.numel()
@@ -118,7 +118,7 @@ def _trained(model: PreTrainedModel, name: str, settings: TuneSettings) -> int:
 def _step_seconds(
     edited: EditedModel, rows: Sequence[Instruction], settings: TuneSettings
 ) -> float:
-    """Run some steps of a tuning, take them back, and return the seconds of one."""
+    """Run some steps of a tuning, undo them, and return the seconds per step."""
     if settings.steps_of(len(rows)) < STEPS:
         settings = settings.with_values(max_steps=STEPS)
     settings = settings.with_values(validation=0, save_every=STEPS + 1)
@@ -154,7 +154,7 @@ def matrix_costs(
     rows: Sequence[Instruction],
     store: Store,
 ) -> list[Cost]:
-    """Return the costs of a survival matrix: moments, edits, tunings, questions.
+    """Return the costs of a survival matrix: second moments, edits, tunings, evaluations.
 
     The cost of edits is scaled from the largest number; each kind of tuning is timed once.
     """
@@ -198,7 +198,7 @@ def matrix_costs(
 
 
 def asking_cost(edited: EditedModel, questions: Questions) -> Cost:
-    """Return the cost of evaluating one model on a matrix's questions."""
+    """Return the cost of evaluating one model on the data of a matrix."""
     cases, shape = [*questions.cases, *questions.controls], ModelShape.of(edited.model)
     cost = evaluation_cost(edited, cases, EvalSettings(), halves=1)._replace(what="questions")
     flops, seconds = cost.flops, cost.seconds

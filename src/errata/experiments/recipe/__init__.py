@@ -1,1 +1,1 @@
-"""A whole experiment as one YAML file: schema, stages, resume."""
+"""Recipes: a complete experiment as one YAML file; its schema, its stages, and how it resumes."""

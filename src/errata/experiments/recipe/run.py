@@ -1,10 +1,10 @@
-"""Running a recipe: stage after stage, each kept when it is done.
+"""Running a recipe stage by stage; the result of each stage is stored.
 
     results/recipe/run_<NNN>/  params.json stages/<stage>.json summary.json report.md
 
-A stage's own run (`results/MEMIT/run_<NNN>`, `results/eval/run_<NNN>`) holds its results; what
-stands here says where. A recipe that was stopped is found again by its params: stages that are
-done are not done again, the one that was at work goes on from where it was.
+Each stage is a run of its own (`results/MEMIT/run_<NNN>`, `results/eval/run_<NNN>`); the files here
+refer to those runs. An interrupted recipe is found by its params and resumes: finished stages are
+not run again, and the unfinished one resumes its own run.
 """
 
 from __future__ import annotations
@@ -53,35 +53,35 @@ from errata.reports.tables import before_after_rows, markdown_table
 from errata.statistics.store import Store
 
 EDITED = "what was edited"
-"""The name, in an evaluation's params, of the cases of the edit before it."""
+"""Name, in the params of an evaluation, of the cases of the preceding edit."""
 
 
 class Surroundings(NamedTuple):
-    """Where a recipe runs, and how it tells what it does."""
+    """The folders that a recipe uses, and where its progress and warnings go."""
 
     results: Path
     cache: Path
-    """Where datasets and second moments are kept."""
+    """Folder of stored datasets and second moments."""
     bar: Callable[[str], AbstractContextManager[Progress]]
-    """Gives a progress bar."""
-    tell: Say
-    """Tells what a user should know while it runs."""
+    """Opens a progress bar with a title."""
+    warn: Say
+    """Takes warnings."""
     command: str | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a recipe did."""
+    """The result of a recipe."""
 
     folder: Path
     stages: dict[str, dict[str, Any]]
-    """Per stage its run, its patches, its summary."""
+    """Per stage its run, patches and summary."""
     before: bool = False
-    """Whether all of it was done by an earlier run."""
+    """Whether the recipe had already been finished by an earlier run."""
 
 
 def load_choice(choice: ModelChoice) -> EditedModel:
-    """Load the model that a recipe names."""
+    """Load the model of a recipe."""
     return load(
         choice.name,
         path=choice.path,
@@ -95,7 +95,7 @@ def load_choice(choice: ModelChoice) -> EditedModel:
 
 
 def load_all(recipe: Recipe, around: Surroundings) -> dict[str, Loaded]:
-    """Read the cases of every stage, so that what is wrong with them is known at once."""
+    """Read the cases of every stage, so that errors in them are raised at the start."""
     found: dict[str, Loaded] = {}
     for name, stage in ((n, s) for n, s in recipe.stages() if isinstance(s, CaseChoice)):
         if stage.dataset is None:
@@ -103,8 +103,8 @@ def load_all(recipe: Recipe, around: Surroundings) -> dict[str, Loaded]:
         else:
             found[name] = _load(stage, around)
         if found[name].skipped:
-            skipped = counted(len(found[name].skipped), "broken record")
-            around.tell(f"{name}: left out {skipped}")
+            skipped = counted(len(found[name].skipped), "invalid record")
+            around.warn(f"{name}: skipped {skipped}")
     return found
 
 
@@ -125,7 +125,7 @@ def _load(stage: CaseChoice, around: Surroundings) -> Loaded:
 
 
 def prepare_stage(edited: EditedModel, stage: EditStage, around: Surroundings) -> Prepared:
-    """Settle the method's settings for the model, and find or measure the moments it needs."""
+    """Resolve the method's settings for the model, and load or compute its second moments."""
     with around.bar("second moment") as progress:
         ready = prepare(
             edited,
@@ -135,28 +135,28 @@ def prepare_stage(edited: EditedModel, stage: EditStage, around: Surroundings) -
             corpus=stage.corpus,
             tokens=stage.tokens,
             progress=progress,
-            say=around.tell,
+            say=around.warn,
         )
     for note in ready.warnings:
-        around.tell(note)
+        around.warn(note)
     return ready
 
 
 def settings_of(stage: EditStage, around: Surroundings) -> dict[str, Any]:
-    """Return the settings that a recipe gives, those of its hyperparameter file below them."""
+    """Return the settings of a stage, which override those of its hyperparameter file."""
     if stage.hparams is None:
         return dict(stage.settings)
     read = read_hparams(Path(stage.hparams), method_named(stage.method))
     if read.unused:
-        around.tell(f"{stage.hparams}: not used here: {', '.join(read.unused)}")
+        around.warn(f"{stage.hparams}: not used here: {', '.join(read.unused)}")
     return merged(read.settings, stage.settings)
 
 
 def run_recipe(recipe: Recipe, around: Surroundings, *, again: bool = False) -> Outcome:
-    """Run every stage that is not done; `again` does all of a finished recipe once more.
+    """Run every unfinished stage; with `again`, run a finished recipe once more.
 
-    Raises `ErrataError` for datasets, models or settings that are not valid, before the first
-    stage begins where that can be known.
+    Raises `ErrataError` for invalid datasets, models or settings, before the first stage where
+    that is possible.
     """
     with _threads_for(recipe.model):
         return _run_recipe(recipe, around, again)
@@ -164,7 +164,7 @@ def run_recipe(recipe: Recipe, around: Surroundings, *, again: bool = False) -> 
 
 @contextmanager
 def _threads_for(choice: ModelChoice) -> Iterator[None]:
-    """Compute on one thread in the block for the demo, too small to gain from more."""
+    """Use one thread within the block for the demo model, which is too small to use more."""
     threads = torch.get_num_threads()
     try:
         if choice.name == "demo":
@@ -188,21 +188,21 @@ def _run_recipe(recipe: Recipe, around: Surroundings, again: bool) -> Outcome:
         with reading_own(done / "summary.json"):
             return Outcome(done, dict(parse_json((done / "summary.json").read_text("utf-8"))), True)
     with run_folder(around.results, "recipe", params, around.command) as (folder, _):
-        told: dict[str, dict[str, Any]] = {}
+        stages: dict[str, dict[str, Any]] = {}
         for name, stage in recipe.stages():
             path = folder / "stages" / f"{name}.json"
-            found = _kept(path, edited, around.results) if path.exists() else None
+            found = _stored(path, edited, around.results) if path.exists() else None
             if found is None:
                 found = _run_stage(recipe, edited, stage, cases.get(name), around)
                 write_text(path, json.dumps(found, indent=1) + "\n")
-            told[name] = found
+            stages[name] = found
         heading = f"{folder.name}: {recipe.model.name}"
-        write_results(folder, heading, _sections(recipe, told), told, command=around.command)
-    return Outcome(folder, told)
+        write_results(folder, heading, _sections(recipe, stages), stages, command=around.command)
+    return Outcome(folder, stages)
 
 
-def _kept(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | None:
-    """Read what a stage left and put its patches on; None where they are gone."""
+def _stored(path: Path, edited: EditedModel, results: Path) -> dict[str, Any] | None:
+    """Read the result of a finished stage and apply its patches; None if a file is missing."""
     with reading_own(path):
         found: dict[str, Any] = parse_json(path.read_text("utf-8"))
         patches = [results / name for name in found["patches"]]
@@ -270,7 +270,7 @@ def _evaluate(
 
 
 def asking_of(stage: EvalStage) -> EvalSettings:
-    """Return what a stage asks of every case."""
+    """Return the settings of an evaluation stage."""
     return EvalSettings(
         generate=stage.generate, max_new_tokens=stage.max_new_tokens, seed=stage.seed or 0
     )
@@ -284,11 +284,11 @@ def stage_rows(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]
     return ("figure", "before", "after"), before_after_rows(read_scores(summary["before"]), after)
 
 
-def _sections(recipe: Recipe, told: dict[str, dict[str, Any]]) -> list[str]:
+def _sections(recipe: Recipe, stages: dict[str, dict[str, Any]]) -> list[str]:
     """Return the sections of the report: the recipe, and a table of each stage."""
     plain = recipe.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     parts = [f"```yaml\n{text}```"]
-    for name, found in told.items():
+    for name, found in stages.items():
         parts += [f"## {name}: {found['run']}", markdown_table(*stage_rows(found["summary"]))]
     return parts

@@ -1,12 +1,12 @@
-"""Recipes: a whole experiment as one YAML file, checked before anything is done.
+"""The schema of recipes: a complete experiment as one YAML file, validated before it is run.
 
     model: demo
     edit: {dataset: demo, limit: 20, method: memit, settings: {moment_weight: 10}}
     tune: {data: demo-new, preset: demo, settings: {method: lora}}
     eval: {dataset: demo-zsre, generate: true}
 
-Stages run in the order edit, tune, eval, survival, whatever theirs in the file; `stages` runs
-them. A recipe is plain YAML: tags, anchors and keys that occur twice are refused.
+Stages run in the order edit, tune, eval, survival, whatever their order in the file. A recipe is
+plain YAML: tags, anchors and duplicate keys are errors.
 """
 
 from __future__ import annotations
@@ -29,94 +29,96 @@ from errata.tuning.settings import TuneStage
 
 
 class ModelChoice(Settings):
-    """The model that a recipe is about, as `errata.load` takes it."""
+    """The model of a recipe: the arguments of `errata.load`."""
 
     name: str
     """A Hub name, a folder, or `demo`."""
     path: str | None = None
-    """A checkpoint that is loaded in the name's place; blank means the name."""
+    """A checkpoint to load instead of the named model; blank for none."""
     adapter: str | None = None
     """A PEFT LoRA or DoRA folder to merge into the model; blank for none."""
     adapter_kind: Literal["lora", "dora"] | None = None
-    """What the adapter has to be."""
+    """The kind that the adapter must have."""
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
-    """Load in this dtype; auto: as stored."""
+    """Dtype of the weights; auto: as stored."""
     device: str | None = None
-    """cpu, cuda, cuda:1 …; the first GPU when there is one."""
+    """cpu, cuda, cuda:1 … (default: the first GPU, or the CPU)."""
     patches: tuple[str, ...] = ()
-    """Patches to put on first, in order."""
+    """Patches to apply at the start, in order."""
     allow_base: bool = False
-    """Apply patches to another base all the same."""
+    """Apply patches even if they were made for another model."""
 
 
 class CaseChoice(Settings):
-    """Which cases of which dataset."""
+    """A dataset and a selection of its cases."""
 
     dataset: str | None = None
     """A dataset's name (`errata ls datasets`) or a file of cases or requests."""
     limit: int | None = Field(None, ge=1)
-    """Take so many cases."""
+    """Maximum number of cases."""
     offset: int = Field(0, ge=0)
-    """Leave out the first cases."""
+    """Number of cases to skip."""
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
-    """Shuffle the cases first."""
+    """Shuffle the cases with this seed first."""
     skip_invalid: bool = False
-    """Leave out broken records, and count them."""
+    """Skip invalid records and report how many."""
 
     @field_validator("dataset")
     @classmethod
     def _known(cls, dataset: str | None) -> str | None:
         if dataset is not None and not is_known(dataset):
-            raise ValueError("is no known dataset and no file; see `errata ls datasets`")
+            raise ValueError("is neither a known dataset nor a file; see `errata ls datasets`")
         return dataset
 
 
 class EditStage(CaseChoice):
-    """Edit facts, in batches, and score what that did."""
+    """Edit facts in batches, and score them before and after."""
 
     method: str = "memit"
     """The editing method; see `errata ls methods`."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the method, on top of the model's preset."""
+    """Settings of the method; they override the model's preset."""
     hparams: str | None = None
-    """A published hyperparameter file, with the references' JSON keys; `settings` go before it."""
+    """A published hyperparameter file, with the references' JSON keys; `settings` override it."""
     batch_size: int | None = Field(None, ge=1)
-    """Requests per batch; all at once when not given."""
+    """Requests per batch (default: all in one batch)."""
     sequential: bool = False
-    """Put batches on top of each other, not each on the unedited model."""
+    """Apply each batch on top of the previous ones, not on the unedited model."""
     corpus: str | None = None
     """Text for the second moment (see `errata stats`)."""
     tokens: int | None = Field(None, ge=1)
-    """Tokens of it to use."""
+    """Number of tokens of the corpus to use."""
 
     @field_validator("method")
     @classmethod
     def _method(cls, method: str) -> str:
         if method.lower() not in METHODS:
-            raise ValueError(f"is no known method: {', '.join(METHODS)}")
+            raise ValueError(f"is not a known method; known: {', '.join(METHODS)}")
         return method.lower()
 
     @model_validator(mode="after")
     def _has_cases(self) -> Self:
         if self.dataset is None:
-            raise ValueError("says not what to edit; name a dataset or a file: dataset: NAME")
+            raise ValueError("has no dataset to edit; give a name or a file: dataset: NAME")
         return self
 
 
 class EvalStage(CaseChoice):
-    """Ask the model, without and with its patches; without a dataset, about what was edited."""
+    """Score the model without and with its patches, by default on the edited cases."""
 
     generate: bool = False
-    """Also let the model write: answers, and texts about the subjects."""
+    """Also generate answers, and texts about the subjects."""
     max_new_tokens: int = Field(32, ge=1)
-    """Longest written answer, in tokens."""
+    """Maximum length of a generated answer, in tokens."""
     references: str | None = None
     """Reference texts for CounterFact: a file, or `published`."""
 
     @model_validator(mode="after")
-    def _is_written(self) -> Self:
+    def _generates(self) -> Self:
         if not self.generate and (self.references is not None or self.max_new_tokens != 32):
-            raise ValueError("references and max_new_tokens are of what is written: generate: true")
+            raise ValueError(
+                "references and max_new_tokens apply to generated text; add generate: true"
+            )
         return self
 
 
@@ -124,18 +126,18 @@ Stage = EditStage | EvalStage | TuneStage | Matrix
 
 
 class Recipe(Settings):
-    """A model and what is done with it, in order."""
+    """A model and the stages to run on it, in order."""
 
     model: ModelChoice
-    """The model; a plain name will do."""
+    """The model: a name, or a mapping."""
     edit: EditStage | None = None
     """The edits."""
     tune: TuneStage | None = None
-    """How it is fine-tuned then, edits included."""
+    """Fine-tuning of the edited model."""
     eval: tuple[EvalStage, ...] = ()
-    """What is asked afterwards: one mapping, or a list of them."""
+    """Evaluations at the end: one mapping, or a list of them."""
     survival: Matrix | None = None
-    """A matrix of edits and tunings of the model as it is named, whatever was edited above."""
+    """A matrix of edits and tunings, which starts from `model` and ignores the stages before."""
 
     @model_validator(mode="before")
     @classmethod
@@ -154,20 +156,19 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if not any((self.edit, self.tune, self.eval, self.survival)):
-            raise ValueError("there is nothing to do; add edit, tune, eval or survival")
+            raise ValueError("there are no stages; add edit, tune, eval or survival")
         if self.edit is None and any(stage.dataset is None for stage in self.eval):
-            raise ValueError("eval: nothing is edited here, so its dataset must be named")
+            raise ValueError("eval: without an edit stage, a dataset is required")
         apart = self.edit and self.edit.batch_size is not None and not self.edit.sequential
         if apart and (self.eval or self.tune):
             raise ValueError(
-                "tune, eval: batches that each start from the unedited model leave no one edited "
-                "model; "
-                "say edit.sequential: true, or leave edit.batch_size out"
+                "tune, eval: batches that each start from the unedited model do not yield one "
+                "edited model; use edit.sequential: true, or omit edit.batch_size"
             )
         return self
 
     def stages(self) -> Iterator[tuple[str, Stage]]:
-        """Yield what is to be done, in order, each under a name."""
+        """Yield the stages in order, each with its name."""
         if self.edit is not None:
             yield "edit", self.edit
         if self.tune is not None:
@@ -179,9 +180,9 @@ class Recipe(Settings):
 
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, with changes like `edit.limit=10` on top.
+    """Read a recipe and apply changes like `edit.limit=10`.
 
-    Everything that is wrong is told in one `ErrataError`.
+    Raises one `ErrataError` that lists all problems.
     """
     try:
         raw = plain_yaml(path.read_text(encoding="utf-8-sig"), str(path))
@@ -191,10 +192,11 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
             "check the path and that the file is UTF-8",
         ) from None
     if raw is None:
-        raise ErrataError(f"{path}: the recipe is empty", "a recipe begins with `model: NAME`")
+        raise ErrataError(f"{path}: the recipe is empty", "a recipe starts with `model: NAME`")
     if not isinstance(raw, dict):
         raise ErrataError(
-            f"{path} is no recipe: it holds {raw!r:.40}", "a recipe begins with `model: NAME`"
+            f"{path} is not a recipe: it contains {raw!r:.40}",
+            "a recipe starts with `model: NAME`",
         )
     refused = []
     for change in changes:
@@ -208,9 +210,9 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 def recipe_of(
     raw: dict[str, Any], name: str = "the recipe", refused: Sequence[ErrataError] = ()
 ) -> Recipe:
-    """Check a recipe's content; everything that is wrong is told in one `ErrataError`.
+    """Build a recipe from its content; raises one `ErrataError` that lists all problems.
 
-    `refused` are changes that could not be made to it.
+    `refused` are the errors of changes that could not be applied.
     """
     problems = _method_problems(raw.get("edit"))
     try:
@@ -224,13 +226,13 @@ def recipe_of(
         raise ErrataError(
             f"{name} is not valid:\n" + "\n".join(problems),
             *dict.fromkeys(hint for error in refused for hint in error.hints),
-            "`errata run --help` names what a recipe may hold",
+            "`errata run --help` lists the keys of a recipe",
         )
     return recipe
 
 
 def _method_problems(edit: Any) -> list[str]:
-    """What is wrong with the method's settings, which the recipe itself cannot know."""
+    """Return problems with the settings of the edit stage's method, which the schema omits."""
     if not isinstance(edit, dict) or str(edit.get("method", "memit")).lower() not in METHODS:
         return []
     method, problems = method_named(str(edit.get("method", "memit"))), []

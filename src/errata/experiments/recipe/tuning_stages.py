@@ -1,7 +1,7 @@
-"""What a recipe's stages `tune` and `survival` do; `stages` goes through them.
+"""The stages `tune` and `survival` of a recipe.
 
-A stage's summary holds scores alone: of a tuning how many edits the model still says, of a
-matrix the classes and decays of every configuration. The runs that they name hold the rest.
+The summary of a stage contains only scores: for a tuning the share of edits that the model still
+predicts, for a matrix the classes and decays of every configuration. The stage's run has the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from errata.patches.edited_model import EditedModel
 from errata.statistics.store import Store
 from errata.tuning.settings import TuneStage
 
-TOLD = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
+SHOWN = ("stable", "erased", "emergent", "impossible", "flip_rate", "decay")
+"""Scores of a configuration that the summary contains."""
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
@@ -35,10 +36,10 @@ def tuning_stage(
     bar: Bar,
     command: str | None,
 ) -> dict[str, Any]:
-    """Do either stage; return what the recipe keeps of it. `fresh` loads the recipe's model."""
+    """Run either stage and return its result for the recipe; `fresh` loads the recipe's model."""
     if isinstance(stage, TuneStage):
         return _tune(edited, stage, results, bar, command)
-    return _survive(fresh, stage, results, cache, bar, command)
+    return _survival(fresh, stage, results, cache, bar, command)
 
 
 def _tune(
@@ -64,7 +65,7 @@ def _tune(
     }
 
 
-def _survive(
+def _survival(
     fresh: Callable[[], EditedModel],
     matrix: Matrix,
     results: Path,
@@ -84,10 +85,10 @@ def _survive(
             command=command,
             progress=progress,
         )
-    told = {
+    scores = {
         f"{cell['method']} {cell['edits']} {cell['tuning']}: {name}": cell[name]
         for cell in summary["configurations"]
-        for name in TOLD
+        for name in SHOWN
         if name in cell
     }
-    return {"run": str(folder.relative_to(results)), "patches": [], "summary": told}
+    return {"run": str(folder.relative_to(results)), "patches": [], "summary": scores}

@@ -1,4 +1,4 @@
-"""Recipes as text: YAML that holds no more than names, numbers and lists, and changes to it."""
+"""The YAML of recipes, restricted to plain values, lists and mappings, and changes to it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import yaml
 from errata.core.errors import ErrataError
 
 DEEPEST = 50
-"""Levels that a recipe may have; it needs five."""
+"""Maximum nesting depth of a recipe; five levels are needed."""
 
 
 _EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which a key that occurs twice is an error."""
+    """A loader of plain YAML for which duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping, unless a key occurs twice."""
+        """Build a mapping; raises `MarkedYAMLError` for a duplicate key."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for index, key in enumerate(keys):
             if key in keys[:index]:
@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def plain_yaml(text: str, name: str) -> Any:
-    """Read YAML; raises `ErrataError` for anchors, tags, double keys and what is too deep."""
+    """Read YAML; raises `ErrataError` for anchors, tags, duplicate keys and deep nesting."""
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -40,15 +40,15 @@ def plain_yaml(text: str, name: str) -> Any:
             if depth > DEEPEST:
                 raise ValueError("it is nested too deeply")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise ValueError("anchors and aliases are not used here")
+                raise ValueError("anchors and aliases are not supported")
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where is not None else ""
         reason = getattr(error, "problem", None) or str(error) or type(error).__name__
         raise ErrataError(
-            f"{name}{line} is not YAML that a recipe may hold: {reason}",
-            "a recipe is plain YAML: names, numbers, lists",
+            f"{name}{line} is not valid YAML for a recipe: {reason}",
+            "a recipe is plain YAML: names, numbers, lists and mappings",
         ) from None
 
 
@@ -60,15 +60,15 @@ def change_value(raw: dict[str, Any], change: str, example: str = "edit.method=r
     path, sign, value = change.partition("=")
     parts = path.strip().split(".")
     if not sign or not all(parts):
-        raise ErrataError(f"cannot read the change {change!r}", f"write it like --set {example}")
+        raise ErrataError(f"cannot parse the change {change!r}", f"write it like --set {example}")
     new = _value(value, f"--set {change}")
     place: Any = raw
     for number, part in enumerate(parts):
         if isinstance(place, list):
             if not part.isdecimal() or int(part) >= len(place):
                 raise ErrataError(
-                    f"{'.'.join(parts[:number])} is a list of {len(place)}, and {part!r} is none "
-                    "of its places",
+                    f"{'.'.join(parts[:number])} is a list of length {len(place)}, and {part!r} is "
+                    "not an index into it",
                     f"count from 0, as in --set {'.'.join(parts[:number])}.0.limit=5",
                 )
             key: Any = int(part)
@@ -88,7 +88,7 @@ def change_value(raw: dict[str, Any], change: str, example: str = "edit.method=r
 
 
 def _value(text: str, name: str) -> Any:
-    """Read a value as YAML does, and also `1e-4`, which YAML takes for a string, as a number."""
+    """Read a value as YAML, but `1e-4`, which is a string in YAML, as a number."""
     found = plain_yaml(text, name)
     if isinstance(found, str) and _EXPONENT.fullmatch(found):
         return float(found)

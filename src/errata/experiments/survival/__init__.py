@@ -1,6 +1,6 @@
-"""Do edits survive fine-tuning? Edit, tune, ask again (arXiv 2511.05852), as a matrix.
+"""Do edits survive fine-tuning? A matrix of edits and tunings, scored (arXiv 2511.05852).
 
-`settings` says what the matrix is and imports no torch; `measure` asks one model, `outcomes`
-tells what became of the edits, `run` goes through the matrix, `figures`, `report` and `plots`
-show it.
+`settings` defines the matrix and imports no torch; `questions` reads cases, rows and texts;
+`measure` scores one model; `run` runs the matrix; `outcomes` classifies the edits; `summary`,
+`report` and `figures` present the results.
 """

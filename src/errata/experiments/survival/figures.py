@@ -1,4 +1,4 @@
-"""Pictures of a matrix: what survives, each edit's probability, and how far states move."""
+"""Figures of a matrix: success rates, the probability of each edit, displacement of states."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASS_COLOURS = {
 
 
 def write_plots(folder: Path, configurations: Sequence[Configuration]) -> list[Path]:
-    """Write the figures, none if matplotlib is not installed; return their paths."""
+    """Write the figures and return their paths; none if matplotlib is not installed."""
     if not can_plot():
         return []
     most = max(each.edits for each in configurations)
@@ -46,7 +46,7 @@ def _unique(values: Sequence[Any]) -> list[Any]:
 
 
 def _survival(configurations: Sequence[Configuration]) -> Figure:
-    """Success before (dashes) and after tuning, by tuning, method and number of edits."""
+    """Success rate before (dotted) and after tuning, by tuning, method and number of edits."""
     counts = sorted({each.edits for each in configurations})
     methods = _unique([each.method for each in configurations])
     tunings = _unique([each.tuning for each in configurations])
@@ -124,7 +124,7 @@ def _probabilities(configurations: Sequence[Configuration]) -> Figure:
 
 
 def _displacement(configurations: Sequence[Configuration]) -> Figure:
-    """How far edit and tuning move the last subject token's state, by block, and their cosine."""
+    """Displacement of the last subject token's state by edit and tuning, and their cosine."""
     methods = _unique([each.method for each in configurations])
     tunings = _unique([each.tuning for each in configurations])
     width = max(6.4, 3.1 * len(methods) + 1.2)
@@ -150,8 +150,8 @@ def _displacement(configurations: Sequence[Configuration]) -> Figure:
         for panel in (above, below):
             panel.spines[["top", "right"]].set_visible(False)
         above.set_ylim(bottom=0)
-    panels[0][0].set_ylabel("move, share of\nthe state's length")
-    panels[1][0].set_ylabel("cosine of the tuning's\nmove and the edit's")
+    panels[0][0].set_ylabel("displacement relative\nto the state's norm")
+    panels[1][0].set_ylabel("cosine of displacements\nby tuning and by edit")
     handles, labels = panels[0][0].get_legend_handles_labels()
     columns = min(int(width / 1.55), len(labels))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False,

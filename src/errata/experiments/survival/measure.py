@@ -1,4 +1,4 @@
-"""Asking one model everything that the matrix compares, and keeping it as plain numbers."""
+"""Scoring one model on everything that the matrix compares, as JSON values."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from errata.models.tokens import TokenRow, encode, position_of
 from errata.patches.edited_model import EditedModel
 
 DISPLACED = 100
-"""Edits whose activations are followed."""
+"""Number of edits whose hidden states are recorded."""
 ROUNDING = 1e-5
-"""Moves below this share of a state are rounding."""
+"""Displacements below this share of a state's norm are regarded as rounding errors."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What every model is asked."""
+    """Everything on which each model is scored."""
 
     cases: Sequence[Case]
-    """Those that are edited, the most of the matrix."""
+    """Edited cases, as many as the largest number of edits in the matrix."""
     controls: Sequence[Case]
-    """Those that never are."""
+    """Control cases, which are never edited."""
     tasks: Sequence[Task]
     passages: Sequence[Passage]
     template: TemplateName
     max_new_tokens: int
 
     def ask(self, edited: EditedModel, count: int | None = None) -> dict[str, Any]:
-        """Return what a model says about the first `count` cases and all else, for JSON."""
+        """Return the scores on the first `count` cases and everything else, as JSON values."""
         cases = [*self.cases[:count], *self.controls]
         scored = score_cases(edited, cases)
         edits = len(self.cases[:count])
         found: dict[str, Any] = {
-            "edits": [_told(scores) for scores in scored[:edits]],
-            "controls": [_known(scores[0]) for scores in scored[edits:]],
+            "edits": [_edit_record(scores) for scores in scored[:edits]],
+            "controls": [_control_record(scores[0]) for scores in scored[edits:]],
         }
         if self.passages:
             figures = read_texts(edited, self.passages).figures()
@@ -68,34 +68,34 @@ class Questions:
         return found
 
 
-def _told(scores: Sequence[PromptScore]) -> dict[str, Any]:
-    """Return what is kept of one edit: per kind which prompts came out right, and P of both."""
-    told: dict[str, Any] = {
-        kind: [_right(score) for score in scores if score.kind == kind] for kind in PROMPT_KINDS
+def _edit_record(scores: Sequence[PromptScore]) -> dict[str, Any]:
+    """Return the record of one edit: success per prompt, by kind, and P of both targets."""
+    record: dict[str, Any] = {
+        kind: [_success(score) for score in scores if score.kind == kind] for kind in PROMPT_KINDS
     }
-    told = {kind: [each for each in rights if each is not None] for kind, rights in told.items()}
+    record = {kind: [each for each in some if each is not None] for kind, some in record.items()}
     first = scores[0]
-    told["said"] = bool(first.accurate)
-    told["p_new"] = math.exp(-first.new.nll)
-    told["p_true"] = None if first.true is None else math.exp(-first.true.nll)
-    return told
+    record["said"] = bool(first.accurate)
+    record["p_new"] = math.exp(-first.new.nll)
+    record["p_true"] = None if first.true is None else math.exp(-first.true.nll)
+    return record
 
 
-def _right(score: PromptScore) -> bool | None:
+def _success(score: PromptScore) -> bool | None:
     return score.success if score.success is not None else score.accurate
 
 
-def _known(first: PromptScore) -> dict[str, Any]:
-    """Return whether a fact that was not edited is still there."""
+def _control_record(first: PromptScore) -> dict[str, Any]:
+    """Return whether the model still knows a fact that was not edited."""
     if first.true is None:
         return {"known": not first.new.likeliest, "said": False}
     return {"known": first.true.nll < first.new.nll, "said": first.true.likeliest}
 
 
 def states_of(edited: EditedModel, cases: Sequence[Case]) -> Tensor:
-    """Return the states at the last subject token after every block: (blocks, cases, d), float32.
+    """Return the hidden states at the last subject token after every block.
 
-    Of the first `DISPLACED` cases.
+    (blocks, cases, d), float32, for the first `DISPLACED` cases.
     """
     rows = []
     for case in cases[:DISPLACED]:
@@ -108,11 +108,11 @@ def states_of(edited: EditedModel, cases: Sequence[Case]) -> Tensor:
 
 
 def displacement(base: Tensor, edited: Tensor, tuned: Tensor) -> list[dict[str, list[float]]]:
-    """Return, per block and edit, how far the edit and then the tuning moved a state.
+    """Return, per block and edit, the displacement of a state by the edit and by the tuning.
 
-    Lengths are shares of the state's own; `cosine` is that of the two moves: below 0 the tuning
-    takes back what the edit did. Moves within rounding
-    have none, told as 0.
+    Displacements are relative to the norm of the base model's state. `cosine` is the cosine of the
+    two displacement vectors: where it is negative, the tuning reverts the edit. It is 0 where
+    either displacement is below `ROUNDING`.
     """
     found = []
     for was, then, now in zip(base.double(), edited.double(), tuned.double(), strict=True):
@@ -125,14 +125,14 @@ def displacement(base: Tensor, edited: Tensor, tuned: Tensor) -> list[dict[str, 
 
 
 def save_states(path: Path, **states: Tensor) -> None:
-    """Keep states beside what was measured."""
+    """Write hidden states to a safetensors file, by name."""
     from errata.core.files import write_safetensors
 
     write_safetensors(path, states, {})
 
 
 def read_states(path: Path) -> dict[str, Tensor]:
-    """Read what `save_states` kept."""
+    """Read the hidden states that `save_states` wrote."""
     from safetensors.torch import load_file
 
     return load_file(path)

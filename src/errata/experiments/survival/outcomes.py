@@ -1,12 +1,12 @@
-"""What became of edits: classes, flip rate, decay, and tests between configurations.
+"""Outcomes of edits: classes, flip rate, decay, and tests between configurations.
 
     Stable: worked → works        Erased: worked → fails
     Emergent: failed → works      Impossible: failed → fails
     flip rate = Erased / (Stable + Erased)        decay = (ES_edited - ES_tuned) / ES_edited
 
-An edit works when the new target is likelier than the true one (where there is no true one,
-when it is what the model says). With several seeds each edit has one outcome per seed; it is
-the edits that are drawn anew for intervals, so seeds do not pass for more edits.
+An edit works if the new target is likelier than the true one or, without a true target, if it is
+the model's greedy prediction. With several seeds, each edit has one outcome per seed; intervals
+resample edits, not outcomes, because the seeds of one edit are not independent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def class_of(before: bool, after: bool) -> str:
 
 
 def class_shares(before: Outcomes, after: Outcomes) -> dict[str, Score]:
-    """Return the share of each class, and `flip_rate`, absent where no edit worked before."""
+    """Return the share of each class, and `flip_rate` unless no edit worked before."""
     found = {}
     pairs = [list(zip(b, a, strict=True)) for b, a in zip(before, after, strict=True)]
     for name in CLASSES:
@@ -48,10 +48,10 @@ def class_shares(before: Outcomes, after: Outcomes) -> dict[str, Score]:
 
 
 def decay(before: Sequence[float], after: Sequence[float]) -> Score | None:
-    """Return (mean before - mean after) / mean before over edits; None where that is 0/0.
+    """Return (mean before - mean after) / mean before over edits; None if the mean before is 0.
 
-    The interval is a percentile bootstrap in which edits are drawn with both their values; where
-    all edits fared alike, so that drawing tells nothing, its open end is that of Wilson's.
+    The interval is a percentile bootstrap over edits. If all edits have the same outcome, so that
+    the bootstrap is degenerate, the interval is Wilson's.
     """
     then, now = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     if not len(then) or then.mean() == 0:
@@ -78,7 +78,7 @@ def _resampled(figure: Callable[[np.ndarray], float], count: int) -> tuple[float
 
 
 def require_statsmodels() -> None:
-    """Raise `ErrataError` if statsmodels, which has the tests of significance, is not installed."""
+    """Raise `ErrataError` if statsmodels, used for significance tests, is not installed."""
     if find_spec("statsmodels") is None:
         raise ErrataError(
             "comparing configurations needs statsmodels, which is not installed",
@@ -98,7 +98,7 @@ def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
 
 
 def paired_bootstrap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return a two-sided p for the mean difference of paired values, pairs drawn anew."""
+    """Return the two-sided p value of a paired bootstrap test on the mean difference."""
     difference = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
     random, count = np.random.default_rng(0), len(difference)
     means = [difference[random.integers(0, count, count)].mean() for _ in range(RESAMPLES)]
@@ -107,7 +107,10 @@ def paired_bootstrap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def paired_test(one: Outcomes, other: Outcomes) -> tuple[str, float]:
-    """Return the name of the test that fits, and its p: do as many edits work in both?"""
+    """Test whether equally many edits work in two configurations; return test name and p value.
+
+    McNemar's exact test for one seed, otherwise a paired bootstrap over the edits' means.
+    """
     if all(len(edit) == 1 for edit in (*one, *other)):
         return "exact McNemar", mcnemar([e[0] for e in one], [e[0] for e in other])
     means = [[sum(edit) / len(edit) for edit in some] for some in (one, other)]
@@ -115,7 +118,7 @@ def paired_test(one: Outcomes, other: Outcomes) -> tuple[str, float]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p values adjusted for multiple testing by Holm's method (1979)."""
+    """Return p values adjusted for multiple comparisons by Holm's method (1979)."""
     if not values:
         return []
     require_statsmodels()

@@ -1,4 +1,4 @@
-"""What a matrix asks, read from where its settings say: cases, rows, tasks and texts."""
+"""The data of a matrix, read as its settings specify: cases, rows, tasks and texts."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ HELD_OUT = "rows_set_aside"
 def read_questions(
     matrix: Matrix, cache: Path | None = None, mirror: Path | None = None
 ) -> tuple[Questions, list[Instruction]]:
-    """Return what is asked, and the rows to tune on.
+    """Return everything on which models are scored, and the rows to tune on.
 
-    Raises `ErrataError` where there are too few cases or rows.
+    Raises `ErrataError` if there are too few cases or rows.
     """
     most = max(matrix.edits)
     cases = read_cases(matrix.dataset, most + matrix.controls, cache=cache)
     if len(cases) < most:
         raise ErrataError(
-            f"{matrix.dataset} holds {counted(len(cases), 'case')}, fewer than the {most} to edit",
-            "ask for fewer: --edits",
+            f"{matrix.dataset} has {counted(len(cases), 'case')}, fewer than the {most} to edit",
+            "edit fewer: --edits",
         )
     rows = read_rows(matrix.data, mirror)
     if matrix.hold_out >= len(rows):
         raise ErrataError(
-            f"{matrix.data} holds {len(rows)} rows; none is left when {matrix.hold_out} are held "
-            "out",
+            f"{matrix.data} has {len(rows)} rows; none remain when {matrix.hold_out} are held out",
             "hold out fewer: --hold-out",
         )
     names = [each for name in matrix.tasks for each in (WORDS if name == "all" else [name])]

@@ -1,4 +1,4 @@
-"""A matrix as tables: `report.md` to read, CSV files to compute with.
+"""The results of a matrix as tables: `report.md` for readers, CSV files for further analysis.
 
 configurations.csv  one line per configuration and figure
 edits.csv           one line per configuration and edit: P(new) before and after, its class
@@ -65,8 +65,8 @@ def _edit_rows(configurations: Sequence[Configuration]) -> Iterable[dict[str, An
         states = {state: each.probabilities(state) for state in STATES}
         for i, classes in enumerate(each.classes()):
             for seed, name in zip(each.seeds, classes, strict=True):
-                told = {f"p_new_{state}": values[i] for state, values in states.items()}
-                yield {**_key(each), "edit": i, "seed": seed, "class": name, **told}
+                columns = {f"p_new_{state}": values[i] for state, values in states.items()}
+                yield {**_key(each), "edit": i, "seed": seed, "class": name, **columns}
 
 
 def _block_rows(configurations: Sequence[Configuration]) -> Iterable[dict[str, Any]]:
@@ -81,7 +81,7 @@ def _block_rows(configurations: Sequence[Configuration]) -> Iterable[dict[str, A
 
 
 def _cell(score: Score | None) -> str:
-    """Return a figure as tables show it."""
+    """Return a score as shown in tables."""
     return "-" if score is None else score.short()
 
 
@@ -111,14 +111,14 @@ def _models_table(configurations: Sequence[Configuration], figure: str) -> str:
 
 
 def _tests_table(tests: Sequence[dict[str, Any]]) -> str:
-    told = sorted((test for test in tests if test["p_holm"] < SIGNIFICANT), key=_by_p)
+    shown = sorted((test for test in tests if test["p_holm"] < SIGNIFICANT), key=_by_p)
     rows = [
         [
             *(str(test["edits"]), test["one"], test["other"]),
             f"{100 * test['difference']:+z.1f}",
             *(f"{test['p']:.2g}", f"{test['p_holm']:.2g}"),
         ]
-        for test in told
+        for test in shown
     ]
     columns = ("edits", "one", "other", "difference, points", "p", "p (Holm)")
     return markdown_table(columns, rows)
@@ -140,24 +140,24 @@ def _report(
     first = configurations[0].figures
     parts = [
         f"# survival, {folder.name}: {params['model']['name']}",
-        "Values in % with 95 % intervals; perplexities are plain. An edit works when the new "
-        "target is likelier than the true one. Stable: it works before and after tuning; Erased: "
-        "before only; Emergent: after only; Impossible: never. Flip rate: the share of working "
-        "edits that tuning erases. Decay: the relative loss of success. Intervals: Wilson for "
-        f"shares, bootstrap over edits for decays. Seeds of the tunings: {seeds}.",
-        "## What became of the edits",
+        "Values in % with 95 % intervals, except perplexities. An edit works if the new target is "
+        "likelier than the true one. Stable: it works before and after tuning; Erased: only "
+        "before; Emergent: only after; Impossible: never. Flip rate: the share of working edits "
+        "that tuning erases. Decay: the relative loss of success. Intervals: Wilson for shares, "
+        f"bootstrap over edits for decays. Tuning seeds: {seeds}.",
+        "## Outcomes of the edits",
         _survival_table(configurations),
         *[f"![{path.stem}]({path.name})" for path in pictures],
         "## The four models",
-        "Base, the same tuning without edits, edits without tuning, and both.",
+        "The base model, tuned without edits, edited without tuning, and edited then tuned.",
     ]
     titles = {
-        "efficacy": "Success of the edits; the tuned base tells how much of it comes by itself",
-        "accuracy": "Edits that the model says, token for token",
-        "paraphrase": "Success of their paraphrases",
-        "neighbourhood": "Success of their neighbours",
-        "unedited_known": "Control: facts that were never edited, true target likelier",
-        "unedited_said": "Control: facts that were never edited, said token for token",
+        "efficacy": "Efficacy: success on the edited prompts; base and tuned are the baselines",
+        "accuracy": "Accuracy: the greedy prediction is the new target",
+        "paraphrase": "Success on paraphrases",
+        "neighbourhood": "Success on neighbourhood prompts",
+        "unedited_known": "Control facts, never edited: the true target is likelier",
+        "unedited_said": "Control facts, never edited: the greedy prediction is the true target",
         "perplexity": "Perplexity per token",
     }
     tasks = [name.removesuffix("_base") for name in first if name.startswith("task_")]
@@ -172,9 +172,9 @@ def _report(
         count = sum(test["p_holm"] < SIGNIFICANT for test in tests)
         parts += [
             "## Tests between configurations",
-            f"Do as many edits work after tuning? {names}, on the same edits; p adjusted by Holm "
-            f"within each number of edits. {count} of {len(tests)} pairs differ at "
-            f"{SIGNIFICANT:g}; all stand in tests.csv.",
+            f"Do equally many edits work after tuning? {names}, on the same edits; p values "
+            f"adjusted by Holm's method within each number of edits. {count} of {len(tests)} pairs "
+            f"differ at the level {SIGNIFICANT:g}; tests.csv lists all of them.",
             *([_tests_table(tests)] if count else []),
         ]
     parts += [f"Made by `{command}`."] if command else []

@@ -1,11 +1,11 @@
-"""Going through a survival matrix, each piece kept when it is done.
+"""Running a survival matrix; each piece is stored when it is finished.
 
     results/survival/run_<NNN>/  params.json summary.json report.md *.csv *.png
         base.json  edits/<method>-<n>/  controls/<tuning>.json  configurations/<name>.json
 
-The edits of a method and number are made once, the same tuning of the unedited model once, and
-both serve every configuration. A run that was stopped goes on with the piece, and within a
-tuning the step, that was at work.
+Edits are computed once per method and number of edits, and the unedited model is tuned once per
+tuning; all configurations share both. Interrupted runs resume at the first unfinished piece, and
+within a tuning at the last checkpoint.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from errata.tuning.train import check_length, tune
 
 @dataclass(frozen=True)
 class Survival:
-    """A matrix at work."""
+    """A matrix in progress."""
 
     matrix: Matrix
     fresh: Callable[[], EditedModel]
-    """Loads the unedited model anew."""
+    """Loads a new copy of the unedited model."""
     questions: Questions
     rows: Sequence[Instruction]
-    """What is tuned on."""
+    """The rows to tune on."""
     store: Store | None
     folder: Path
     command: str | None
@@ -70,7 +70,7 @@ class Survival:
         return Parts(self.folder, json_format())
 
     def run(self) -> None:
-        """Do every piece that is not done yet."""
+        """Compute every piece that is not stored yet."""
         names = list(self.names())
         for done, (method, count, tuning, seed) in enumerate(names):
             self.progress(done, len(names))
@@ -78,7 +78,7 @@ class Survival:
         self.progress(len(names), len(names))
 
     def names(self) -> list[tuple[str, int, Tuning, int]]:
-        """Return the configurations: small numbers of edits first."""
+        """Return the configurations, small numbers of edits first."""
         tunings = [Tuning.parse(name) for name in self.matrix.tunings]
         return [
             (method, count, tuning, seed)
@@ -89,7 +89,7 @@ class Survival:
         ]
 
     def base(self) -> dict[str, Any]:
-        """Ask the unedited model, once."""
+        """Score the unedited model, once."""
 
         def ask() -> dict[str, Any]:
             edited = self.fresh()
@@ -99,7 +99,7 @@ class Survival:
         return self.parts.one("base", ask)
 
     def edits(self, method: str, count: int) -> Edit:
-        """Make the edits of a method, once, and ask the edited model."""
+        """Compute the edits of a method, once, and score the edited model."""
         place = self.folder / "edits" / f"{method}-{count}"
         patch = place / "patch.safetensors"
 
@@ -130,7 +130,7 @@ class Survival:
         )
 
     def control(self, settings: TuneSettings, blocks: Sequence[int]) -> str:
-        """Tune the unedited model in the same places and ask it, once; return the piece's name."""
+        """Tune the unedited model's same blocks and score it, once; return the piece's name."""
         plain = settings.with_values(
             shift_penalty=0.0,
             project=False,
@@ -150,7 +150,7 @@ class Survival:
         return name
 
     def configuration(self, method: str, count: int, tuning: Tuning, seed: int) -> None:
-        """Tune the edited model and ask it, and make what it is compared with."""
+        """Tune the edited model and score it, and compute the pieces it is compared with."""
         name = f"{method}-{count}-{tuning.name}-s{seed}"
         self.parts.one(
             f"configurations/{name}", lambda: self._tuned(name, method, count, tuning, seed)
@@ -171,7 +171,7 @@ class Survival:
             read_states(self.folder / place)["states"]
             for place in ("base.safetensors", f"edits/{method}-{count}/states.safetensors")
         ]
-        moves = displacement(states[0][:, : states[1].shape[1]], states[1],
+        moved = displacement(states[0][:, : states[1].shape[1]], states[1],
                              self._states(edited, count))  # fmt: skip
         return {
             "method": METHODS[method].label,
@@ -183,7 +183,7 @@ class Survival:
             "edited": f"edits/{method}-{count}/edited.json",
             "control": f"controls/{control}.json",
             "losses": tuned,
-            "displacement": moves,
+            "displacement": moved,
             "tuned": self.questions.ask(edited, count),
         }
 
@@ -199,7 +199,7 @@ class Survival:
 
 
 def check_fit(matrix: Matrix, edited: EditedModel) -> None:
-    """Raise `ErrataError` where blocks, matrices or lengths are not such as the model has."""
+    """Raise `ErrataError` if the model lacks the blocks, matrices or positions of the settings."""
     if len(matrix.methods) * len(matrix.tunings) > 1:
         require_statsmodels()
     model, family = edited.model, family_of(edited.model)
@@ -228,9 +228,9 @@ def run_survival(
     command: str | None = None,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, Any], Path]:
-    """Go through a matrix; return its figures, as `summary.json` holds them, and the folder.
+    """Run a matrix; return its scores as in `summary.json`, and the folder.
 
-    Raises `ErrataError` for what does not fit the model, before the folder is made.
+    Raises `ErrataError` for settings that do not fit the model, before the folder is made.
     """
     edited = fresh()
     check_fit(matrix, edited)
@@ -248,7 +248,7 @@ def finished_survival(
     rows: Sequence[Instruction],
     results: Path,
 ) -> tuple[dict[str, Any], Path] | None:
-    """Return what `run_survival` returned for the same before; None where it never ended.
+    """Return the result of an earlier, finished `run_survival` of the same; None without one.
 
     `edited` is the unedited model.
     """
@@ -262,7 +262,7 @@ def finished_survival(
 def _params(
     matrix: Matrix, edited: EditedModel, questions: Questions, rows: Sequence[Instruction]
 ) -> dict[str, Any]:
-    """Return what a run is found again by."""
+    """Return the parameters that identify a run."""
     texts = "\0".join(passage.text for passage in questions.passages)
     return {
         "model": edited.base.model_dump(),
@@ -276,7 +276,7 @@ def _params(
 
 
 def finish(folder: Path, command: str | None = None) -> dict[str, Any]:
-    """Write tables, pictures, report and summary from what a matrix's pieces hold."""
+    """Write tables, figures, report and summary from the stored pieces of a matrix."""
     configurations = read_configurations(folder)
     pictures = write_plots(folder, configurations)
     write_tables(folder, configurations, pictures, command)

@@ -1,7 +1,7 @@
-"""What a survival matrix is: methods × numbers of edits × tunings × seeds. No torch here.
+"""Settings of a survival matrix: methods × numbers of edits × tunings × seeds. No torch here.
 
-A tuning is written `lora`, `dora` or `full`, then where (`@edited`, `@others`, `@3.4.5`; all
-blocks otherwise), then what guards the edits (`+penalty`, `+project`, `+reapply`).
+A tuning is written as its method (`lora`, `dora` or `full`), its blocks (`@edited`, `@others`,
+`@3.4.5`; default: all), and guards of the edits (`+penalty`, `+project`, `+reapply`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from errata.tuning.settings import TuneSettings, resolve_tuning
 
 SHORT = {"edited-only": "lora@edited", "all-but-edited": "lora@others"}
 PENALTY = 30.0
-"""Weight of `+penalty` where none is given."""
+"""Default weight of `+penalty`."""
 FOR_DEMO: dict[str, Any] = {
     "dataset": "demo",
     "data": "demo-new",
@@ -28,21 +28,21 @@ FOR_DEMO: dict[str, Any] = {
     "preset": "demo",
     "corpus": "demo",
 }
-"""What is asked of the embedded model unless other things are named."""
+"""Defaults for the embedded model."""
 TUNING_METHODS = ("lora", "dora", "full")
 GUARDS = ("penalty", "project", "reapply")
 _TUNING = re.compile(r"(lora|dora|full)(?:@(edited|others|\d+(?:\.\d+)*))?((?:\+[a-z]+)*)")
 
 
 def defaults_for(model: Any) -> dict[str, Any]:
-    """Return what a matrix begins with, for a model by its name or as recipes write it."""
+    """Return the defaults of a matrix for a model, given by name or as in a recipe."""
     choice = model if isinstance(model, dict) else {"name": model}
     elsewhere = str(choice.get("path") or "").strip()
     return FOR_DEMO if choice.get("name") == "demo" and not elsewhere else {}
 
 
 class Tuning(NamedTuple):
-    """One way to tune."""
+    """One kind of tuning."""
 
     method: str
     blocks: str
@@ -51,12 +51,12 @@ class Tuning(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Tuning:
-        """Read a tuning; raises `ErrataError` for one that is not written as it should be."""
+        """Read a tuning; raises `ErrataError` if it is not valid."""
         found = _TUNING.fullmatch(SHORT.get(text.strip().lower(), text.strip().lower()))
         guards = tuple(sorted(filter(None, found[3].split("+")))) if found else ()
         if found is None or not set(guards) <= set(GUARDS) or len(set(guards)) < len(guards):
             raise ErrataError(
-                f"there is no tuning {text!r}",
+                f"unknown tuning {text!r}",
                 "write lora, dora or full, then @edited, @others or @3.4.5, then any of "
                 + ", ".join(f"+{guard}" for guard in GUARDS),
             )
@@ -64,46 +64,46 @@ class Tuning(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The tuning as it is written."""
+        """The tuning as text that `parse` reads."""
         where = "" if self.blocks == "all" else "@" + self.blocks.replace(",", ".")
         return self.method + where + "".join(f"+{guard}" for guard in self.guards)
 
 
 class Matrix(Settings):
-    """What is edited, how it is tuned, and what is asked before and after."""
+    """Edits, tunings, and the data on which models are scored before and after."""
 
     methods: tuple[str, ...] = ("memit",)
     """Editing methods."""
     edits: tuple[int, ...] = (100,)
     """Numbers of edits, each in one batch."""
     tunings: tuple[str, ...] = ("lora", "dora", "full")
-    """Ways to tune; see the head of this module."""
+    """Tunings: lora, dora or full, with @blocks and +guards."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the tunings."""
     dataset: str = "demo"
     """Cases to edit: a dataset's name or a file."""
     controls: int = Field(100, ge=0)
-    """Cases behind those that are edited, of which nothing is edited: what else is forgotten."""
+    """Number of control cases, taken after the edited ones: facts that are never edited."""
     data: str
     """Rows to tune on: .json, .jsonl or hf:DATASET."""
     hold_out: int = Field(0, ge=0)
-    """The last rows are not tuned on but asked as a task."""
+    """Number of rows, the last ones, that are held out from tuning and scored as a task."""
     tasks: tuple[str, ...] = ()
-    """Tasks to ask instead (see `errata tasks`)."""
+    """Benchmark tasks (see `errata tasks`)."""
     task_data: str = "dataset"
-    """The folder that holds <task>/test.json."""
+    """Folder that contains <task>/test.json."""
     task_limit: int | None = Field(None, ge=1)
-    """Rows of each task."""
+    """Maximum number of rows per task."""
     max_new_tokens: int = Field(32, ge=1)
-    """Longest answer to a task, in tokens."""
+    """Maximum length of an answer to a task, in tokens."""
     text: str | None = None
-    """Text for perplexity: `wikitext2` or a file; none is read when not given."""
+    """Text for perplexity: `wikitext2` or a file (default: perplexity is not measured)."""
     preset: str | None = None
-    """Settings of the tunings to begin with (see `errata tune`)."""
+    """Preset of the tunings (see `errata tune`)."""
     tune: dict[str, Any] = Field(default_factory=dict)
-    """Settings of all tunings, or of one method under its name, on top of the preset's."""
+    """Settings of all tunings, or of one method under its name; they override the preset."""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Settings of the editing methods, by method, on top of the model's presets."""
+    """Settings of the editing methods, by method; they override the model's presets."""
     corpus: str | None = None
     """Text for the second moment (see `errata stats`)."""
 
@@ -112,16 +112,16 @@ class Matrix(Settings):
     def _methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
         named = tuple(method.strip().lower() for method in methods)
         if unknown := [method for method in named if method not in METHODS]:
-            raise ValueError(f"knows no {', '.join(unknown)}; there are {', '.join(METHODS)}")
+            raise ValueError(f"unknown: {', '.join(unknown)}; known methods: {', '.join(METHODS)}")
         if not named:
-            raise ValueError("name at least one method")
+            raise ValueError("give at least one method")
         return named
 
     @field_validator("seeds")
     @classmethod
     def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if not seeds:
-            raise ValueError("name at least one seed")
+            raise ValueError("give at least one seed")
         return seeds
 
     @field_validator("tune")
@@ -129,14 +129,16 @@ class Matrix(Settings):
     def _tune(cls, tune: dict[str, Any]) -> dict[str, Any]:
         for name in TUNING_METHODS:
             if name in tune and not isinstance(tune[name], dict):
-                raise ValueError(f"{name} is {tune[name]!r:.40}, not settings of {name} by name")
+                raise ValueError(
+                    f"{name} is {tune[name]!r:.40}, but must map names of settings to values"
+                )
         return tune
 
     @field_validator("edits")
     @classmethod
     def _edits(cls, edits: tuple[int, ...]) -> tuple[int, ...]:
         if not edits or min(edits) < 1 or len(set(edits)) < len(edits):
-            raise ValueError("name at least one number, none below 1 and none twice")
+            raise ValueError("give at least one number, all positive and different")
         return tuple(sorted(edits))
 
     @field_validator("tunings")
@@ -147,7 +149,7 @@ class Matrix(Settings):
         except ErrataError as error:
             raise ValueError(f"{error.message}; {error.hints[0]}") from None
         if not names or len(set(names)) < len(names):
-            raise ValueError("name at least one tuning, and none twice")
+            raise ValueError("give at least one tuning, and none twice")
         return names
 
     @classmethod

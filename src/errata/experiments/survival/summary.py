@@ -1,4 +1,4 @@
-"""The figures of a matrix, from what its pieces hold: every one with a 95 % interval."""
+"""The scores of a matrix, from its stored pieces, each with a 95 % interval."""
 
 from __future__ import annotations
 
@@ -21,58 +21,61 @@ from errata.metrics.prompts import PROMPT_KINDS
 from errata.metrics.scores import Amount, Score, grouped_mean, grouped_share, mean
 
 STATES = ("base", "tuned", "edited", "edited_tuned")
-"""The four models: as it was, tuned only, edited only, edited and then tuned."""
+"""The four models: base, tuned only, edited only, edited and then tuned."""
 
-Told = Mapping[str, Any]
-"""What one model said: see `measure`."""
+Record = Mapping[str, Any]
+"""The scores of one model, as returned by `measure.Questions.ask`."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One cell of the matrix, its seeds together."""
+    """One cell of the matrix, with all its seeds."""
 
     method: str
     edits: int
     tuning: str
     seeds: tuple[int, ...]
     blocks: tuple[int, ...]
-    told: Mapping[str, Sequence[Told]]
-    """What each of the four models said, per seed."""
-    moves: Sequence[Sequence[Mapping[str, list[float]]]]
-    """Per seed and block: see `measure.displacement`."""
+    records: Mapping[str, Sequence[Record]]
+    """The scores of each of the four models, per seed."""
+    displacements: Sequence[Sequence[Mapping[str, list[float]]]]
+    """Per seed and block, as returned by `measure.displacement`."""
 
     @property
     def name(self) -> str:
-        """The configuration in words."""
+        """Description of the configuration."""
         return f"{self.method}, {self.edits} edits, {self.tuning}"
 
     def outcomes(self, state: str, kind: str = "efficacy") -> Outcomes:
         """Return, per edit, whether it works, by seed."""
         return [
-            [bool(told["edits"][i][kind][0]) for told in self.told[state]]
+            [bool(record["edits"][i][kind][0]) for record in self.records[state]]
             for i in range(self.edits)
         ]
 
     def shares(self, state: str, kind: str) -> list[list[bool]]:
-        """Return, per edit, the outcomes of its prompts of a kind, seeds together."""
+        """Return, per edit, the outcomes of its prompts of a kind for all seeds."""
         return [
-            [hit for told in self.told[state] for hit in told["edits"][i][kind]]
+            [hit for record in self.records[state] for hit in record["edits"][i][kind]]
             for i in range(self.edits)
         ]
 
-    def said(self, state: str) -> list[list[bool]]:
-        """Return, per edit, whether the new target is what the model says."""
-        return [[told["edits"][i]["said"] for told in self.told[state]] for i in range(self.edits)]
+    def accurate(self, state: str) -> list[list[bool]]:
+        """Return, per edit and seed, whether the greedy prediction is the new target."""
+        return [
+            [record["edits"][i]["said"] for record in self.records[state]]
+            for i in range(self.edits)
+        ]
 
     def probabilities(self, state: str) -> list[float]:
-        """Return, per edit, P(new), the mean over seeds."""
+        """Return P(new) per edit, averaged over seeds."""
         return [
-            sum(told["edits"][i]["p_new"] for told in self.told[state]) / len(self.told[state])
+            _mean([record["edits"][i]["p_new"] for record in self.records[state]])
             for i in range(self.edits)
         ]
 
     def classes(self) -> list[list[str]]:
-        """Return, per edit, its class by seed."""
+        """Return the class of each edit, per seed."""
         return [
             [class_of(b, a) for b, a in zip(before, after, strict=True)]
             for before, after in zip(
@@ -82,11 +85,11 @@ class Configuration:
 
     @cached_property
     def figures(self) -> dict[str, Score]:
-        """All figures by name."""
+        """All scores by name."""
         found = class_shares(self.outcomes("edited"), self.outcomes("edited_tuned"))
         readings: dict[str, Callable[[str], list[list[bool]]]] = {
             **{kind: partial(self.shares, kind=kind) for kind in PROMPT_KINDS},
-            "accuracy": self.said,
+            "accuracy": self.accurate,
         }
         for kind, read in readings.items():
             then, now = read("edited"), read("edited_tuned")
@@ -96,37 +99,37 @@ class Configuration:
             for state in STATES:
                 _put(found, f"{kind}_{state}", grouped_share(read(state)))
         for state in STATES:
-            self._elsewhere(found, state)
+            self._add_controls(found, state)
         return found
 
-    def _elsewhere(self, found: dict[str, Score], state: str) -> None:
-        """Add what one of the models says about all that was not edited."""
-        told = self.told[state]
-        controls = range(len(told[0]["controls"]))
+    def _add_controls(self, found: dict[str, Score], state: str) -> None:
+        """Add the scores of one model on control facts, text and tasks."""
+        records = self.records[state]
+        controls = range(len(records[0]["controls"]))
         for figure in ("known", "said"):
-            groups = [[each["controls"][i][figure] for each in told] for i in controls]
+            groups = [[each["controls"][i][figure] for each in records] for i in controls]
             _put(found, f"unedited_{figure}_{state}", grouped_share(groups))
-        if "perplexity" in told[0]:
-            scores = [each["perplexity"] for each in told]
+        if "perplexity" in records[0]:
+            scores = [each["perplexity"] for each in records]
             found[f"perplexity_{state}"] = Amount(
                 **{
                     end: _mean([score[end] for score in scores]) for end in ("value", "low", "high")
                 },
                 n=scores[0]["n"],
             )
-        for task, first in told[0].get("tasks", {}).items():
-            answered = [each["tasks"][task] for each in told]
+        for task, first in records[0].get("tasks", {}).items():
+            answered = [each["tasks"][task] for each in records]
             for name, outcome in (("accuracy", "right"), ("broken_format", "broken")):
                 groups = [[some[i] == outcome for some in answered] for i in range(len(first))]
                 _put(found, f"task_{task}_{name}_{state}", grouped_share(groups))
 
     def displaced(self) -> dict[str, list[Score]]:
-        """Return per block the mean lengths of both moves, and their cosine, seeds together."""
+        """Return the mean displacements per block and their cosine, over all seeds."""
         found: dict[str, list[Score]] = {"edit": [], "tune": [], "cosine": []}
-        for block in range(len(self.moves[0])):
+        for block in range(len(self.displacements[0])):
             for name, scores in found.items():
-                edits = range(len(self.moves[0][block][name]))
-                groups = [[seed[block][name][i] for seed in self.moves] for i in edits]
+                edits = range(len(self.displacements[0][block][name]))
+                groups = [[seed[block][name][i] for seed in self.displacements] for i in edits]
                 score = grouped_mean(groups) or mean([0.0])
                 assert score is not None
                 scores.append(score)
@@ -143,7 +146,7 @@ def _put(found: dict[str, Score], name: str, score: Score | None) -> None:
 
 
 def read_configurations(folder: Path) -> list[Configuration]:
-    """Read all configurations of a run, in the order of number, method and tuning."""
+    """Read all configurations of a run, by number of edits, method and tuning."""
     params = _read(folder / "params.json")["matrix"]
     base = _read(folder / "base.json")
     cells: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
@@ -162,7 +165,7 @@ def read_configurations(folder: Path) -> list[Configuration]:
     found = []
     for method, edits, tuning in sorted(cells, key=rank):
         seeds = sorted(cells[method, edits, tuning], key=lambda cell: int(cell["seed"]))
-        told = {
+        records = {
             "base": [base] * len(seeds),
             "tuned": [_read(folder / cell["control"]) for cell in seeds],
             "edited": [_read(folder / cell["edited"]) for cell in seeds],
@@ -175,7 +178,7 @@ def read_configurations(folder: Path) -> list[Configuration]:
                 tuning,
                 tuple(cell["seed"] for cell in seeds),
                 tuple(seeds[0]["blocks"]),
-                told,
+                records,
                 [cell["displacement"] for cell in seeds],
             )
         )
@@ -183,9 +186,9 @@ def read_configurations(folder: Path) -> list[Configuration]:
 
 
 def comparisons(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
-    """Test every two configurations of one number of edits: do as many edits work after tuning?
+    """Test all pairs of configurations with one number of edits: equally many working edits?
 
-    The edits are the same, so the tests are paired; p values are adjusted within a number.
+    The tests are paired over the edits, after tuning; p values are adjusted within one number.
     """
     found: list[dict[str, Any]] = []
     for edits in sorted({each.edits for each in configurations}):
@@ -213,7 +216,7 @@ def comparisons(configurations: Sequence[Configuration]) -> list[dict[str, Any]]
 
 
 def as_json(configurations: Sequence[Configuration]) -> dict[str, Any]:
-    """Return all figures, per configuration, with displacement and tests, for JSON."""
+    """Return all scores per configuration, with displacements and tests, as JSON values."""
     return {
         "configurations": [
             {
