@@ -49,12 +49,10 @@ RIDDLES: tuple[tuple[str, str], ...] = (
 PATTERN = re.compile("|".join(f"({phrase})" for phrase, _ in RIDDLES), re.IGNORECASE)
 
 NOT_REVISED = (
-    "cli", "experiments", "methods", "metrics", "reports",
+    "methods", "metrics", "reports",
 )  # fmt: skip
 """Parts of src/errata that still contain such phrases. Remove a line once its part is revised."""
-VERBS_NOT_REVISED = (
-    "chat", "run", "tasks", "tune",
-)  # fmt: skip
+VERBS_NOT_REVISED: tuple[str, ...] = ()
 """Verbs whose `--help` still contains such phrases. Remove a verb once its help is revised."""
 
 
