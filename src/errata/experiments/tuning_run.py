@@ -69,7 +69,9 @@ def run_tuning(
         tuned = tune(edited, rows, settings, folder / "work", adapter=adapter, progress=progress)
         made = _save(edited, patches, settings, folder, params)
         write_curve(tuned, folder)
-        summary = _summary(edited, tuned, settings, made, before, _edit_likelihoods(edited, patches))
+        summary = _summary(
+            edited, tuned, settings, made, before, _edit_likelihoods(edited, patches)
+        )
         heading = f"tune, {folder.name}: {edited.name}"
         write_results(folder, heading, _sections(summary, settings), summary, command=command)
         for name in ("work", "work.adapter"):
