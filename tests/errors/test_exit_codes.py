@@ -20,7 +20,7 @@ def documented() -> set[int]:
 
 
 def test_the_table_of_exit_codes_is_whole() -> None:
-    assert documented() == {0, main.MENDABLE, 2, main.BUG, main.INTERRUPTED}
+    assert documented() == {0, main.USER_ERROR, 2, main.BUG, main.INTERRUPTED}
 
 
 def raising(error: BaseException) -> Any:
