@@ -17,7 +17,7 @@ from errata.data.instructions import Instruction
 from errata.data.passages import Passage
 from errata.experiments.conversation import Speaker
 from errata.experiments.task_run import HARNESS_TEXTS
-from errata.experiments.trace_run import trace_cases
+from errata.experiments.trace_run import ask, trace_cases
 from errata.experiments.tuning_run import run_tuning
 from errata.metrics import tasks
 from errata.metrics.likelihood import likelihoods
@@ -27,7 +27,7 @@ from errata.metrics.tasks import Task, answer_rows
 from errata.models.tokens import encode
 from errata.patches.edited_model import EditedModel
 from errata.patches.prompt_patch import PromptPatch
-from errata.tracing.question import ask, ask_model
+from errata.tracing.question import ask_model
 from errata.tracing.settings import TraceSettings
 from errata.tracing.trace import Trace
 from laws.bench import edited_model

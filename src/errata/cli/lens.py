@@ -64,8 +64,8 @@ def _read(
     Beside each lens stand the first token of the subject and the one past its end. Both follow
     the same answer.
     """
+    from errata.experiments.trace_run import ask
     from errata.tracing.lens import read_lens
-    from errata.tracing.question import ask
 
     model, tokenizer = edited.model, edited.tokenizer
     question = ask(edited, request.text, request.span, answer)

@@ -24,6 +24,7 @@ from errata.experiments.run_folder import finished_run, run_folder
 from errata.experiments.trace_run import (
     LABEL,
     TraceRun,
+    ask,
     missing_pictures,
     noise_level,
     save_average_pictures,
@@ -36,7 +37,7 @@ from errata.reports.figures import save_figure
 from errata.reports.trace_figures import draw_trace
 from errata.tracing.averages import Recommendation, nothing_lost, recommend
 from errata.tracing.causal import trace_question
-from errata.tracing.question import Question, ask
+from errata.tracing.question import Question
 from errata.tracing.settings import TraceSettings
 from errata.tracing.trace import Trace
 

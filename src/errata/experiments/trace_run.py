@@ -30,7 +30,7 @@ from errata.reports.trace_figures import draw_averages, draw_lines
 from errata.tracing.averages import Averages, average, nothing_lost
 from errata.tracing.causal import trace_question
 from errata.tracing.corruption import kept_deviation
-from errata.tracing.question import ask
+from errata.tracing.question import Question, ask_model
 from errata.tracing.settings import TITLES, TraceSettings
 from errata.tracing.trace import Trace
 
@@ -103,6 +103,18 @@ def noise_level(
         f"noise: {settings.noise}, {level:.3g} = {settings.deviations:g} x {deviation:.3g}, the "
         f"standard deviation {of} embeddings"
     )
+
+
+def ask(
+    edited: EditedModel, prompt: str, span: tuple[int, int], answer: str | None = None
+) -> Question:
+    """Tokenise a prompt as the model's prompt patches render it, and query the model.
+
+    `span` is the subject's character range in `prompt`; the question's positions are those in
+    the rendered prompt. See `ask_model`.
+    """
+    text, place = edited.rendered(prompt), edited.rendered_span(span)
+    return ask_model(edited.model, edited.tokenizer, text, place, answer)
 
 
 def answer_of(case: Case) -> str:

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errata.core.errors import ErrataError
 from errata.models.hooks import frozen, logits_at
 from errata.models.tokens import Encoded, answer_ids, encode, position_of
-from errata.patches.edited_model import EditedModel
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,6 @@ class Question:
         pairs = enumerate(zip(self.said, self.targets, strict=True), start=1)
         end = next((end for end, (said, target) in pairs if said != target), len(self.said))
         return self.said[:end]
-
-
-def ask(
-    edited: EditedModel, prompt: str, span: tuple[int, int], answer: str | None = None
-) -> Question:
-    """Tokenise a prompt as the model's prompt patches render it, and query the model.
-
-    `span` is the subject's character range in `prompt`; the question's positions are those in
-    the rendered prompt. See `ask_model`.
-    """
-    text, place = edited.rendered(prompt), edited.rendered_span(span)
-    return ask_model(edited.model, edited.tokenizer, text, place, answer)
 
 
 @torch.no_grad()
