@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "metrics": ("core", "data", "models", "patches"),
     "tuning": ("core", "data", "models", "patches"),
     "methods": ("core", "assets", "data", "models", "patches", "statistics"),
-    "tracing": ("core", "models", "patches", "metrics"),
+    "tracing": ("core", "models", "metrics"),
     "reports": ("core", "metrics", "tracing", "tuning"),
     "experiments": (
         *("core", "data", "models", "patches", "statistics", "metrics", "tuning"),
