@@ -43,7 +43,7 @@ def test_it_is_a_run_at_every_block(tmp_path: Path) -> None:
         plan = EditPlan(batch_size=1)
         run = run_edits(other, CASES, method, moments_of("llama"), plan, tmp_path / str(block))
         assert one.summary == run.summary["after"] and found.before == run.summary["before"]
-        first = run.after[0][0]
+        first = run.after.scores[0][0]
         assert one.magnitudes["efficacy"][0] == pytest.approx(first.magnitude)
     told = json.loads((found.folder / "summary.json").read_text("utf-8"))
     assert set(told["blocks"]) == {"1", "2"} and told == found.as_json()

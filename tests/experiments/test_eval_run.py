@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from errata.data.case import Case
-from errata.experiments import eval_run
+from errata.experiments import scoring
 from errata.experiments.eval_run import Evaluation, run_evaluation
 from errata.metrics.base import EvalSettings
 from errata.patches.edited_model import EditedModel
@@ -33,7 +33,7 @@ ASKING = EvalSettings(generate=True, max_new_tokens=4, text_tokens=16)
 
 @pytest.fixture(autouse=True)
 def two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eval_run, "CASES_AT_ONCE", 2)
+    monkeypatch.setattr(scoring, "CASES_AT_ONCE", 2)
 
 
 def patched() -> EditedModel:
@@ -53,7 +53,7 @@ def outcome(folder: Path) -> dict[str, bytes]:
 def stop_after(patch: pytest.MonkeyPatch, groups: int) -> list[int]:
     """Let the process die when so many groups of cases were asked; return what counts them."""
     asked: list[int] = []
-    real = eval_run.score_metrics
+    real = scoring.score_metrics
 
     def score(*arguments: Any) -> Any:
         if len(asked) == groups:
@@ -61,7 +61,7 @@ def stop_after(patch: pytest.MonkeyPatch, groups: int) -> list[int]:
         asked.append(len(arguments[2]))
         return real(*arguments)
 
-    patch.setattr(eval_run, "score_metrics", score)
+    patch.setattr(scoring, "score_metrics", score)
     return asked
 
 

@@ -19,16 +19,20 @@ from typer.testing import CliRunner
 
 from errata.cli.main import app
 from errata.data.case import Case
+from errata.experiments.costs.editing import edit_costs, evaluation_cost
+from errata.experiments.edit_plan import EditPlan
+from errata.experiments.edit_run import Run, run_edits
 from errata.experiments.eval_run import evaluate_model
+from errata.experiments.results import read_runs
 from errata.metrics.base import EvalSettings, LikelihoodMetric, Metric, Pair
 from errata.metrics.likelihood import Likelihood
 from errata.metrics.prompts import prompts_of
 from errata.metrics.registry import METRICS, prepared_metrics, score_metrics
 from errata.metrics.teacher_forced import score_cases
 from errata.patches.edited_model import EditedModel
-from laws.bench import edited_model, patch_of
+from laws.bench import PREFIXES, edited_model, moments_of, patch_of, quick
 from laws.test_work import counted
-from tiny import FACTS, tiny_model, tiny_tokenizer
+from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 CASES = [Case(request=fact, target_true="Hesk", neighbours=("Marrow lies in",)) for fact in FACTS]
@@ -121,6 +125,78 @@ def test_a_new_metric_shows_up_everywhere(
     assert f"| {name} | {value:.3g} [" in made
 
 
+EDITING = {"search": {"steps": 2}, "contexts": {"prefixes": list(PREFIXES)}, "blocks": [1, 2]}
+
+
+def check_edited(run: Path, name: str, title: str, summary: dict[str, Any]) -> None:
+    """See a metric in every file of a finished run of edits."""
+    assert json.loads((run / "summary.json").read_text("utf-8")) == summary
+    assert set(summary[name]) == set(summary["before"][name]) == {"value", "low", "high", "n"}
+    assert summary[name]["n"] == len(CASES)
+    report = (run / "report.md").read_text("utf-8")
+    assert (
+        f"## {title}" in report and f"| {name} | {summary['before'][name]['value']:.3g} [" in report
+    )
+    rows = [json.loads(line) for line in (run / "cases.jsonl").read_text("utf-8").splitlines()]
+    values = [[row[name][half] for row in rows] for half in ("before", "after")]
+    for half, found in zip((summary["before"], summary), values, strict=True):
+        assert sum(found) / len(found) == pytest.approx(half[name]["value"])
+    (read,) = read_runs(run)
+    assert [case.outcome("after", name) for case in read.cases] == values[1]
+
+
+def test_a_new_metric_shows_up_in_edits(
+    target_rank: Metric[Any], folder: Path, tmp_path: Path
+) -> None:
+    name, title, results = target_rank.name, target_rank.title, tmp_path / "results"
+    (folder / "corpus.txt").write_text("\n".join(SENTENCES * 8), encoding="utf-8")
+    asked = ("edit", folder / "model", "--dataset", folder / "cases.jsonl", "--method", "memit")
+    asked = (*asked, "--blocks", "1,2", "--corpus", folder / "corpus.txt", "--steps", "2")
+    found = json.loads(called(*asked, "--results", results, "--json"))
+    check_edited(Path(found["run"]), name, title, found["summary"])
+    assert f" {name} " in called(*asked, "--results", results)
+
+    stage = {"dataset": str(folder / "cases.jsonl"), "method": "memit", "batch_size": 2}
+    stage |= {"corpus": str(folder / "corpus.txt"), "settings": EDITING}
+    recipe = {"model": {"name": str(folder / "model")}, "edit": stage}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    told = json.loads(called("run", folder / "recipe.yaml", "--results", tmp_path / "r", "--json"))
+    done = told["stages"]["edit"]
+    check_edited(tmp_path / "r" / done["run"], name, title, done["summary"])
+    made = (tmp_path / "r" / "recipe" / "run_000" / "report.md").read_text("utf-8")
+    assert f"| {name} | {done['summary']['before'][name]['value']:.3g} [" in made
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_interrupted_edits_of_an_earlier_version_resume(
+    batch_size: int | None,
+    target_rank: Metric[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their parts hold teacher-forced scores alone; those are read, and new parts have all."""
+
+    def edits() -> Run:
+        method, plan = quick("memit"), EditPlan(batch_size=batch_size)
+        return run_edits(edited_model("llama"), CASES, method, moments_of("llama"), plan, tmp_path)
+
+    def dies(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(quick("memit")), "edit", dies)
+        edits()
+    (part,) = tmp_path.glob("*/run_000/parts/before_0000.json")
+    stored = json.loads(part.read_text("utf-8"))
+    old = [record["scores"] for record in stored]
+    old[0][0]["new"]["nll"] = 12.5  # so that it shows whether the part was read
+    part.write_text(json.dumps(old), encoding="utf-8")
+    run = edits()
+    assert run.resumed and run.before.scores[0][0].new.nll == 12.5
+    assert target_rank.name not in run.summary["before"]
+    assert run.summary["after"][target_rank.name].n == len(CASES)
+
+
 def test_an_interrupted_run_reads_a_new_metric_back(
     target_rank: Metric[Any], tmp_path: Path
 ) -> None:
@@ -142,6 +218,30 @@ class Reversal(LikelihoodMetric[list[bool]]):
 
     def outcome(self, case: Case, found: Sequence[Likelihood]) -> list[bool]:
         return [each.likeliest for each in found]
+
+
+def test_costs_count_what_a_new_metric_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair that another metric asks as well is free; a longer one is counted."""
+
+    class Further(Reversal):
+        name: ClassVar[str] = "further"
+
+        def pairs(self, case: Case) -> Sequence[Pair]:
+            return [Pair(f"{case.request.text} and {case.request.text}", case.request.answer)]
+
+    def flops() -> list[float]:
+        edited = edited_model("llama")
+        evaluation = evaluation_cost(edited, CASES, EvalSettings(), halves=1)
+        edits = edit_costs(edited, quick("memit"), CASES, EditPlan())
+        return [evaluation.flops, edits[-1].flops / 2]
+
+    alone = flops()
+    monkeypatch.setitem(METRICS, Reversal.name, Reversal())
+    shared = flops()
+    monkeypatch.setitem(METRICS, Further.name, Further())
+    assert alone[0] == alone[1]
+    assert max(shared) < 1.1 * alone[0]
+    assert min(flops()) > 1.2 * max(shared)
 
 
 def test_metrics_on_likelihoods_share_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from errata.cli.main import app
 from errata.core.errors import ErrataError
-from errata.experiments import edit_run, eval_run
+from errata.experiments import edit_run, scoring
+from errata.experiments.eval_run import Evaluation
 from errata.experiments.recipe import run as stages
 from errata.experiments.recipe.run import Outcome, Surroundings, run_recipe
 from errata.experiments.recipe.schema import Recipe, recipe_of
@@ -127,8 +128,8 @@ def die_in(patch: pytest.MonkeyPatch, module: Any, name: str, after: int) -> Non
         (Memit, "edit", 1),
         (edit_run, "_write_results", 0),
         (stages, "run_evaluation", 0),
-        (eval_run, "_write", 0),
-        (eval_run, "score_metrics", 0),
+        (Evaluation, "write", 1),
+        (scoring, "score_metrics", 2),
         (generated, "answer_cases", 0),
         (stages, "write_results", 0),
     ],

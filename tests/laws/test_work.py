@@ -360,11 +360,11 @@ def test_the_grouping_is_recorded_and_a_resumed_run_keeps_it(
     assert count == searched_at_once(edited.model, 2, method.rewrites(
         edited.model, edited.tokenizer, FACTS)[0])  # fmt: skip
 
-    def stop(*_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("errata.experiments.edit_run.score_cases", stop)
+        patched.setattr("errata.experiments.edit_run.score_in_parts", stop)
         run_edits(edited, cases, method, moments, EditPlan(batch_size=1), tmp_path)
     with monkeypatch.context() as patched:  # a machine with less memory takes the run up
         patched.setattr("errata.methods.closed_form.memory.spare_bytes", lambda _: 1)

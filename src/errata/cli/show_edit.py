@@ -37,7 +37,7 @@ def show_edit(found: FactEdits, loaded: str) -> None:
         ]
         console.table(("", "prompt", "before", "after", "P(new)"), shown)
     summary = run.summary
-    if len(run.after) > 1 and summary["after"]:
+    if len(run.after.scores) > 1 and summary["after"]:
         rows = before_after_rows(summary["before"], summary["after"])
         console.table(("figure", "before", "after"), rows)
     console.fact(f"saved {patches[0]}" + (f" and {len(patches) - 1} more" if patches[1:] else ""))

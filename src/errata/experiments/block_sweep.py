@@ -242,7 +242,7 @@ def _magnitudes(run: Run) -> dict[str, list[float | None]]:
                 for score in case
                 if score.kind == kind and score.magnitude is not None
             ]
-            for case in run.after
+            for case in run.after.scores
         ]
         found[kind] = [sum(row) / len(row) if row else None for row in rows]
     return found

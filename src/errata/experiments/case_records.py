@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from errata.data.case import Case
 from errata.metrics.registry import Outcomes
 from errata.metrics.scores import Score
+from errata.metrics.teacher_forced import TeacherForced
 
 PUBLISHED_KINDS = {
     "rewrite": "efficacy",
@@ -68,3 +70,26 @@ class RunRecord:
         for case in self.cases:
             found.extend(case.halves[half])
         return found.summary
+
+
+def case_line(
+    case: Case, index: int, before: Outcomes | None, after: Outcomes | None
+) -> dict[str, Any]:
+    """Return one line of `cases.jsonl`: teacher-forced scores under `before` and `after`.
+
+    Other metrics have keys of their own with both halves below. `index` is the case's position
+    among the outcomes.
+    """
+    found: dict[str, Any] = {
+        "case_id": case.id,
+        "request": case.request.model_dump(exclude_defaults=True),
+        "target_true": case.target_true,
+    }
+    others: dict[str, Any] = {}
+    for half, outcomes in (("before", before), ("after", after)):
+        if outcomes is not None:
+            record = outcomes.record(index)
+            found[half] = record.pop(TeacherForced.name)
+            for key, value in record.items():
+                others.setdefault(key, {})[half] = value
+    return {**found, **others}

@@ -10,30 +10,27 @@ so that a resumed run ends like an uninterrupted one, bit for bit.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errata.core.files import parse_json, reading_own, write_text
 from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
 from errata.experiments.edit_plan import EditPlan, batches_of, check_batches
-from errata.experiments.run_files import write_results
+from errata.experiments.eval_run import Evaluation
+from errata.experiments.parts import Parts, json_format
 from errata.experiments.run_folder import run_folder
+from errata.experiments.scoring import CASES_AT_ONCE, score_in_parts, score_parts
 from errata.methods import Method
 from errata.methods.base import Job
+from errata.metrics.base import EvalSettings
+from errata.metrics.registry import Outcomes, prepared_metrics
 from errata.metrics.scores import Score, before_after_json
-from errata.metrics.teacher_forced import PromptScore, record_of, score_cases, score_of, summarise
 from errata.patches.base import load_edit
 from errata.patches.edited_model import EditedModel
-from errata.reports.tables import before_after_rows, markdown_table
 from errata.statistics.second_moment import SecondMoment
-
-CASES_PER_PART = 64
-"""Cases per stored part of the scores."""
 
 
 @dataclass
@@ -43,15 +40,15 @@ class Run:
     folder: Path
     resumed: bool = False
     patches: list[Path] = field(default_factory=list)
-    before: list[list[PromptScore]] = field(default_factory=list)
-    after: list[list[PromptScore]] = field(default_factory=list)
+    before: Outcomes = field(default_factory=Outcomes)
+    after: Outcomes = field(default_factory=Outcomes)
     lost: dict[str, float] = field(default_factory=dict)
     """Per weight, the share of the last batch's change that is lost in the model's dtype."""
 
     @property
     def summary(self) -> dict[str, dict[str, Score]]:
         """Scores before and after, by name."""
-        return {"before": summarise(self.before), "after": summarise(self.after)}
+        return {"before": self.before.summary, "after": self.after.summary}
 
 
 def run_edits(
@@ -92,7 +89,7 @@ def run_edits(
     }
     with run_folder(results, method.label, params, command) as (folder, resumed):
         run = Run(folder, resumed)
-        job = _begun(method, edited, cases, folder / "parts" / "grouping.json")
+        job = _begun(method, edited, cases, Parts(folder / "parts", json_format()))
         work = _Work(edited, cases, method, job, moments, plan, run, notes, command, progress)
         run.before = work.scored("before", cases)
         scored(run)
@@ -102,12 +99,12 @@ def run_edits(
     return run
 
 
-def _begun(method: Method, edited: EditedModel, cases: Sequence[Case], record: Path) -> Job:
+def _begun(
+    method: Method, edited: EditedModel, cases: Sequence[Case], parts: Parts[int | None]
+) -> Job:
     """Begin all requests; how many are worked on together is recorded, or read on resume."""
-    size = json.loads(record.read_text("utf-8")) if record.exists() else None
-    job = method.begin(edited, [case.request for case in cases], size)
-    if size is None:
-        write_text(record, json.dumps(job.group_size))
+    job = method.begin(edited, [case.request for case in cases], parts.stored("grouping"))
+    parts.one("grouping", lambda: job.group_size)
     return job
 
 
@@ -126,6 +123,10 @@ class _Work:
     command: str | None
     progress: Progress
 
+    def __post_init__(self) -> None:
+        self.metrics = prepared_metrics(self.cases, EvalSettings())
+        self.parts = score_parts(self.metrics, self.run.folder / "parts")
+
     @property
     def batches(self) -> list[Sequence[Case]]:
         """The cases, cut into batches."""
@@ -138,7 +139,7 @@ class _Work:
             "patch.safetensors" if alone else f"patch_{index:04d}.safetensors"
         )
 
-    def stacked(self) -> list[list[PromptScore]]:
+    def stacked(self) -> Outcomes:
         """Edit the batches on top of each other, then score all cases."""
         start = 0
         for index, batch in enumerate(self.batches):
@@ -147,23 +148,22 @@ class _Work:
             self.progress(index + 1, len(self.batches))
         return self.scored("after", self.cases)
 
-    def apart(self) -> list[list[PromptScore]]:
+    def apart(self) -> Outcomes:
         """Edit each batch on the unedited model and score it.
 
         All batches start from the same model, so groups of small ones share computations.
         """
-        batches, after, start = self.batches, [], 0
+        batches, after, start = self.batches, Outcomes(), 0
         together = max(1, self.job.group_size // len(batches[0]))
         for first in range(0, len(batches), together):
             group = batches[first : first + together]
-            done = all(
-                self._part(f"after_{first + i:04d}_0000").exists() for i in range(len(group))
-            )
+            names = [f"after_{first + i:04d}_0000" for i in range(len(group))]
+            done = None not in map(self.parts.stored, names)
             work, begin = self.job.take(range(start, start + sum(map(len, group)))), 0
             work = work if done else work.shared()
             for index, batch in enumerate(group, start=first):
                 self._apply(index, work.take(range(begin, begin + len(batch))))
-                after += self.scored(f"after_{index:04d}", batch)
+                after.extend(self.scored(f"after_{index:04d}", batch, start + begin))
                 begin += len(batch)
                 if index + 1 < len(batches):
                     self.edited.undo()
@@ -189,57 +189,31 @@ class _Work:
         self.run.patches.append(path)
         self.run.lost = self.edited.apply(patch)
 
-    def scored(self, name: str, cases: Sequence[Case]) -> list[list[PromptScore]]:
-        """Score cases on the model in its present state, in parts that are stored."""
-        scores = []
-        for number, start in enumerate(range(0, len(cases), CASES_PER_PART)):
-            path = self._part(f"{name}_{number:04d}")
-            if path.exists():
-                with reading_own(path):
-                    stored = parse_json(path.read_text("utf-8"))
-                    scores += [[score_of(row) for row in rows] for rows in stored]
-                continue
-            chunk = cases[start : start + CASES_PER_PART]
-            found = score_cases(self.edited, chunk)
-            write_text(path, json.dumps([[record_of(score) for score in row] for row in found]))
-            scores += found
-        return scores
+    def scored(self, name: str, cases: Sequence[Case], first: int = 0) -> Outcomes:
+        """Score cases on the model in its present state, in parts that are stored.
 
-    def _part(self, name: str) -> Path:
-        return self.run.folder / "parts" / f"{name}.json"
+        `first` is the index of `cases[0]` among all cases of the run.
+        """
+        return score_in_parts(
+            self.edited,
+            cases,
+            self.metrics,
+            self.parts,
+            lambda start: f"{name}_{start // CASES_AT_ONCE:04d}",
+            first=first,
+        )
 
 
 def _write_results(run: Run, cases: Sequence[Case], command: str | None) -> None:
-    summary = run.summary
-    rows = before_after_rows(summary["before"], summary["after"])
     first, last = run.patches[0].name, run.patches[-1].name
-    write_results(
+    Evaluation(cases, run.after, run.before).write(
         run.folder,
         f"{run.folder.parent.name}, {run.folder.name}",
-        [
-            markdown_table(("figure", "before", "after"), rows),
-            f"Requests: {len(cases)}. Patches: "
-            + (first if first == last else f"{first} to {last}."),
-        ],
-        as_json(summary),
-        records=map(case_record, cases, run.before, run.after),
-        command=command,
+        f"Requests: {len(cases)}. Patches: " + (first if first == last else f"{first} to {last}."),
+        command,
     )
 
 
 def as_json(summary: dict[str, dict[str, Score]]) -> dict[str, Any]:
     """Return the scores after editing by name, and those before under `before`."""
     return before_after_json(summary["before"], summary["after"])
-
-
-def case_record(
-    case: Case, before: Sequence[PromptScore], after: Sequence[PromptScore]
-) -> dict[str, Any]:
-    """Return one line of `cases.jsonl`."""
-    return {
-        "case_id": case.id,
-        "request": case.request.model_dump(exclude_defaults=True),
-        "target_true": case.target_true,
-        "before": [record_of(score) for score in before],
-        "after": [record_of(score) for score in after],
-    }

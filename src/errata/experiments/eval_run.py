@@ -10,27 +10,24 @@ run resumes and ends like an uninterrupted one.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.core.files import parse_json, reading_own, write_text
-from errata.core.progress import Progress, no_progress
+from errata.core.progress import Progress, no_progress, shifted
 from errata.data.case import Case, cases_digest
+from errata.experiments.case_records import case_line
 from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import run_folder
-from errata.metrics.base import EvalSettings, Metric
-from errata.metrics.registry import Outcomes, prepared_metrics, score_metrics
+from errata.experiments.scoring import score_in_parts, score_parts
+from errata.metrics.base import EvalSettings
+from errata.metrics.registry import Outcomes, prepared_metrics
 from errata.metrics.scores import before_after_json
 from errata.metrics.text_quality import missing_extras
 from errata.patches.edited_model import EditedModel
 from errata.reports.tables import before_after_rows, markdown_table, score_rows
-
-CASES_AT_ONCE = 64
-"""Cases that are scored together; a group is the unit of resume."""
 
 
 @dataclass
@@ -58,6 +55,23 @@ class Evaluation:
                 found[title] = ("figure", "before", "after"), rows
         return found
 
+    def write(self, folder: Path, heading: str, closing: str, command: str | None) -> None:
+        """Write records, report and summary; `closing` is the report's last sentence."""
+        sections = []
+        for title, (columns, rows) in self.tables().items():
+            sections += [f"## {title}", markdown_table(columns, rows)]
+        write_results(
+            folder,
+            heading,
+            [*sections, closing],
+            self.as_json(),
+            records=[
+                case_line(case, index, self.before, self.after)
+                for index, case in enumerate(self.cases)
+            ],
+            command=command,
+        )
+
 
 def evaluate_model(
     edited: EditedModel,
@@ -71,45 +85,19 @@ def evaluate_model(
     With a folder `parts`, finished groups of cases are stored there and read back from there.
     """
     metrics = prepared_metrics(cases, asking or EvalSettings())
-    run = _Scoring(edited, cases, metrics, progress, parts)
+    stored, halves = score_parts(metrics, parts), 2 if edited.patches else 1
+
+    def score(half: str, done: int) -> Outcomes:
+        at = shifted(progress, done, halves * len(cases))
+        return score_in_parts(
+            edited, cases, metrics, stored, lambda start: f"{half}_{start:06d}", progress=at
+        )
+
     before = None
     if edited.patches:
         with edited.without_patches():
-            before = run.score("before")
-    return Evaluation(cases, run.score("after"), before)
-
-
-@dataclass
-class _Scoring:
-    """The state of one evaluation."""
-
-    edited: EditedModel
-    cases: Sequence[Case]
-    metrics: Sequence[Metric[Any]]
-    progress: Progress
-    parts: Path | None
-    done: int = field(default=0, init=False)
-
-    def score(self, half: str) -> Outcomes:
-        """Score the model in its present state on all cases, group by group."""
-        found = Outcomes({metric.name: [] for metric in self.metrics})
-        total = len(self.cases) * (2 if self.edited.patches else 1)
-        for start in range(0, len(self.cases), CASES_AT_ONCE):
-            group = self.cases[start : start + CASES_AT_ONCE]
-            path = self.parts and self.parts / f"{half}_{start:06d}.json"
-            if path is not None and path.exists():
-                with reading_own(path):
-                    records = parse_json(path.read_text("utf-8"))
-                    found.extend(Outcomes.of(records, self.metrics))
-            else:
-                scored = score_metrics(self.metrics, self.edited, group, start)
-                if path is not None:
-                    records = [scored.record(i) for i in range(len(group))]
-                    write_text(path, json.dumps(records, ensure_ascii=False))
-                found.extend(scored)
-            self.done += len(group)
-            self.progress(self.done, total)
-        return found
+            before = score("before", 0)
+    return Evaluation(cases, score("after", (halves - 1) * len(cases)), before)
 
 
 def run_evaluation(
@@ -138,41 +126,11 @@ def run_evaluation(
     }
     with run_folder(results, "eval", params, command) as (folder, _):
         evaluation = evaluate_model(edited, cases, asking, progress, folder / "parts")
-        _write(folder, evaluation, edited, command)
+        evaluation.write(
+            folder,
+            f"eval, {folder.name}: {edited.name}",
+            f"Cases: {len(cases)}. Patches: {len(edited.patches)}.",
+            command,
+        )
         shutil.rmtree(folder / "parts", ignore_errors=True)
     return evaluation, folder
-
-
-def _write(folder: Path, evaluation: Evaluation, edited: EditedModel, command: str | None) -> None:
-    sections = []
-    for title, (columns, rows) in evaluation.tables().items():
-        sections += [f"## {title}", markdown_table(columns, rows)]
-    sections += [f"Cases: {len(evaluation.cases)}. Patches: {len(edited.patches)}."]
-    write_results(
-        folder,
-        f"eval, {folder.name}: {edited.name}",
-        sections,
-        evaluation.as_json(),
-        records=[_record(evaluation, index, case) for index, case in enumerate(evaluation.cases)],
-        command=command,
-    )
-
-
-def _record(evaluation: Evaluation, index: int, case: Case) -> dict[str, Any]:
-    """Return one line of `cases.jsonl`: teacher-forced scores under `before` and `after`.
-
-    Other metrics have keys of their own with both halves below.
-    """
-    found: dict[str, Any] = {
-        "case_id": case.id,
-        "request": case.request.model_dump(exclude_defaults=True),
-        "target_true": case.target_true,
-    }
-    others: dict[str, Any] = {}
-    for half, outcomes in (("before", evaluation.before), ("after", evaluation.after)):
-        if outcomes is not None:
-            record = outcomes.record(index)
-            found[half] = record.pop("scores")
-            for key, value in record.items():
-                others.setdefault(key, {})[half] = value
-    return {**found, **others}

@@ -67,7 +67,7 @@ class FactEdits:
         return {
             "model": self.edited.name,
             "method": self.method.name,
-            "requests": len(self.run.after),
+            "requests": len(self.run.after.scores),
             "run": str(self.run.folder),
             "patches": [str(path) for path in self.run.patches],
             "summary": as_json(self.run.summary),
@@ -160,7 +160,7 @@ def answer_rows(
 ) -> list[dict[str, Any]]:
     """Return one row per prompt: answers, and the new target's probability, before and after."""
     numbers: dict[str, tuple[float, float]] = {}
-    for then, now in zip(run.before, run.after, strict=True):
+    for then, now in zip(run.before.scores, run.after.scores, strict=True):
         for old, new in zip(then, now, strict=True):
             numbers[old.prompt] = (math.exp(-old.new.nll), math.exp(-new.new.nll))
     return [
@@ -178,7 +178,9 @@ def answer_rows(
 
 def known_answers(cases: Sequence[Case], run: Run) -> Iterator[str]:
     """Yield a warning where the unedited model already gives the new answers."""
-    held = [number for number, each in enumerate(_rewrites(run.before), 1) if each.new.likeliest]
+    held = [
+        number for number, each in enumerate(_rewrites(run.before.scores), 1) if each.new.likeliest
+    ]
     if not held:
         return
     first = cases[held[0] - 1].request
@@ -191,7 +193,7 @@ def known_answers(cases: Sequence[Case], run: Run) -> Iterator[str]:
 
 def shortfalls(edited: EditedModel, method: Method, run: Run) -> Iterator[str]:
     """Yield warnings about edits that failed and changes that rounding lost."""
-    took = [score.new.likeliest for score in _rewrites(run.after)]
+    took = [score.new.likeliest for score in _rewrites(run.after.scores)]
     if not all(took):
         ways = ", or ".join((*method.remedies(), "another --method"))
         yield (

@@ -48,7 +48,7 @@ def likelihoods(
     Answers include their separator, prompts pass through `EditedModel.rendered`; `budget` is the
     maximum number of tokens per batch. Raises `ErrataError` for pairs longer than the context.
     """
-    rows = [answer_row(edited.tokenizer, edited.rendered(prompt), end) for prompt, end in pairs]
+    rows = answer_rows(edited, pairs)
     room = positions_of(edited.model)
     for (prompt, _), row in zip(pairs, rows, strict=True):
         if len(row.ids) > room:
@@ -58,6 +58,11 @@ def likelihoods(
                 "shorten the prompt, or leave its record out",
             )
     return score_token_rows(edited.model, rows, budget)
+
+
+def answer_rows(edited: EditedModel, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
+    """Encode (prompt, answer) pairs; prompts pass through `EditedModel.rendered`."""
+    return [answer_row(edited.tokenizer, edited.rendered(prompt), end) for prompt, end in pairs]
 
 
 def answer_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> TokenRow:

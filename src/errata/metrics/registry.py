@@ -1,7 +1,7 @@
 """`METRICS`: every metric of an evaluation, in the order in which tables show them.
 
-A metric that is added here is scored by `errata eval` and recipes, stored in `cases.jsonl`, and
-shown in tables, reports, `summary.json` and `errata summarize`.
+A metric that is added here is scored by `errata edit`, `errata eval` and recipes, stored in
+`cases.jsonl`, and shown in tables, reports, `summary.json` and `errata summarize`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from errata.metrics.base import (
 )
 from errata.metrics.generated import Generated
 from errata.metrics.scores import Score
-from errata.metrics.teacher_forced import TeacherForced
+from errata.metrics.teacher_forced import PromptScore, TeacherForced
 from errata.metrics.text_quality import TextQuality
 from errata.patches.edited_model import EditedModel
 
@@ -70,6 +70,19 @@ class Outcomes:
         """
         chosen = METRICS.values() if metrics is None else metrics
         return cls({each.name: [each.read(record) for record in records] for each in chosen})
+
+    @property
+    def scores(self) -> list[list[PromptScore]]:
+        """The teacher-forced scores of each case's prompts."""
+        return self.by_metric.get(TeacherForced.name, [])
+
+    def apart(self) -> list[Self]:
+        """Return the outcomes of each case alone."""
+        rows = zip(*self.by_metric.values(), strict=True)
+        return [
+            type(self)({name: [each] for name, each in zip(self.by_metric, row, strict=True)})
+            for row in rows
+        ]
 
     def extend(self, other: Outcomes) -> None:
         """Add the outcomes of further cases."""

@@ -18,12 +18,14 @@ from errata.data.case import Case
 from errata.data.corpus import Corpus, read_corpus
 from errata.experiments.costs.flops import OBJECT_BYTES, asking_flops, written_tokens
 from errata.experiments.edit_plan import EditPlan
-from errata.experiments.eval_run import CASES_AT_ONCE, Evaluation, evaluate_model
+from errata.experiments.eval_run import Evaluation, evaluate_model
+from errata.experiments.scoring import CASES_AT_ONCE
 from errata.methods import Method
 from errata.methods.moments import moments_wanted
 from errata.methods.presets import resolve_settings
 from errata.metrics.base import EvalSettings
 from errata.metrics.prompts import prompts_of
+from errata.metrics.registry import prepared_metrics
 from errata.models.families import family_of
 from errata.models.precision import solving_device
 from errata.models.shape import ModelShape
@@ -119,9 +121,11 @@ def evaluation_cost(
 ) -> Cost:
     """Return the cost of evaluating a model on cases, once or (`halves` 2) before and after."""
     few, shape = spread(cases, SAMPLE_CASES), ModelShape.of(edited.model)
-    sampled, flops = (asking_flops(shape, edited.tokenizer, some) for some in (few, cases))
+    metrics = prepared_metrics(cases, asking)
+    flops = asking_flops(shape, edited, metrics, cases)
     with edited.without_patches():
         plain = EditedModel(edited.model, edited.tokenizer, edited.name)
+        sampled = asking_flops(shape, plain, metrics, few)
         evaluate_model(plain, few)
         found: list[Evaluation] = []
         taken = least_seconds(lambda: found.append(evaluate_model(plain, few)))

@@ -8,29 +8,29 @@ short texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from errata.data.case import Case
-from errata.metrics.likelihood import answer_row, tokens_scored
+from errata.metrics.base import LikelihoodMetric, Metric
+from errata.metrics.likelihood import answer_rows, tokens_scored
 from errata.metrics.prompts import prompts_of
 from errata.models.shape import ModelShape
+from errata.patches.edited_model import EditedModel
 
 OBJECT_BYTES = 25_000
 """Approximate memory of a request in a run: its texts, their tokens, its scores."""
 
 
 def asking_flops(
-    shape: ModelShape, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case]
+    shape: ModelShape,
+    edited: EditedModel,
+    metrics: Sequence[Metric[Any]],
+    cases: Sequence[Case],
 ) -> float:
-    """Return the FLOPs of scoring every prompt of every case, both targets."""
-    rows = [
-        answer_row(tokenizer, prompt.text, case.request.separator + target)
-        for case in cases
-        for prompt in prompts_of(case)
-        for target in (prompt.new, prompt.true)
-        if target is not None
-    ]
+    """Return the FLOPs of the (prompt, answer) pairs that metrics on likelihoods ask of cases."""
+    forced = [metric for metric in metrics if isinstance(metric, LikelihoodMetric)]
+    pairs = [pair for metric in forced for case in cases for pair in metric.pairs(case)]
+    rows = answer_rows(edited, pairs)
     return shape.forward(tokens_scored(rows), sum(len(row.targets) for row in rows))
 
 
