@@ -15,7 +15,7 @@ TOGETHER = """
 import sys
 from pathlib import Path
 import torch, torch.distributed
-from errata.statistics.accumulate import Plan, collect
+from errata.statistics.accumulate import BatchPlan, collect
 from errata.statistics.measure import token_rows
 from errata.core.distributed import Ranks
 sys.path.insert(0, sys.argv[1])
@@ -27,7 +27,7 @@ rows = token_rows(tiny_tokenizer(), SENTENCES * 3, 64)
 cpu = torch.device("cpu")
 
 def sums(ranks):
-    plan = Plan.of(rows, 64, ranks)
+    plan = BatchPlan.of(rows, 64, ranks)
     return collect(tiny_model("gpt2"), rows, [1, 2], plan, device=cpu, halves=True, ranks=ranks)
 
 split, alone = sums(ranks), sums(Ranks())

@@ -162,6 +162,7 @@ def check_folder(folder: Path) -> None:
 def check_results(folder: Path) -> None:
     """Raise `ErrataError` if runs cannot be saved in `folder`, which need not exist yet."""
     try:
+        str(folder).encode()  # it is recorded in text files
         parents = (folder, *folder.absolute().parents)
         nearest = next(path for path in parents if path.exists())
         problem = None if nearest.is_dir() else os.strerror(errno.ENOTDIR)
