@@ -69,7 +69,7 @@ def test_a_damaged_part_is_an_error_that_names_it(tmp_path: Path, text: str) -> 
     path.write_text(text)
     with pytest.raises(ErrataError, match=r"part_000000\.json is damaged") as caught:
         squared(tmp_path, Squares())
-    assert "remove it and give the same command again" in caught.value.hints[0]
+    assert "remove it and run the same command again" in caught.value.hints[0]
     path.unlink()
     assert squared(tmp_path, Squares()) == [x * x for x in ITEMS]
 
