@@ -24,7 +24,7 @@ RUN := $(VENV)/bin/python
 FLOOR := $(VENV)-floor
 FLOOR_STAMP := $(FLOOR)/.installed
 FLOORED := transformers accelerate safetensors huggingface_hub
-CORE := tests/laws tests/core tests/models tests/statistics tests/methods tests/metrics
+CORE := tests/laws tests/core tests/models tests/statistics tests/methods
 
 .PHONY: help venv demo demo-model test slow floor check lint types parity fuzz clean
 

@@ -475,7 +475,7 @@ def test_a_hub_corpus_is_read_one_text_at_a_time(monkeypatch: pytest.MonkeyPatch
                 read.append(text)
                 yield {"text": text}
 
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Rows())
+    monkeypatch.setattr("errata.data.corpus.hub_rows", lambda *_, **__: Rows())
     corpus = read_corpus("hf:someone/something")
     assert len(read) == 2, "up to the first text"
     assert corpus.digest == CORPUS.digest
