@@ -102,7 +102,7 @@ def test_a_killed_command_ends_like_an_uninterrupted_one(method: str, tmp_path: 
     subprocess.run(command("killed"), check=True, **quiet)
     run = tmp_path / "killed" / "tune" / "run_000"
     assert sorted(path.name for path in run.iterdir()) == sorted(
-        ["params.json", "summary.json", "report.md", "loss.json", "loss.png",
+        [".params.sha256", "params.json", "summary.json", "report.md", "loss.json", "loss.png",
          "adapter" if method == "lora" else "checkpoint"]
     )  # fmt: skip
     edited = load("demo")

@@ -7,7 +7,7 @@ the MLP. The targets of several requests are searched together; the requests are
 one after the other.
 
 Differs from kmeng01/rome: systems with C are solved in float64 instead of inverting C in
-float32; all requests of a list are edited, not only the first.
+float32.
 """
 
 from __future__ import annotations
