@@ -18,6 +18,9 @@ PRINTERS = {
 }
 STREAMS = {"sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"}
 
+RESULTS = {"summary.json", "report.md"}
+WRITES_RESULTS = "experiments.run_files"
+
 MUTABLE_CALLS = {
     *("list", "dict", "set", "bytearray", "defaultdict", "OrderedDict", "Counter", "deque"),
     *("WeakKeyDictionary", "WeakValueDictionary"),
@@ -78,6 +81,18 @@ def way_out(node: ast.AST) -> str | None:
     return None
 
 
+def check_results(house: House) -> list[str]:
+    """Only experiments/run_files.py writes the summary and the report of a run."""
+    found = []
+    for module in house.values():
+        for node in ast.walk(module.tree):
+            if module.name == WRITES_RESULTS or called(node) != "write_text":
+                continue
+            names = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+            found += [f"{place(module, node.lineno)} writes {n}" for n in sorted(names & RESULTS)]
+    return found
+
+
 def check_state(house: House) -> list[str]:
     """No mutable module state: constants are tuples, or dicts in capitals, never modified."""
     found = []
@@ -115,7 +130,7 @@ def assigned(node: ast.Assign | ast.AnnAssign) -> Iterator[tuple[str, ast.expr]]
             yield target.id, node.value
 
 
-def called(value: ast.expr) -> str:
+def called(value: ast.AST) -> str:
     """Return the last name of a call's function, as in `defaultdict` of collections.defaultdict."""
     if not isinstance(value, ast.Call):
         return ""

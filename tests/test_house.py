@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     house_files.check_names,
     house_files.check_sizes,
     house_files.check_printing,
+    house_files.check_results,
     house_files.check_state,
 )
 
@@ -166,6 +167,16 @@ BROKEN: tuple[tuple[Check, dict[str, str], str], ...] = (
     (house_files.check_printing, {"cli.main": "typer.echo('x')"}, "typer.echo"),
     (house_files.check_printing, {"cli.main": "from rich import print as p"}, "rich.print"),
     (house_files.check_printing, {"cli.main": "from rich.console import Console"}, "Console"),
+    (
+        house_files.check_results,
+        {"experiments.eval": "write_text(folder / 'report.md', text)"},
+        "errata.experiments.eval:1 writes report.md",
+    ),
+    (
+        house_files.check_results,
+        {"experiments.eval": "path.joinpath('summary.json').write_text('{}')"},
+        "eval:1 writes summary.json",
+    ),
     (house_files.check_state, {"keys": "cache = {}"}, "cache can be changed"),
     (house_files.check_state, {"keys": "_seen: set[str] = set()"}, "_seen can be changed"),
     (house_files.check_state, {"keys": "NAMES = ['a']"}, "NAMES can be changed"),
@@ -201,6 +212,8 @@ HONEST = {
     "cli.main": "from errata.cli import console\ndef main():\n    console.print('x')",
     "metrics.scores": "def f():\n    '''" + "Doc.\n" * 60 + "    '''\n" + "    x = 1\n" * 50,
     "metrics.likelihood": "x = 1\n" * 300,
+    "experiments.run_files": "write_text(folder / 'summary.json', text)",
+    "experiments.eval": "found = (folder / 'summary.json').read_text()",
 }
 
 

@@ -20,6 +20,7 @@ from errata.core.files import write_text
 from errata.data.case import Case
 from errata.data.request import EditRequest
 from errata.experiments.fact_editing import Feedback
+from errata.experiments.run_files import write_summary
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.experiments.trace_run import (
     LABEL,
@@ -248,7 +249,7 @@ def save_trace(
         text = json.dumps(trace.as_json(), indent=1, ensure_ascii=False)
         write_text(folder / "trace.json", text + "\n")
         brief = {"facts": 1, "high": trace.high, "low": float(trace.low.mean())}
-        write_text(folder / "summary.json", json.dumps(brief) + "\n")
+        write_summary(folder, brief)
     return folder
 
 

@@ -29,4 +29,9 @@ def write_results(
         write_text(folder / records_name, "".join(lines))
     made_by = [f"Made by `{command}`."] if command else []
     write_text(folder / "report.md", "\n\n".join([f"# {heading}", *sections, *made_by]) + "\n")
+    write_summary(folder, summary)
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write the summary of a run without a report; it marks the run as finished."""
     write_text(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

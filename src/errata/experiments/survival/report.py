@@ -1,4 +1,4 @@
-"""The results of a matrix as tables: `report.md` for readers, CSV files for further analysis.
+"""The results of a matrix as tables: sections of `report.md`, and CSV files for further analysis.
 
 configurations.csv  one line per configuration and figure
 edits.csv           one line per configuration and edit: P(new) before and after, its class
@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from errata.core.files import write_text
-from errata.experiments.survival.summary import STATES, Configuration, comparisons
+from errata.experiments.survival.summary import STATES, Configuration
 from errata.metrics.scores import Score
 from errata.reports.tables import markdown_table
 
@@ -27,17 +26,14 @@ SIGNIFICANT = 0.05
 def write_tables(
     folder: Path,
     configurations: Sequence[Configuration],
-    pictures: Sequence[Path],
-    command: str | None,
+    tests: Sequence[dict[str, Any]],
 ) -> None:
-    """Write the report and the CSV files of a run."""
-    tests = comparisons(configurations)
+    """Write the CSV files of a run; `tests` are those of `summary.comparisons`."""
     _csv(folder / "configurations.csv", _figure_rows(configurations))
     _csv(folder / "edits.csv", _edit_rows(configurations))
     _csv(folder / "displacement.csv", _block_rows(configurations))
     if tests:
         _csv(folder / "tests.csv", tests)
-    write_text(folder / "report.md", _report(folder, configurations, tests, pictures, command))
 
 
 def _csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -128,23 +124,20 @@ def _by_p(test: dict[str, Any]) -> tuple[int, float]:
     return test["edits"], test["p_holm"]
 
 
-def _report(
-    folder: Path,
+def sections(
     configurations: Sequence[Configuration],
     tests: Sequence[dict[str, Any]],
     pictures: Sequence[Path],
-    command: str | None,
-) -> str:
-    params = json.loads((folder / "params.json").read_text("utf-8"))
-    seeds = ", ".join(map(str, params["matrix"]["seeds"]))
+    seeds: Sequence[int],
+) -> list[str]:
+    """Return the sections of the report, in Markdown."""
     first = configurations[0].figures
     parts = [
-        f"# survival, {folder.name}: {params['model']['name']}",
         "Values in % with 95 % intervals, except perplexities. An edit works if the new target is "
         "likelier than the true one. Stable: it works before and after tuning; Erased: only "
         "before; Emergent: only after; Impossible: never. Flip rate: the share of working edits "
         "that tuning erases. Decay: the relative loss of success. Intervals: Wilson for shares, "
-        f"bootstrap over edits for decays. Tuning seeds: {seeds}.",
+        f"bootstrap over edits for decays. Tuning seeds: {', '.join(map(str, seeds))}.",
         "## Outcomes of the edits",
         _survival_table(configurations),
         *[f"![{path.stem}]({path.name})" for path in pictures],
@@ -177,5 +170,4 @@ def _report(
             f"differ at the level {SIGNIFICANT:g}; tests.csv lists all of them.",
             *([_tests_table(tests)] if count else []),
         ]
-    parts += [f"Made by `{command}`."] if command else []
-    return "\n\n".join(parts) + "\n"
+    return parts

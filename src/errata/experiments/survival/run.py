@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.core.files import parse_json, reading_own, write_text
+from errata.core.files import parse_json, reading_own
 from errata.core.progress import Progress, no_progress
 from errata.data.case import cases_digest
 from errata.data.instructions import Instruction, digest_of
 from errata.experiments.parts import Parts, json_format
+from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.experiments.survival.figures import write_plots
 from errata.experiments.survival.measure import (
@@ -33,7 +34,7 @@ from errata.experiments.survival.measure import (
     states_of,
 )
 from errata.experiments.survival.outcomes import require_statsmodels
-from errata.experiments.survival.report import write_tables
+from errata.experiments.survival.report import sections, write_tables
 from errata.experiments.survival.settings import Matrix, Tuning
 from errata.experiments.survival.summary import as_json, read_configurations
 from errata.methods import METHODS, method_named
@@ -279,7 +280,10 @@ def finish(folder: Path, command: str | None = None) -> dict[str, Any]:
     """Write tables, figures, report and summary from the stored pieces of a matrix."""
     configurations = read_configurations(folder)
     pictures = write_plots(folder, configurations)
-    write_tables(folder, configurations, pictures, command)
     summary = as_json(configurations)
-    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_tables(folder, configurations, summary["tests"])
+    params = json.loads((folder / "params.json").read_text("utf-8"))
+    heading = f"survival, {folder.name}: {params['model']['name']}"
+    parts = sections(configurations, summary["tests"], pictures, params["matrix"]["seeds"])
+    write_results(folder, heading, parts, summary, command=command)
     return summary
