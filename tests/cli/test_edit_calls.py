@@ -30,6 +30,7 @@ def calls_of(*arguments: str) -> Counter[str]:
 
 ONCE = (
     "data.request.check_batch",
+    "data.corpus._file_texts",
     "experiments.fact_editing.edit_facts",
     "experiments.edit_run.run_edits",
     "methods.closed_form.prefixes.sample_prefixes",
@@ -58,3 +59,16 @@ def test_each_of_many_requests_is_encoded_once(how: tuple[str, ...], folder: Pat
     assert counts["methods.closed_form.target_search.search_targets"] == searches
     stays = not how or "--sequential" in how
     assert counts["models.generation._generate"] <= (4 if stays else 0)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("edit", "pico", *FACT, "--dry-run"),
+        ("sweep-blocks", "pico", "--dataset", "facts.jsonl", "--limit", "1", "--plot", "none"),
+    ],
+    ids=["edit --dry-run", "sweep-blocks"],
+)
+def test_a_corpus_is_read_once(verb: tuple[str, ...], folder: Path) -> None:
+    found = calls(*verb, *FAST).counts
+    assert found["data.corpus._file_texts"] == 1

@@ -12,8 +12,8 @@ from errata.cli import console
 from errata.cli.edit_cases import Cut, named_cases, with_probes
 from errata.cli.model_options import OnModel, on_model
 from errata.cli.options import (
-    check_corpus,
     command_line,
+    given_corpus,
     given_settings,
     settings_flags,
     show_warnings,
@@ -29,6 +29,7 @@ from errata.methods.presets import check_settings, merged
 from errata.methods.published_hparams import read_hparams
 
 if TYPE_CHECKING:
+    from errata.data.corpus import Corpus
     from errata.patches.edited_model import EditedModel
     from errata.statistics.store import Store
 
@@ -107,7 +108,7 @@ def edit(
     notes = check_batches(cases, plan)
     for lines in notes:
         show_warnings(lines)
-    check_corpus(corpus)
+    text = given_corpus(corpus)
     if not dry_run:
         check_results(on.results)
     edited = on.load()
@@ -116,7 +117,7 @@ def edit(
 
     store = Store(moments_folder())
     if dry_run:
-        _show_costs(edited, chosen, settings, cases, plan, (store, corpus, tokens), on.json)
+        _show_costs(edited, chosen, settings, cases, plan, (store, text, tokens), on.json)
         return
 
     from errata.experiments.fact_editing import Feedback, edit_facts
@@ -130,7 +131,7 @@ def edit(
         on.results,
         Feedback(console.bar, console.progress_line, console.warning),
         store=store,
-        corpus=corpus,
+        corpus=text,
         tokens=tokens,
         notes=notes,
         command=command_line(),
@@ -147,7 +148,7 @@ def _show_costs(
     settings: dict[str, Any],
     cases: Sequence[Case],
     plan: EditPlan,
-    moments: tuple[Store, str | None, int | None],
+    moments: tuple[Store, Corpus | None, int | None],
     json: bool,
 ) -> None:
     from errata.experiments.costs.editing import plan_edits

@@ -24,6 +24,7 @@ from errata.core.places import datasets_folder
 from errata.core.settings import Settings
 
 if TYPE_CHECKING:
+    from errata.data.corpus import Corpus
     from errata.data.datasets import Loaded
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -65,12 +66,14 @@ def load_dataset(
     return loaded
 
 
-def check_corpus(name: str | None) -> None:
-    """Raise `ErrataError` for a corpus that cannot be read; None stands for stored moments."""
+def given_corpus(name: str | None) -> Corpus | None:
+    """Read a corpus before the model is loaded; None stands for stored moments.
+
+    Raises `ErrataError` for a corpus that cannot be read.
+    """
     from errata.data.corpus import read_corpus
 
-    if name is not None:
-        read_corpus(name)
+    return None if name is None else read_corpus(name)
 
 
 def parse_blocks(text: str) -> tuple[int, ...]:

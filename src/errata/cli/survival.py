@@ -9,7 +9,7 @@ import typer
 
 from errata.cli import console
 from errata.cli.model_options import OnModel, on_model
-from errata.cli.options import check_corpus, command_line
+from errata.cli.options import command_line, given_corpus
 from errata.cli.show_edit import show_plan
 from errata.core.errors import ErrataError
 from errata.core.files import check_results
@@ -129,7 +129,7 @@ def survival(
     if "dataset" not in given:
         raise ErrataError("no dataset is named", "name one: --dataset counterfact")
     matrix = Matrix.checked(given)
-    check_corpus(matrix.corpus)
+    given_corpus(matrix.corpus)
     if not dry_run:
         check_results(on.results)
     _run(on, matrix, mirror, again, dry_run)

@@ -10,8 +10,8 @@ import typer
 from errata.cli import console
 from errata.cli.model_options import OnModel, on_model
 from errata.cli.options import (
-    check_corpus,
     command_line,
+    given_corpus,
     given_settings,
     load_dataset,
     parse_blocks,
@@ -29,6 +29,7 @@ from errata.tracing.settings import TraceSettings
 
 if TYPE_CHECKING:
     from errata.data.case import Case
+    from errata.data.corpus import Corpus
     from errata.data.datasets import Loaded
     from errata.experiments.block_sweep import Sweep
     from errata.experiments.sweep_vs_trace import SideBySide
@@ -89,10 +90,10 @@ def sweep_blocks(
         raise ErrataError("no dataset is named", "name one: --dataset counterfact")
     loaded = load_dataset(name, limit, offset, seed, skip_invalid)
     cases = loaded.cases
-    check_corpus(corpus)
+    text = given_corpus(corpus)
     check_results(on.results)
     edited = on.load()
-    methods, moments, facts = _prepared(edited, chosen, asked, settings, corpus, tokens)
+    methods, moments, facts = _prepared(edited, chosen, asked, settings, text, tokens)
 
     from errata.experiments.block_sweep import sweep_blocks as swept
     from errata.experiments.sweep_vs_trace import save_sweep
@@ -142,7 +143,7 @@ def _prepared(
     method: type[Method],
     blocks: Sequence[int] | None,
     settings: dict[str, Any],
-    corpus: str | None,
+    corpus: Corpus | None,
     tokens: int | None,
 ) -> tuple[dict[int, Method], dict[int, SecondMoment], list[str]]:
     """Return the method and the second moment of every block, and lines about their sources."""

@@ -51,11 +51,14 @@ class Corpus:
         return digest.hexdigest()[:16]
 
 
-def read_corpus(name: str) -> Corpus:
+def read_corpus(name: str | Corpus) -> Corpus:
     """Read `demo`, a .txt file (one text per line), a .jsonl file (field `text`) or hf:NAME:CONFIG.
 
-    Raises `ErrataError` for a corpus that cannot be read or contains no text.
+    A corpus that was read before is returned as it is. Raises `ErrataError` for a
+    corpus that cannot be read or contains no text.
     """
+    if isinstance(name, Corpus):
+        return name
     texts: Iterable[str]
     if name.startswith("hf:"):
         texts = _hub_texts(*name.removeprefix("hf:").split(":")[:2])

@@ -15,6 +15,7 @@ from typing import Any
 
 from errata.core.progress import Progress, Say
 from errata.data.case import Case
+from errata.data.corpus import Corpus
 from errata.experiments.edit_plan import EditPlan
 from errata.experiments.edit_run import Run, as_json, run_edits
 from errata.methods import Method
@@ -85,7 +86,7 @@ def edit_facts(
     feedback: Feedback,
     *,
     store: Store | None = None,
-    corpus: str | None = None,
+    corpus: Corpus | str | None = None,
     tokens: int | None = None,
     notes: Sequence[Sequence[str]] | None = None,
     command: str | None = None,

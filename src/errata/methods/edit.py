@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from errata.core.errors import ErrataError
 from errata.core.progress import Progress, Say, no_progress, say_nothing
+from errata.data.corpus import Corpus
 from errata.data.request import EditRequest, check_batch
 from errata.methods import Method, method_named
 from errata.methods.moments import moments_for
@@ -38,7 +39,7 @@ def prepare(
     settings: Mapping[str, Any],
     *,
     store: Store | None = None,
-    corpus: str | None = None,
+    corpus: Corpus | str | None = None,
     tokens: int | None = None,
     progress: Progress = no_progress,
     say: Say = say_nothing,
@@ -91,15 +92,15 @@ def edit(
     method: str = "memit",
     *,
     store: Store | None = None,
-    corpus: str | None = None,
+    corpus: Corpus | str | None = None,
     tokens: int | None = None,
     **settings: Any,
 ) -> Edit:
     """Make a model answer one or more requests; the edit is applied to the model and returned.
 
-    `settings` are those of the method; `corpus` names text for the second moments, of which
-    `tokens` tokens are used (see `data.corpus.read_corpus`); second moments are found and stored
-    in `store`, by default the one that `errata stats` fills.
+    `settings` are those of the method; `corpus` is text for the second moments or its name, of
+    which `tokens` tokens are used (see `data.corpus.read_corpus`); second moments are found and
+    stored in `store`, by default the one that `errata stats` fills.
     """
     requests = [requests] if isinstance(requests, EditRequest) else requests
     notes = check_batch(requests)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from errata.core.errors import ErrataError, Hint
 from errata.core.progress import Progress, Say, no_progress, say_nothing
-from errata.data.corpus import read_corpus
+from errata.data.corpus import Corpus, read_corpus
 from errata.methods.base import Method
 from errata.models.families import family_of, width_of
 from errata.patches.edited_model import EditedModel
@@ -23,7 +23,7 @@ class Wanted(NamedTuple):
     """The moments that a method needs, and the corpus to compute them on."""
 
     blocks: tuple[int, ...]
-    corpus: str | None
+    corpus: Corpus | str | None
     """None: stored moments are used."""
     tokens: int | None
     quick: bool
@@ -34,7 +34,7 @@ def moments_wanted(
     edited: EditedModel,
     method: Method,
     store: Store | None,
-    corpus: str | None = None,
+    corpus: Corpus | str | None = None,
     tokens: int | None = None,
     blocks: Sequence[int] | None = None,
 ) -> Wanted:
@@ -74,7 +74,7 @@ def moments_for(
     edited: EditedModel,
     method: Method,
     store: Store | None,
-    corpus: str | None = None,
+    corpus: Corpus | str | None = None,
     tokens: int | None = None,
     progress: Progress = no_progress,
     say: Say = say_nothing,
@@ -97,7 +97,7 @@ def moments_for(
     moments = get(edited, text, wanted.blocks, tokens=wanted.tokens, progress=progress, say=say)
     fewest = min(moment.count for moment in moments.values())
     label = "quick estimate, " if wanted.quick else ""
-    line = f"second moment: {label}{fewest} tokens of {wanted.corpus}"
+    line = f"second moment: {label}{fewest} tokens of {text.name}"
     return moments, [line, *convergence_lines(moments)]
 
 

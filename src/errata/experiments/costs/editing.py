@@ -67,7 +67,7 @@ def plan_edits(
     plan: EditPlan,
     *,
     store: Store,
-    corpus: str | None = None,
+    corpus: Corpus | str | None = None,
     tokens: int | None = None,
 ) -> EditForecast:
     """Resolve a method's settings and estimate the cost of a run of edits.
