@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from errata.methods import AlphaEdit, ClosedForm, Memit
-from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.settings import Search
 from errata.models.families import FAMILIES
 from errata.models.hooks import frozen

@@ -28,8 +28,8 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from errata.methods import Memit
-from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.memory import group_bytes
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.target_search import Targets
 from errata.models.families import family_of, width_of
 from errata.models.hooks import frozen

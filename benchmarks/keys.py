@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import Keys
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.models.families import family_of
 from errata.models.hooks import frozen
 from errata.models.tokens import pad_right

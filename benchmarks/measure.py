@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from errata.data.request import EditRequest
-from errata.methods.closed_form.encoding import Rewrite, rewrite_of
+from errata.methods.closed_form.rewrite import Rewrite, rewrite_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import plain

@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_search import Targets, search_targets
 from errata.models.families import family_of

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.data.request import EditRequest
-from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.settings import Search
 from errata.models.families import family_of, oriented, weight_of
 from errata.models.tokens import TokenRow

@@ -42,7 +42,7 @@ ONCE = (
 def test_one_fact_is_checked_encoded_and_grouped_once(folder: Path) -> None:
     counts = calls_of(*FACT)
     assert {name: counts[name] for name in ONCE} == dict.fromkeys(ONCE, 1)
-    assert counts["methods.closed_form.encoding.rewrite_of"] == 1
+    assert counts["methods.closed_form.rewrite.rewrite_of"] == 1
     assert counts["models.generation._generate"] == 2  # the answers before, and those after
     assert counts["patches.edited_model.EditedModel.generate"] == 0
 
@@ -52,7 +52,7 @@ def test_each_of_many_requests_is_encoded_once(how: tuple[str, ...], folder: Pat
     counts = calls_of("--requests", "facts.jsonl", *how)
     batches = 2 if how else 1
     assert counts["data.request.check_batch"] == batches
-    assert counts["methods.closed_form.encoding.rewrite_of"] == len(FACTS)
+    assert counts["methods.closed_form.rewrite.rewrite_of"] == len(FACTS)
     assert counts["methods.closed_form.prefixes.sample_prefixes"] == 1
     assert counts["methods.closed_form.memory.searched_at_once"] == 1
     searches = 2 if "--sequential" in how else 1  # batches apart are searched together

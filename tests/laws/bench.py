@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from errata.data.request import EditRequest
 from errata.methods import METHODS, ClosedForm, Method
-from errata.methods.closed_form.encoding import Rewrite, rewrite_of
+from errata.methods.closed_form.rewrite import Rewrite, rewrite_of
 from errata.methods.edit import compute_edit
 from errata.models.families import family_of
 from errata.patches.base import Base, Provenance

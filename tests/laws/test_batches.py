@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import keys_of
 from errata.methods.closed_form.residual import target_site
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_search import Targets, search_targets
 from errata.metrics.likelihood import Likelihood, likelihoods

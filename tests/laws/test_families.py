@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from errata.methods import METHODS
 from errata.methods.closed_form import residual
-from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.models.families import FAMILIES, family_of, oriented, weight_of, width_of
 from errata.patches.edited_model import EditedModel
 from errata.patches.weight_patch import add

@@ -24,9 +24,9 @@ from errata.core.errors import ErrataError
 from errata.data.case import Case
 from errata.experiments.edit_plan import EditPlan
 from errata.experiments.edit_run import run_edits
-from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import keys_of
 from errata.methods.closed_form.memory import Texts, group_bytes, search_bytes, searched_at_once
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_loss import TargetLoss, tokens_searched
 from errata.methods.closed_form.target_search import Targets, search_targets

@@ -17,7 +17,7 @@ from errata.cli.options import fields_of, given_settings
 from errata.core.errors import ErrataError
 from errata.core.settings import Settings, describe
 from errata.methods import METHODS, AlphaEdit, ClosedForm, Memit, Rome, method_named
-from errata.methods.closed_form.encoding import rewrite_of
+from errata.methods.closed_form.rewrite import rewrite_of
 from errata.methods.closed_form.settings import Contexts, Search
 from errata.methods.presets import presets, resolve_settings
 from tiny import FACTS, tiny_tokenizer

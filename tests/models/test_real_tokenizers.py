@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errata.data.request import EditRequest
 from errata.data.request_files import read_requests
-from errata.methods.closed_form.encoding import rewrite_of
+from errata.methods.closed_form.rewrite import rewrite_of
 from errata.models.tokens import encode, position_of, split_target
 from plain import position
 

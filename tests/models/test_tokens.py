@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTraine
 
 from errata.core.errors import ErrataError
 from errata.data.request import EditRequest
-from errata.methods.closed_form.encoding import Rewrite, rewrite_of
+from errata.methods.closed_form.rewrite import Rewrite, rewrite_of
 from errata.models.tokens import batches_by_length, encode, pad_right, position_of, split_target
 from plain import position
 from tiny import tiny_tokenizer

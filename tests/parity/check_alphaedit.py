@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from errata.methods import METHODS, ClosedForm
-from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import keys_of
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.patches.base import Base, Provenance
 from errata.patches.update import Update
 from errata.patches.weight_patch import WeightPatch

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import plain
 from errata.methods import METHODS, ClosedForm
-from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import bare_rows, keys_of
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.target_search import Targets
 from errata.models.families import oriented
 from errata.models.hooks import Site

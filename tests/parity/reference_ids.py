@@ -15,7 +15,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from errata.data.request import SLOT, EditRequest
-from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.settings import Contexts, Search
 from errata.models.tokens import Encoded, Position, TokenRow, encode, position_of
 

@@ -15,7 +15,7 @@ import torch
 
 import plain
 from errata.methods import METHODS, ClosedForm
-from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.target_search import Targets
 from errata.models.families import family_of
 from errata.models.tokens import Position, encode

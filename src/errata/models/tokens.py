@@ -1,4 +1,4 @@
-"""From text to token ids: the position of the subject's tokens, and the tokens of the target.
+"""A prompt's tokens: its ids, the position of the subject in them, and the target's tokens.
 
 Both come from the tokenizer: positions from character offsets, targets from encoding prompt and
 target together and checking that the prompt's own tokens did not change. So a BOS token, a

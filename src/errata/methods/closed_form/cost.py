@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from errata.core.cost import Cost, least_seconds, spread
 from errata.data.request import EditRequest
-from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import Keys, bare_rows
 from errata.methods.closed_form.memory import group_bytes
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.target_loss import tokens_searched
 from errata.models.families import family_of, oriented
 from errata.models.layerwise import STATE_BYTES, LayerwiseReader

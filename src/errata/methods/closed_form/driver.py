@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from errata.core.cost import Cost
-    from errata.methods.closed_form.encoding import Rewrite
     from errata.methods.closed_form.job import ClosedFormJob
     from errata.methods.closed_form.keys import Keys
+    from errata.methods.closed_form.rewrite import Rewrite
     from errata.methods.closed_form.target_search import Targets
     from errata.models.layerwise import LayerwiseReader
     from errata.patches.edited_model import EditedModel
@@ -208,8 +208,8 @@ class ClosedForm(Method):
 
         Raises `ErrataError` for a request that is too long, by its number counted from `first`.
         """
-        from errata.methods.closed_form.encoding import check_lengths, rewrite_of
         from errata.methods.closed_form.prefixes import prefixes_of
+        from errata.methods.closed_form.rewrite import check_lengths, rewrite_of
         from errata.models.families import positions_of
 
         prefixes = prefixes_of(self.contexts, model, tokenizer)

@@ -14,7 +14,7 @@ from errata.methods.base import Job
 
 if TYPE_CHECKING:
     from errata.methods.closed_form.driver import ClosedForm
-    from errata.methods.closed_form.encoding import Rewrite
+    from errata.methods.closed_form.rewrite import Rewrite
     from errata.methods.closed_form.target_search import Targets
     from errata.patches.edited_model import EditedModel
 

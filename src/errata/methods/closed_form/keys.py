@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.models.families import family_of
 from errata.models.hooks import Site
 from errata.models.layerwise import STATE_BYTES, LayerwiseReader

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from errata.methods.closed_form.encoding import Rewrite
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.models.precision import widened_bytes
 from errata.models.shape import LOGITS, MLPS, STREAMS, ModelShape
 

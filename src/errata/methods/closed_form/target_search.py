@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from errata.core.errors import ErrataError
-from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import bare_rows
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_loss import TargetLoss
 from errata.models.hooks import Site, frozen

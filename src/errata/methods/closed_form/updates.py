@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from errata.core.errors import ErrataError
-from errata.methods.closed_form.encoding import Rewrite
 from errata.methods.closed_form.keys import Keys, bare_rows
 from errata.methods.closed_form.residual import output_wanted
+from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.target_search import Targets
 from errata.models.families import family_of
 from errata.models.hooks import frozen

@@ -1,4 +1,8 @@
-"""A request in tokens: subject position, target tokens, and where the target is predicted."""
+"""`Rewrite`: one edit request as rows of token ids, one per context prefix.
+
+How a prompt's tokens, the subject's position and the target's tokens are found is in
+`models/tokens.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from errata.models.tokens import Position, TokenRow, encode, position_of, split_
 
 @dataclass(frozen=True)
 class Rewrite:
-    """One request in token ids."""
+    """One request in token ids, with and without context prefixes."""
 
     rows: tuple[TokenRow, ...]
     """Prefix + prompt + target without its last token, per prefix; the bare prompt comes first."""
