@@ -62,7 +62,7 @@ def test_a_search_is_what_pytorch_counts(model_type: str) -> None:
     edited, ours, theirs = edited_model(model_type), [], []
     for steps in (2, 9):
         method = quick("memit", search={"steps": steps, "stop_at": 0.0})
-        rewrites, _ = method.rewrites(edited.model, edited.tokenizer, FACTS)
+        rewrites = method.rewrites(edited, FACTS)
         shape, block = ModelShape.of(edited.model), method.edited_blocks[-1]
         ours.append(search_flops(shape, rewrites, block, steps))
         theirs.append(counted(lambda m=method, r=rewrites: m.find_targets(edited.model, r)))

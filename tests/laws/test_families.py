@@ -100,7 +100,7 @@ def encoded(
         contexts={"prefixes": ()},
         **given,
     )
-    return method.rewrites(edited.model, edited.tokenizer, FACTS[:count])[0], method
+    return method.rewrites(edited, FACTS[:count]), method
 
 
 def states_at(model: PreTrainedModel, rewrites: list[Rewrite], index: int) -> Tensor:

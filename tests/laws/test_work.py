@@ -357,8 +357,7 @@ def test_the_grouping_is_recorded_and_a_resumed_run_keeps_it(
     method = quick("memit", search={"steps": 2})
     patch = compute_edit(edited, FACTS, method, moments=moments)
     count = patch.provenance.settings["requests_at_once"]
-    assert count == searched_at_once(edited.model, 2, method.rewrites(
-        edited.model, edited.tokenizer, FACTS)[0])  # fmt: skip
+    assert count == searched_at_once(edited.model, 2, method.rewrites(edited, FACTS))
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

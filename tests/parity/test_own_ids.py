@@ -20,6 +20,7 @@ from errata.methods.closed_form.target_search import Targets
 from errata.models.families import family_of
 from errata.models.tokens import Position, encode
 from errata.patches.base import Base, Provenance
+from errata.patches.edited_model import EditedModel
 from errata.patches.weight_patch import WeightPatch
 from parity.check_alphaedit import alphaedit_of
 from parity.check_editing import records_of
@@ -81,7 +82,8 @@ def own_rewrites(
 ) -> list[Rewrite]:
     """Encode recorded requests as the package does for its users."""
     requests = [request_of(record) for record in records]
-    return method.rewrites(recorded.model, recorded.tokenizer, requests)[0]
+    edited = EditedModel(recorded.model, recorded.tokenizer, "recorded")
+    return method.rewrites(edited, requests)
 
 
 def searched_both_ways(

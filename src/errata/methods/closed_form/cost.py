@@ -49,7 +49,7 @@ def closed_form_costs(
     """Return the costs of search, keys and solve (see `Method.costs`)."""
     model, shape, blocks = edited.model, ModelShape.of(edited.model), method.edited_blocks
     few = spread(requests, min(SAMPLE_REQUESTS, method.requests_at_once or SAMPLE_REQUESTS))
-    rewrites, _ = method.rewrites(model, edited.tokenizer, few)
+    rewrites = method.rewrites(edited, few)
     scale, size = len(requests) / len(few), max(batch_sizes)
     together = min(len(requests), method.grouped(model, rewrites).requests_at_once or 1)
     held = group_bytes(model, blocks[-1], rewrites, together)

@@ -26,7 +26,7 @@ from errata.methods.closed_form.settings import Contexts, Search, check_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from errata.core.cost import Cost
     from errata.methods.closed_form.job import ClosedFormJob
@@ -198,13 +198,9 @@ class ClosedForm(Method):
         return WeightPatch(updates, provenance)
 
     def rewrites(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        requests: Sequence[EditRequest],
-        first: int = 1,
-    ) -> tuple[list[Rewrite], tuple[str, ...]]:
-        """Encode requests behind context prefixes; return both.
+        self, edited: EditedModel, requests: Sequence[EditRequest], first: int = 1
+    ) -> list[Rewrite]:
+        """Encode requests behind context prefixes, as the prompt patches of the stack render them.
 
         Raises `ErrataError` for a request that is too long, by its number counted from `first`.
         """
@@ -212,20 +208,21 @@ class ClosedForm(Method):
         from errata.methods.closed_form.rewrite import check_lengths, rewrite_of
         from errata.models.families import positions_of
 
-        prefixes = prefixes_of(self.contexts, model, tokenizer)
+        prefixes = prefixes_of(self.contexts, edited.model, edited.tokenizer)
         rewrites = [
             rewrite_of(
-                tokenizer,
+                edited.tokenizer,
                 request,
                 prefixes,
                 where=self.position,
                 essence_prompt=self.search.essence_prompt,
                 mean_by_type=self.place == "block",
+                render=lambda text, span: (edited.rendered(text), edited.rendered_span(span)),
             )
             for request in requests
         ]
-        check_lengths(rewrites, positions_of(model), first)
-        return rewrites, prefixes
+        check_lengths(rewrites, positions_of(edited.model), first)
+        return rewrites
 
     def grouped(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> Self:
         """Return the method with the number of requests per target search settled."""

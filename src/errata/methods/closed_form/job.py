@@ -94,7 +94,6 @@ class ClosedFormJob(Job):
         missing = [place for place in places if place not in self._encoded]
         if missing:
             wanted = [self.requests[place - self._first] for place in missing]
-            model, tokenizer = self.edited.model, self.edited.tokenizer
-            found, _ = self.method.rewrites(model, tokenizer, wanted, first=missing[0] + 1)
+            found = self.method.rewrites(self.edited, wanted, first=missing[0] + 1)
             self._encoded.update(zip(missing, found, strict=True))
         return [self._encoded[place] for place in places]

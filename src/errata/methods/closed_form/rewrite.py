@@ -6,7 +6,7 @@ How a prompt's tokens, the subject's position and the target's tokens are found 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from errata.core.errors import ErrataError
 from errata.data.request import SLOT, EditRequest
 from errata.models.tokens import Position, TokenRow, encode, position_of, split_target
+
+Span = tuple[int, int]
+Render = Callable[[str, Span], tuple[str, Span]]
+"""Returns a rendered prompt, and where a character range of the prompt is in it."""
+
+
+def as_it_is(text: str, span: Span) -> tuple[str, Span]:
+    """Render nothing."""
+    return text, span
 
 
 @dataclass(frozen=True)
@@ -36,26 +45,28 @@ def rewrite_of(
     where: Position,
     essence_prompt: str,
     mean_by_type: bool,
+    render: Render = as_it_is,
 ) -> Rewrite:
     """Encode one request behind every prefix.
 
     The bare prompt is always the first row. With `mean_by_type` the bare prompt has the same
     weight in the key as all prefixed ones together (MEMIT); without, all rows have equal weight
-    (ROME).
+    (ROME). `render` is applied last: to prefix and prompt together, and to the essence prompt.
     """
     rows = []
     for prefix in ("", *prefixes):
         text, shift = prefix + request.text, len(prefix)
-        span = (request.span[0] + shift, request.span[1] + shift)
+        text, span = render(text, (request.span[0] + shift, request.span[1] + shift))
         position = position_of(encode(tokenizer, text), span, where)
         prompt, target = split_target(tokenizer, text, request.answer)
         rows.append(TokenRow(prompt + target[:-1], position, target))
     keys = tuple(row.key for row in rows)
     groups = (keys[:1], keys[1:]) if mean_by_type and len(keys) > 1 else (keys,)
-    essence = essence_prompt.replace(SLOT, request.subject)
     start = essence_prompt.index(SLOT)
+    essence = essence_prompt.replace(SLOT, request.subject)
+    essence, span = render(essence, (start, start + len(request.subject)))
     encoded = encode(tokenizer, essence)
-    place = position_of(encoded, (start, start + len(request.subject)), where)
+    place = position_of(encoded, span, where)
     return Rewrite(tuple(rows), TokenRow(encoded.ids, place).key, groups)
 
 
