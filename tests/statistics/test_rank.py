@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from errata.core.errors import ErrataError
 from errata.data.corpus import Corpus
 from errata.methods.edit import compute_edit
 from errata.methods.moments import is_singular, shortages
+from errata.models.families import family_of, width_of
+from errata.models.tokens import encode
 from errata.statistics.second_moment import SecondMoment
 from errata.statistics.text import measured
 from laws.bench import edited_model, found, moments_of, over_families, over_methods, quick
@@ -32,6 +36,28 @@ def test_a_corpus_of_one_sentence_is_refused_and_neighbours_are_left_alone(
     assert found(edited.model) == before
     assert all(moment.count > 20 * len(moment.matrix) for moment in moments.values())
     assert len(shortages(moments)) in (1, 2)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_repeated_text_counts_once_for_the_null_space(model_type: str) -> None:
+    """Its moment is that of the text given once, which has too few tokens."""
+    edited, method = edited_model(model_type), quick("alphaedit")
+    width = width_of(family_of(edited.model).mlp_out(edited.model, 1))
+    once, tokens = [], 0
+    while tokens < 1.5 * width:
+        once.append(SENTENCES[len(once)])
+        tokens += len(encode(edited.tokenizer, once[-1]).ids)
+    few, many = (measured(edited, Corpus("x", once * n), (1, 2)) for n in (1, 10))
+    assert few[1].rank == many[1].rank == width
+    assert many[1].count == 10 * few[1].count > 2 * width
+    assert many[1].distinct == few[1].distinct == few[1].count < 2 * width
+    with pytest.raises(ErrataError, match="tokens are too few for a null space"):
+        method.check(few[1])
+    with pytest.raises(ErrataError, match=r"\d+ tokens \(\d+ without repeated text\) are too few"):
+        method.check(many[1])
+    assert any("without repeated text" in line for line in shortages(many))
+    quick("memit").check(many[1])
+    method.check(replace(many[1], distinct=None))  # stored by an earlier version
 
 
 @over_families

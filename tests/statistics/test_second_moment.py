@@ -72,8 +72,9 @@ def test_it_is_saved_and_loaded_exactly(tmp_path: Path) -> None:
     loaded = SecondMoment.load(path, IDENTITY)
     assert torch.equal(loaded.matrix, held.matrix)
     assert (loaded.count, loaded.identity) == (held.count, held.identity)
-    SecondMoment(held.matrix, 5).save(path)
+    SecondMoment(held.matrix, 5, distinct=3).save(path)
     assert SecondMoment.load(path).identity is None
+    assert (SecondMoment.load(path).count, SecondMoment.load(path).distinct) == (5, 3)
 
 
 CHANGES: dict[str, Any] = {

@@ -58,9 +58,9 @@ class AlphaEdit(ClosedForm):
 
         width = moment.matrix.shape[0]
         least = TOKENS_PER_DIMENSION * width
-        if moment.count < least:
+        if few := moment.fewer_than(least):
             raise ErrataError(
-                f"{moment.count} tokens are too few for a null space in {width} dimensions: "
+                f"{few} are too few for a null space in {width} dimensions: "
                 "directions that the corpus never uses would count as unused",
                 f"measure it on at least {least} tokens, better {10 * width} (`errata stats`)",
             )
@@ -68,8 +68,8 @@ class AlphaEdit(ClosedForm):
 
     def check(self, moment: SecondMoment) -> None:
         """Raise `ErrataError` for a second moment without a usable null space."""
-        self.null_space(moment)
         moment.check_invertible()  # directions that no key spans are unseen, not unused
+        self.null_space(moment)
 
     def notes(self, moment: SecondMoment) -> tuple[str, ...]:
         """Return the dimension of the null space and the eigenvalue gap at its threshold."""

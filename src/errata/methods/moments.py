@@ -113,10 +113,8 @@ def shortages(moments: Mapping[int, SecondMoment]) -> list[str]:
                 f"{moment.rank} of {width}; ROME and MEMIT need varied text of "
                 f"more than {width} tokens, AlphaEdit of at least {least}"
             )
-        elif moment.count < least:
-            found.append(
-                f"{moment.count} tokens are too few for AlphaEdit, which needs at least {least}"
-            )
+        elif few := moment.fewer_than(least):
+            found.append(f"{few} are too few for AlphaEdit, which needs at least {least}")
     return list(dict.fromkeys(found))
 
 

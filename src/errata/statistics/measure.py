@@ -88,7 +88,11 @@ def measure(
         ranks=ranks,
         progress=progress,
     )
-    found = {b: SecondMoment(sums.grams.pop(b).mean(sums.tokens), sums.tokens) for b in blocks}
+    distinct = sum(map(len, set(rows)))
+    found = {
+        b: SecondMoment(sums.grams.pop(b).mean(sums.tokens), sums.tokens, distinct=distinct)
+        for b in blocks
+    }
     for block, moment in found.items():
         if not moment.matrix.isfinite().all():
             raise ErrataError(

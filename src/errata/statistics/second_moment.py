@@ -82,6 +82,17 @@ class SecondMoment:
     """How it was measured; None if unknown."""
     convergence: Convergence | None = None
     """Its convergence; None where that was not measured."""
+    distinct: int | None = None
+    """Number of tokens if texts that repeat, and so have the same keys, count once; None if
+    unknown."""
+
+    def fewer_than(self, least: int) -> str | None:
+        """Return the number of tokens in words if too few have keys of their own, else None."""
+        if self.count < least:
+            return f"{self.count} tokens"
+        if self.distinct is not None and self.distinct < least:
+            return f"{self.count} tokens ({self.distinct} without repeated text)"
+        return None
 
     def to(self, device: torch.device) -> SecondMoment:
         """Return the same moment on another device."""
@@ -184,8 +195,9 @@ class SecondMoment:
         """Write as safetensors, whole or not at all."""
         identity = None if self.identity is None else self.identity.model_dump()
         convergence = None if self.convergence is None else self.convergence.model_dump()
+        fields = {"count": self.count, "distinct": self.distinct}
         header = json.dumps(
-            {"count": self.count, "identity": identity, "convergence": convergence}, sort_keys=True
+            {**fields, "identity": identity, "convergence": convergence}, sort_keys=True
         )
         write_safetensors(path, {"second_moment": self.matrix}, {"errata": header})
 
@@ -206,16 +218,18 @@ class SecondMoment:
                 f"{_differences(header.identity, expected)}",
                 "measure it again with `errata stats`",
             )
-        return cls(matrix, header.tokens, header.identity, header.convergence)
+        return cls(matrix, *header)
 
 
 class Header(NamedTuple):
     """The header of a moment's file."""
 
-    identity: SecondMomentIdentity | None
     tokens: int
     """Number of tokens in the mean."""
+    identity: SecondMomentIdentity | None
     convergence: Convergence | None
+    distinct: int | None
+    """The same if texts that repeat count once; None if unknown."""
 
 
 def read_header(path: Path) -> Header:
@@ -230,13 +244,14 @@ def read_header(path: Path) -> Header:
 def _header_of(file: Any) -> Header:
     found = parse_json((file.metadata() or {}).get("errata", ""))
     identity, convergence = found["identity"], found.get("convergence")
-    count = int(found["count"])
+    count, distinct = int(found["count"]), found.get("distinct")
     if count < 1:
         raise ValueError(f"it was measured on {count} tokens")
     return Header(
-        identity and SecondMomentIdentity.model_validate(identity),
         count,
+        identity and SecondMomentIdentity.model_validate(identity),
         convergence and Convergence.model_validate(convergence),
+        None if distinct is None else int(distinct),
     )
 
 
