@@ -32,6 +32,7 @@ class Found(NamedTuple):
     initial: Tensor  # h₀: (d,)
     delta: Tensor  # δ: (d,)
     losses: Tensor  # (evaluations, 4): total, NLL, weighted KL, weighted decay
+    least: float  # probability of the least likely target token in any context, at the end
 
 
 def place_of(model: PreTrainedModel, block: int, place: Place) -> nn.Module:
@@ -58,7 +59,12 @@ def cut_after(model: PreTrainedModel, block: int) -> Iterator[None]:
 
 
 def search(
-    model: PreTrainedModel, rewrite: Rewrite, block: int, place: Place, settings: Search
+    model: PreTrainedModel,
+    rewrite: Rewrite,
+    block: int,
+    place: Place,
+    settings: Search,
+    holds: float = 0.5,
 ) -> Found:
     """Find δ for one request by running all its texts in full at every step."""
     lines = [*rewrite.rows, rewrite.essence]
@@ -81,7 +87,8 @@ def search(
     if settings.loss_block is not None:
         until = min(until, max(settings.loss_block, block))
     try:
-        for step in range(settings.steps):
+        most = max(settings.steps, settings.max_steps or 0)
+        for step in range(most):
             said = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
             answers = said
             if until < family_of(model).block_count(model) - 1:
@@ -94,7 +101,9 @@ def search(
             decay = settings.weight_decay * delta.norm() / seen[0].norm() ** 2
             loss = nll.mean() + kl + decay
             losses.append(torch.stack([loss, nll.mean(), kl, decay]).detach().double())
-            if loss < settings.stop_at or step == settings.steps - 1:
+            least = min(least_of(answers[i], row) for i, row in enumerate(rewrite.rows))
+            enough = loss < settings.stop_at or step >= settings.steps - 1
+            if (enough and (least >= holds or settings.max_steps is None)) or step == most - 1:
                 break
             (delta.grad,) = torch.autograd.grad(loss, delta)
             optimizer.step()
@@ -104,7 +113,7 @@ def search(
                     delta.mul_(longest / delta.norm())
     finally:
         handle.remove()
-    return Found(seen[0], delta.detach(), torch.stack(losses))
+    return Found(seen[0], delta.detach(), torch.stack(losses), least)
 
 
 def nll_of(said: Tensor, row: TokenRow) -> Tensor:
@@ -112,6 +121,14 @@ def nll_of(said: Tensor, row: TokenRow) -> Tensor:
     start = len(row.ids) - len(row.targets)
     picked = [said[start + i, target] for i, target in enumerate(row.targets)]
     return -torch.stack(picked).sum() / len(row.targets)
+
+
+def least_of(said: Tensor, row: TokenRow) -> float:
+    """Return the smallest probability of a row's targets at its last places."""
+    start = len(row.ids) - len(row.targets)
+    return min(
+        float(said[start + i, target].detach().exp()) for i, target in enumerate(row.targets)
+    )
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from errata.cli.options import fields_of, given_settings
 from errata.core.errors import ErrataError
 from errata.core.settings import Settings, describe
 from errata.methods import METHODS, AlphaEdit, ClosedForm, Memit, Rome, method_named
+from errata.methods.closed_form.driver import MAX_STEPS
 from errata.methods.closed_form.rewrite import rewrite_of
 from errata.methods.closed_form.settings import Contexts, Search
 from errata.methods.presets import presets, resolve_settings
@@ -157,7 +158,8 @@ def test_a_model_without_preset_gets_a_guess_and_is_told(method_name: str) -> No
     method = METHODS[method_name]
     settled, source, notes = resolve_settings(method, "me/unheard-of", 32, {})
     first, last = (int(share * 32) for share in method.depth)
-    assert settled == method(blocks=tuple(range(first, last + 1)))
+    assert settled.edited_blocks == tuple(range(first, last + 1))
+    assert settled.search == method().search.with_values(max_steps=MAX_STEPS)
     assert source == "defaults"
     assert len(notes) == 1
     assert "no preset for unheard-of" in notes[0]

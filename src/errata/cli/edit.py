@@ -25,7 +25,7 @@ from errata.core.text import counted
 from errata.data.case import Case
 from errata.experiments.edit_plan import EditPlan, check_batches
 from errata.methods import METHODS, Method, method_named
-from errata.methods.presets import check_settings, merged
+from errata.methods.presets import check_settings
 from errata.methods.published_hparams import read_hparams
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def edit(
     settings = given_settings(chosen, given)
     if hparams is not None:
         read = read_hparams(hparams, chosen)
-        settings = merged(read.settings, settings)
+        settings = chosen.merged(read.settings, settings)
         if read.unused:
             console.warning(f"{hparams}: unused keys: {', '.join(read.unused)}")
     check_settings(chosen, settings)

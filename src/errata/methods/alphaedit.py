@@ -71,7 +71,7 @@ class AlphaEdit(ClosedForm):
         moment.check_invertible()  # directions that no key spans are unseen, not unused
         self.null_space(moment)
 
-    def notes(self, moment: SecondMoment) -> tuple[str, ...]:
+    def notes(self, moment: SecondMoment, keys: Tensor) -> tuple[str, ...]:
         """Return the dimension of the null space and the eigenvalue gap at its threshold."""
         space = self.null_space(moment)
         width = moment.matrix.shape[0]

@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from errata.statistics.second_moment import SecondMoment
 
 
+def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values, overridden by `given`."""
+    result = dict(values)
+    for key, value in given.items():
+        nested = isinstance(value, Mapping)
+        result[key] = overridden(result.get(key) or {}, value) if nested else value
+    return result
+
+
 class Job:
     """Requests that a method works on, cut into batches; batches share what is computed once.
 
@@ -64,8 +73,31 @@ class Method(Settings):
     """The name as papers write it; also the folder of its runs."""
     batch_limit: ClassVar[int | None] = None
     """Requests that are written at once: 1, or None for any number."""
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs of settings of which one is used: setting one of them unsets the other."""
     moments_hint: ClassVar[Hint | None] = None
     """How to do without second moments, where the method can."""
+
+    @classmethod
+    def merged(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return nested settings, overridden by `given`, alternatives unset."""
+        result = overridden(values, given)
+        for pair in cls.alternatives:
+            for chosen, other in (pair, pair[::-1]):
+                if given.get(chosen) is not None and given.get(other) is None:
+                    result[other] = None
+        return result
+
+    @classmethod
+    def settled(cls, *layers: Mapping[str, Any]) -> Self:
+        """Return the method with its defaults overridden by each layer in turn.
+
+        Raises `ErrataError` for invalid settings.
+        """
+        values: dict[str, Any] = cls().model_dump()
+        for layer in layers:
+            values = cls.merged(values, layer)
+        return cls.of(values)
 
     @abstractmethod
     def edit(

@@ -6,25 +6,32 @@ solved as an n x n system: with C = L Lᵀ and F = L⁻¹ K, A = (F (λ I + Fᵀ
 or where C has no Cholesky factor, the d x d system is solved instead.
 With `history` the keys of earlier edits are added to K Kᵀ (arXiv 2605.26670).
 
+λ is given as a number, or relative to the new keys: λ C has `relative_weight` times the mean
+eigenvalue of K Kᵀ, so λ = relative_weight · tr(K Kᵀ) / tr(C), for each block and batch. The
+relative form does not depend on the scale of a model's activations. The published λ = 15000 was
+chosen for batches of 10,000 facts.
+
 Differs from kmeng01/memit: blocks are always edited in ascending order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from errata.core.errors import ErrataError
 from errata.methods.closed_form.driver import ClosedForm
-from errata.methods.closed_form.settings import Search
+from errata.methods.closed_form.settings import Search, is_none
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from errata.statistics.second_moment import SecondMoment
 
+RELATIVE_WEIGHT = 1.0
+"""λ relative to the keys, for models without a preset."""
 DIRECT = 1 / 2
 """Keys per dimension above which the d x d system is solved."""
 
@@ -34,14 +41,50 @@ class Memit(ClosedForm):
 
     name: ClassVar[str] = "memit"
     label: ClassVar[str] = "MEMIT"
-    restraints: ClassVar[Mapping[str, str]] = {"moment_weight": "smaller"}
+    restraints: ClassVar[Mapping[str, str]] = {
+        "moment_weight": "smaller",
+        "relative_weight": "smaller",
+    }
+    alternatives: ClassVar = (("moment_weight", "relative_weight"),)
 
     search: Search = Search(steps=20, clamp=0.75)
     """Settings of the target search."""
-    moment_weight: float = Field(15000.0, gt=0)
+    moment_weight: float | None = Field(15000.0, gt=0)
     """λ: weight of the second moment (existing knowledge) against the new facts."""
+    relative_weight: float | None = Field(None, gt=0, exclude_if=is_none)
+    """λ as a ratio: the mean eigenvalue of λ C to that of K Kᵀ, for each block and batch."""
     history: bool = False
     """Add the keys of earlier patches to the system, with the weight of new ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relative_alone(cls, values: Any) -> Any:
+        relative = isinstance(values, dict) and values.get("relative_weight") is not None
+        return {"moment_weight": None, **values} if relative else values
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> Self:
+        if (self.moment_weight is None) == (self.relative_weight is None):
+            raise ValueError("needs one of moment_weight and relative_weight")
+        return self
+
+    @classmethod
+    def defaults_for(cls, block_count: int) -> dict[str, Any]:
+        """Return blocks by depth, a relative λ, and a search that goes on until targets hold."""
+        return {**super().defaults_for(block_count), "relative_weight": RELATIVE_WEIGHT}
+
+    def weight(self, keys: Tensor, moment: SecondMoment) -> float:
+        """Return λ for keys (d_in, n)."""
+        if self.relative_weight is None:
+            assert self.moment_weight is not None
+            return self.moment_weight
+        return self.relative_weight / relative(1.0, keys, moment)
+
+    def notes(self, moment: SecondMoment, keys: Tensor) -> tuple[str, ...]:
+        """Return λ as a number and as a ratio."""
+        ratio = relative(self.weight(keys, moment), keys, moment)
+        said = f"λ {self.weight(keys, moment):.4g}, {ratio:.3g} relative to the keys"
+        return (*super().notes(moment, keys), said)
 
     @property
     def reads_history(self) -> bool:
@@ -61,9 +104,10 @@ class Memit(ClosedForm):
         from errata.methods.closed_form.solve import GrowingSystem
 
         assert moment is not None
-        keys, weight = keys.double(), self.moment_weight
+        keys, weight = keys.double(), self.weight(keys, moment)
         earlier = list(memory or ()) if self.history else []
-        system = moment.derived((self.name, weight), GrowingSystem)
+        fixed = self.moment_weight is not None
+        system = moment.derived((self.name, weight), GrowingSystem) if fixed else GrowingSystem()
         factor, width = moment.factor, len(keys)
         count = keys.shape[1] + sum(block.shape[1] for block in earlier)
         if factor is None or count > DIRECT * width:
@@ -80,3 +124,9 @@ class Memit(ClosedForm):
 
         fetched = system.fetch(earlier, keys, whiten, weight)
         return torch.linalg.solve_triangular(factor.T, fetched, upper=True).T
+
+
+def relative(weight: float, keys: Tensor, moment: SecondMoment) -> float:
+    """Return the ratio of the mean eigenvalue of λ C to that of K Kᵀ: λ tr(C) / tr(K Kᵀ)."""
+    energy = keys.double().square().sum()
+    return float(weight * moment.matrix.double().trace().to(energy) / energy)

@@ -61,22 +61,14 @@ def resolve_settings(
                 f"`errata trace {model_name} --dataset NAME --recommend` finds better ones, "
                 "--blocks sets them",
             )
-    settled = method.of(merged(merged(method().model_dump(), values), given))
+    settled = method.settled(values, given)
     return settled, source, notes + settled.check_model(block_count)
 
 
 def check_settings(method: type[Method], given: dict[str, Any]) -> None:
     """Raise `ErrataError` for invalid settings of a method, as far as no model is needed."""
-    method.of(merged(method().model_dump(), given))
+    method.settled(given)
 
 
 def _list(blocks: Any) -> str:
     return ",".join(str(block) for block in blocks)
-
-
-def merged(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return nested settings, overridden by `given`."""
-    result = dict(values)
-    for key, value in given.items():
-        result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
-    return result

@@ -42,7 +42,6 @@ from errata.experiments.run_folder import finished_run, run_folder
 from errata.experiments.tuning_run import take_tuned
 from errata.methods import method_named
 from errata.methods.edit import Prepared, prepare
-from errata.methods.presets import merged
 from errata.methods.published_hparams import read_hparams
 from errata.metrics.base import EvalSettings
 from errata.metrics.registry import read_scores
@@ -149,7 +148,7 @@ def settings_of(stage: EditStage, around: Surroundings) -> dict[str, Any]:
     read = read_hparams(Path(stage.hparams), method_named(stage.method))
     if read.unused:
         around.warn(f"{stage.hparams}: not used here: {', '.join(read.unused)}")
-    return merged(read.settings, stage.settings)
+    return method_named(stage.method).merged(read.settings, stage.settings)
 
 
 def run_recipe(recipe: Recipe, around: Surroundings, *, again: bool = False) -> Outcome:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from errata.patches.weight_patch import WeightPatch
     from errata.statistics.second_moment import SecondMoment
 
+MAX_STEPS = 100
+"""Limit of the steps of a search that goes on until targets hold, for models without a preset."""
+
 
 class ClosedForm(Method):
     """Settings that all closed-form methods share."""
@@ -93,9 +96,10 @@ class ClosedForm(Method):
 
     @classmethod
     def defaults_for(cls, block_count: int) -> dict[str, Any]:
-        """Return blocks by `depth`."""
+        """Return blocks by `depth`, and a search that goes on until targets hold."""
         first, last = (min(int(share * block_count), block_count - 1) for share in cls.depth)
-        return {"blocks": tuple(range(first, last + 1))}
+        blocks = tuple(range(first, last + 1))
+        return {"blocks": blocks, "search": {"max_steps": MAX_STEPS}}
 
     def check_model(self, block_count: int) -> tuple[str, ...]:
         """Raise `ErrataError` for blocks that the model lacks; warn of inexact products."""
@@ -108,8 +112,8 @@ class ClosedForm(Method):
         """Raise `ErrataError` for a singular second moment, before targets are searched."""
         moment.check_invertible()
 
-    def notes(self, moment: SecondMoment) -> tuple[str, ...]:
-        """Return notes on one block's second moment for the provenance."""
+    def notes(self, moment: SecondMoment, keys: Tensor) -> tuple[str, ...]:
+        """Return notes on one block's second moment and keys (d_in, n) for the provenance."""
         if self.inverts and moment.factor is None:
             return ("the second moment is not positive definite: solved by LU, less exactly",)
         return ()
@@ -124,6 +128,7 @@ class ClosedForm(Method):
         ways = (
             f"a {way} --{name.replace('_', '-')} (it is {values[name]:g})"
             for name, way in self.restraints.items()
+            if values.get(name) is not None
         )
         return (*ways, "more --steps", "other --blocks")
 
@@ -169,6 +174,7 @@ class ClosedForm(Method):
     ) -> WeightPatch:
         """Return the patch that makes the model answer `requests` (see `Method.edit`)."""
         from errata.methods.closed_form.job import ClosedFormJob
+        from errata.models.families import family_of
         from errata.patches.weight_patch import WeightPatch
 
         for block in moments.keys() & set(self.moment_blocks):
@@ -182,7 +188,10 @@ class ClosedForm(Method):
         earlier = tuple(edited.weight_patches)
         updates = method.updates(edited.model, searched.rewrites, targets, moments, earlier)
         used = {block: moments[block] for block in self.moment_blocks}
-        remarks += [f"block {b}: {note}" for b, m in used.items() for note in self.notes(m)]
+        for block, moment in used.items():
+            update = updates[family_of(edited.model).weight_name(block)]
+            assert update.K is not None
+            remarks += [f"block {block}: {note}" for note in self.notes(moment, update.K)]
         settings = self.with_values(requests_at_once=method.requests_at_once)
         provenance = self.provenance(
             edited,

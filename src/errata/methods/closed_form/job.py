@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 GROUPING_SAMPLE = 64
 """Requests whose lengths decide how many are searched together."""
+LISTED = 10
+"""Requests whose numbers a remark lists."""
 
 
 class ClosedFormJob(Job):
@@ -78,6 +80,14 @@ class ClosedFormJob(Job):
             remarks.append(f"target values were searched with {precision} products")
         if at_once is not None and at_once < (self.method.requests_at_once or 0):
             remarks.append(f"memory ran out: {at_once} requests were searched at once")
+        failed = () if self.targets is None else self.targets.failed
+        if failed:
+            listed = ", ".join(str(self._first + i + 1) for i in failed[:LISTED])
+            remarks.append(
+                f"the search stopped short for {len(failed)} of {len(self.requests)} requests "
+                f"({listed}{', …' if failed[LISTED:] else ''}): their targets do not hold in "
+                "every context"
+            )
         return remarks
 
     def shared(self) -> ClosedFormJob:

@@ -11,6 +11,11 @@ from errata.core.errors import ErrataError
 from errata.core.settings import LARGEST_SEED, Settings
 
 
+def is_none(value: object) -> bool:
+    """Whether a setting is unset, so that it is left out of records as before it existed."""
+    return value is None
+
+
 class Search(Settings):
     """Settings of the target search (see `target_search`)."""
 
@@ -18,6 +23,8 @@ class Search(Settings):
 
     steps: int = Field(25, ge=1)
     """Loss evaluations of the target search; there is one Adam step fewer."""
+    max_steps: int | None = Field(None, ge=1, exclude_if=is_none)
+    """Loss evaluations at most, where after `steps` the target does not hold (default: `steps`)."""
     learning_rate: float = Field(0.5, gt=0)
     """Adam's learning rate."""
     weight_decay: float = Field(0.5, ge=0)
@@ -34,6 +41,11 @@ class Search(Settings):
     """Prompt whose next-token distribution should not change; {} is the subject."""
     precision: Literal["full", "tf32", "autocast"] = "full"
     """Products of the search: float32 (full), or TF32 (CUDA) or bfloat16, which are faster."""
+
+    @property
+    def most_steps(self) -> int:
+        """The number of loss evaluations at most."""
+        return max(self.steps, self.max_steps or 0)
 
     @field_validator("essence_prompt")
     @classmethod

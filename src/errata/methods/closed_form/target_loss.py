@@ -99,6 +99,9 @@ class TargetLoss:
         ]
         self.before: Tensor | None = None
         """(n, vocabulary) log-probabilities after the essence prompt at the first evaluation."""
+        self.least: Tensor | None = None
+        """(n,) at the last evaluation, the smallest probability of a target token in any context;
+        1 where not active."""
 
     def losses(self, delta: Tensor, active: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return each request's mean NLL and KL(now ‖ before): (n,) each, 0 where not active."""
@@ -119,6 +122,8 @@ class TargetLoss:
         surprise, divergence = _Losses.apply(logits, target[order][:answers], self.before[whose])
         none = delta.new_zeros(len(delta))
         nll = none.index_add(0, owner, surprise * share[order][:answers])
+        most = torch.zeros_like(none).scatter_reduce(0, owner, surprise.detach(), "amax")
+        self.least = (-most).exp()
         return nll, none.index_add(0, whose, divergence)
 
 

@@ -9,6 +9,9 @@ where the KL is that of the next-token distribution after "{subject} is a" and h
 state without a prefix. Many requests are searched together with the same result as alone: rows
 share forward passes, only what δ can reach is computed (see `models.suffix_run`), and a request
 leaves the batch when its loss is small enough.
+
+A target holds when each of its tokens has at least the probability `HOLDS` in every context, so
+that greedy decoding gives it. With `max_steps` the search of a request goes on until it does.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ from errata.models.hooks import Site, frozen
 from errata.models.layerwise import read_at
 from errata.models.precision import computing, ran_out_of_memory
 
+HOLDS = 0.5
+"""Probability of every target token, in every context, at which a target holds."""
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -44,6 +50,9 @@ class Targets:
     at_once: int | None = None
     """Requests searched together at the end, fewer than requested where memory ran out; None
     where nothing was searched."""
+    least: Tensor | None = None
+    """(n,) the smallest probability of a target token in any context at the end of the search;
+    None where unknown."""
 
     @property
     def values(self) -> Tensor:
@@ -58,7 +67,14 @@ class Targets:
             self.delta[chosen],
             tuple(self.losses[i] for i in chosen),
             self.at_once,
+            None if self.least is None else self.least[chosen],
         )
+
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """The indices of the requests whose target does not hold."""
+        least = () if self.least is None else self.least.tolist()
+        return tuple(i for i, probability in enumerate(least) if probability < HOLDS)
 
 
 def search_targets(
@@ -82,7 +98,7 @@ def search_targets(
         initial = read_at(model, bare_rows(rewrites), [site])[0].float()
         lengths = [len(rewrite.rows[0].ids) - rewrite.rows[0].position for rewrite in rewrites]
         order = sorted(range(len(rewrites)), key=lambda i: (lengths[i], i))
-        delta = torch.zeros_like(initial)
+        delta, least = torch.zeros_like(initial), torch.ones(len(initial))
         losses: list[Tensor] = [torch.empty(0, 4)] * len(rewrites)
         start = 0
         while start < len(order):
@@ -93,13 +109,13 @@ def search_targets(
             if done is None:
                 at_once = _fewer(model, len(group))
                 continue
-            delta[group], start = done[0], start + len(group)
+            delta[group], least[group], start = done[0], done[2], start + len(group)
             for i, trace in zip(group, done[1], strict=True):
                 losses[i] = trace
-    return Targets(initial, delta, tuple(losses), at_once)
+    return Targets(initial, delta, tuple(losses), at_once, least)
 
 
-def _searched(*search: Any) -> tuple[Tensor, list[Tensor]] | None:
+def _searched(*search: Any) -> tuple[Tensor, list[Tensor], Tensor] | None:
     """Search a group; None when memory ran out, after everything is released."""
     try:
         return _search_group(*search)
@@ -128,17 +144,17 @@ def _search_group(
     initial: Tensor,
     settings: Search,
     budget: int,
-) -> tuple[Tensor, list[Tensor]]:
-    """Search a group of requests; return δ (n, d) and the losses of each."""
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Search a group of requests; return δ (n, d), the losses of each, and `least` (n,)."""
     texts = TargetLoss(model, rewrites, block, settings, budget)
     delta = torch.zeros_like(initial, requires_grad=True)
-    found = torch.zeros_like(initial)
+    found, least = torch.zeros_like(initial), torch.ones(len(initial))
     traces: list[list[Tensor]] = [[] for _ in rewrites]
     optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
     active = list(range(len(rewrites)))
     scale = initial.norm(dim=1)  # (n,)
-    for step in range(settings.steps):
-        last = step == settings.steps - 1
+    for step in range(settings.most_steps):
+        last = step == settings.most_steps - 1
         optimizer.zero_grad(set_to_none=False)
         with torch.set_grad_enabled(not last):
             nll, kl = texts.losses(delta, active)
@@ -152,7 +168,9 @@ def _search_group(
         for i in active:
             traces[i].append(row[i])
         found[active] = delta.detach()[active]
-        active = [i for i in active if row[i, 0] >= settings.stop_at]
+        assert texts.least is not None
+        least[active] = texts.least.cpu()[active]
+        active = [i for i in active if not _done(settings, step, row[i, 0], least[i])]
         if last or not active:
             break
         optimizer.step()
@@ -161,7 +179,13 @@ def _search_group(
             longest = settings.clamp * scale
             shrink = torch.where(length > longest, longest / length, torch.ones_like(length))
             delta.mul_(shrink[:, None])
-    return found, [torch.stack(trace) for trace in traces]
+    return found, [torch.stack(trace) for trace in traces], least
+
+
+def _done(settings: Search, step: int, loss: Tensor, least: Tensor) -> bool:
+    """Whether a request's search ends after this evaluation."""
+    enough = bool(loss < settings.stop_at) or step >= settings.steps - 1
+    return enough and (settings.max_steps is None or bool(least >= HOLDS))
 
 
 def _check_finite(row: Tensor, delta: Tensor, step: int) -> None:
