@@ -48,11 +48,12 @@ ENTRANCES = ("__init__", "__main__")  # beside the rooms: `import errata` and `p
 # Modules that import without torch, beside `core`, `data`, `cli` and every method.
 LIGHT = (
     *("tracing.settings", "tuning.settings", "experiments.survival.settings"),
+    "experiments.calibration.settings",
     *("experiments.recipe.schema", "experiments.recipe.yaml_text"),
 )
 
 HEAVY = ("torch", "transformers", "accelerate", "safetensors.torch")
-EXTRAS = ("peft", "datasets", "lm_eval", "sklearn", "nltk", "matplotlib", "statsmodels")
+EXTRAS = ("peft", "datasets", "lm_eval", "sklearn", "nltk", "matplotlib", "optuna", "statsmodels")
 
 DRIVER = "ClosedForm"
 

@@ -22,6 +22,7 @@ ON_MODEL = {verb: options for verb, options in VERBS.items() if "model" in optio
 TITLES = {
     "edit": "Settings of the method",
     "sweep-blocks": "Settings of the method",
+    "calibrate": "Settings of the method",
     "trace": "Settings of the trace",
     "tune": "Settings of the tuning",
 }

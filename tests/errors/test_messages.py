@@ -90,7 +90,7 @@ COMMANDS: dict[str, str] = {
     "singular second moment": f"edit pico {FACT} --corpus short.txt {QUICK} --method rome",
     "singular second moment, MEMIT": f"edit pico {FACT} --corpus short.txt {QUICK}",
     "too few tokens for a null space": f"edit pico {FACT} {TEXT} --tokens 60 --method alphaedit",
-    "no null space": f"edit pico {FACT} {TEXT} --method alphaedit",
+    "no null space": f"edit pico {FACT} {TEXT} --method alphaedit --null-space-threshold 1e-9",
     "no corpus": "stats pico",
     "no such corpus": "stats pico --corpus nowhere.txt",
     "a corpus without text": "stats pico --corpus blank.txt",

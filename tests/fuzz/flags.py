@@ -34,6 +34,7 @@ SOUND: dict[str, tuple[str, ...]] = {
     "sweep-blocks": (
         *("pico", "--dataset", "one.jsonl", *SMALL, "--plot", "none", "--limit", "1"),
     ),
+    "calibrate": ("pico", "--facts", "facts.jsonl", *SMALL, "--limit", "2", "--held-out", "1"),
     "tune": ("pico", "--data", "rows.jsonl", "--max-steps", "1", "--batch-size", "1"),
     "survival": ("pico", "--dataset", "one.jsonl", "--data", "rows.jsonl", "--dry-run"),
     "tasks": ("pico", "--tasks", "rows.jsonl", "--max-new-tokens", "1", "--beams", "1"),

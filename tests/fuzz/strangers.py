@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from errata.experiments.recipe.schema import read_recipe
 from errata.experiments.results import read_runs
 from errata.experiments.run_folder import finished_run, run_folder
 from errata.methods import METHODS
+from errata.methods.preset_files import read_preset
+from errata.methods.presets import settings_for
 from errata.methods.published_hparams import read_hparams
 from errata.metrics.prompts import prompts_of
 from errata.patches.adapter import read_adapter
@@ -163,6 +166,14 @@ def _hparams(user: Strangers, path: Path) -> None:
         method.of(read_hparams(path, method).settings)
 
 
+def _preset(user: Strangers, path: Path) -> None:
+    found = read_preset(path)
+    assert found.evidence.line()
+    json.dumps(found.model_dump(mode="json"), allow_nan=False)
+    with suppress(ErrataError):
+        settings_for(METHODS[found.method], user.edited, {}, path)
+
+
 def _run(user: Strangers, path: Path) -> None:
     for run in read_runs(path.parents[1]):
         for half in ("before", "after"):
@@ -201,6 +212,7 @@ KINDS: dict[str, tuple[str, Use]] = {
     "references": ("a.json", lambda user, path: read_references(path) and None),
     "recipe": ("r.yaml", _recipe),
     "hparams": ("h.json", _hparams),
+    "preset": ("p.json", _preset),
     "run": ("runs/run_000/cases.jsonl", _run),
     "reference-run": ("runs/run_000/1_edits-case_0.json", _run),
     "params": ("results/MEMIT/run_000/params.json", _params),
@@ -234,6 +246,30 @@ edit:
   settings: {blocks: [1], search: {steps: 2}}
 eval: [{generate: true, seed: 3}]
 """
+FIGURE = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+PRESET = {
+    "format": 1,
+    "model": {
+        "name": "pico",
+        "model_type": "llama",
+        "size": {"blocks": 4, "width": 24, "mlp": 56, "vocabulary": 320, "parameters": 9},
+        "weights": "0" * 64,
+    },
+    "method": "memit",
+    "settings": {"blocks": [1, 2], "search": {"steps": 2}},
+    "scale_free": {"relative_weight": 0.5},
+    "evidence": {
+        "dataset": "x.json",
+        "digest": "1" * 64,
+        "facts": 3,
+        "calibrated_on": 4,
+        "plan": "all 3 facts in one batch",
+        "scores": {"efficacy": FIGURE},
+        "date": "2026-01-01",
+        "versions": {},
+    },
+    "source": "calibrated",
+}
 SOUND: dict[str, tuple[str, ...]] = {
     "requests-json": (json.dumps([{"prompt": "The {Bridge} is in", "target": "Tarn", "id": 3}]),),
     "csv": ('prompt,subject,target\n"{} is, in",Big Ben,"Ta\nrn"\n',),
@@ -267,6 +303,7 @@ SOUND: dict[str, tuple[str, ...]] = {
             }
         ),
     ),
+    "preset": (json.dumps(PRESET),),
     "run": (json.dumps(CASE) + "\n" + json.dumps(CASE),),
     "reference-run": (json.dumps({"case_id": 0, "time": 1.5, "pre": PART, "post": PART}),),
     "params": ('{"model": 1, "command": null}', '{"model": 2}'),

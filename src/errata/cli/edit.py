@@ -25,6 +25,7 @@ from errata.core.text import counted
 from errata.data.case import Case
 from errata.experiments.edit_plan import EditPlan, check_batches
 from errata.methods import METHODS, Method, method_named
+from errata.methods.preset_files import read_preset
 from errata.methods.presets import check_settings
 from errata.methods.published_hparams import read_hparams
 
@@ -87,6 +88,10 @@ def edit(
         Path | None,
         typer.Option(help="A published hyperparameter file: JSON with the original keys."),
     ] = None,
+    preset: Annotated[
+        Path | None,
+        typer.Option(help="A preset file of `errata calibrate`, instead of the model's preset."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the plan and its estimated cost.")
     ] = False,
@@ -101,6 +106,8 @@ def edit(
         if read.unused:
             console.warning(f"{hparams}: unused keys: {', '.join(read.unused)}")
     check_settings(chosen, settings)
+    if preset is not None:
+        read_preset(preset)
     cut = Cut(limit, offset, seed, skip_invalid)
     cases = named_cases(on.model, prompt, target, subject, requests, dataset, cut)
     cases = with_probes(cases, paraphrase, neighbour, target_true)
@@ -117,7 +124,7 @@ def edit(
 
     store = Store(moments_folder())
     if dry_run:
-        _show_costs(edited, chosen, settings, cases, plan, (store, text, tokens), on.json)
+        _show_costs(edited, chosen, settings, cases, plan, preset, (store, text, tokens), on.json)
         return
 
     from errata.experiments.fact_editing import Feedback, edit_facts
@@ -130,6 +137,7 @@ def edit(
         plan,
         on.results,
         Feedback(console.bar, console.progress_line, console.warning),
+        preset=preset,
         store=store,
         corpus=text,
         tokens=tokens,
@@ -148,6 +156,7 @@ def _show_costs(
     settings: dict[str, Any],
     cases: Sequence[Case],
     plan: EditPlan,
+    preset: Path | None,
     moments: tuple[Store, Corpus | None, int | None],
     json: bool,
 ) -> None:
@@ -155,7 +164,15 @@ def _show_costs(
 
     store, corpus, tokens = moments
     forecast = plan_edits(
-        edited, method, settings, cases, plan, store=store, corpus=corpus, tokens=tokens
+        edited,
+        method,
+        settings,
+        cases,
+        plan,
+        preset=preset,
+        store=store,
+        corpus=corpus,
+        tokens=tokens,
     )
     show_warnings(forecast.warnings)
     size = min(plan.batch_size or len(cases), len(cases))

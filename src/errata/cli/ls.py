@@ -17,7 +17,7 @@ from errata.core.files import parse_json
 from errata.core.places import datasets_folder, moments_folder
 from errata.data.request import EditRequest
 from errata.methods import METHODS
-from errata.methods.presets import presets
+from errata.methods.presets import own_presets, presets, shipped_files
 
 
 def list_things(
@@ -136,18 +136,36 @@ def _families() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    return [
-        {
-            "model": model,
-            "method": method,
-            "blocks": ",".join(str(b) for b in preset.settings.get("blocks", ())),
-            "source": preset.source,
-            "tuned with a defect": preset.defect or "none known",
-            "notes": "; ".join(preset.notes),
-        }
+    shipped = [
+        _preset_row(model, method, preset.settings, preset.source, "not recorded")
+        | {"tuned with a defect": preset.defect or "none known", "notes": "; ".join(preset.notes)}
         for model, methods in presets().items()
         for method, preset in methods.items()
+        if not any((file.model.name, file.method) == (model, method) for file in shipped_files())
     ]
+    calibrated = {f"shipped: {each.model.name}": each for each in shipped_files()}
+    for path, own in own_presets().items():
+        if isinstance(own, ErrataError):
+            console.warning(own.message)
+        else:
+            calibrated[f"own: {path.name}"] = own
+    return shipped + [
+        _preset_row(each.model.name, each.method, each.settings, where, each.evidence.line())
+        | {"tuned with a defect": "none known", "notes": "; ".join(each.notes)}
+        for where, each in calibrated.items()
+    ]
+
+
+def _preset_row(
+    model: str, method: str, settings: dict[str, Any], source: str, evidence: str
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "method": method,
+        "blocks": ",".join(str(b) for b in settings.get("blocks") or ()),
+        "source": source,
+        "evidence": evidence,
+    }
 
 
 def _datasets() -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import (
+    calibrate,
     chat,
     console,
     edit,
@@ -70,6 +71,7 @@ app.command()(stats.stats)
 app.command()(trace.trace)
 app.command()(lens.lens)
 app.command("sweep-blocks")(sweep_blocks.sweep_blocks)
+app.command()(calibrate.calibrate)
 app.command()(tune.tune)
 app.command()(survival.survival)
 app.command()(tasks.tasks)

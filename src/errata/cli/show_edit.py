@@ -63,8 +63,7 @@ def show_plan(lines: Sequence[str], edited: EditedModel, costs: Sequence[Cost], 
     for line in lines:
         console.fact(line)
     shown = [
-        [c.what, _large(c.flops), _duration(c.seconds), _size(c.memory), _size(c.disk)]
-        for c in rows
+        [c.what, _large(c.flops), duration(c.seconds), _size(c.memory), _size(c.disk)] for c in rows
     ]
     console.table(("", "work", "time", "memory", "disk"), shown)
     console.fact(
@@ -92,7 +91,8 @@ def _size(number: float) -> str:
     return f"{number:.0f} B" if number else "-"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.2g} s"
     if seconds < 5400:

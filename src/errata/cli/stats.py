@@ -178,14 +178,9 @@ def show_moments(
 def preset_blocks(edited: object) -> tuple[int, ...]:
     """Return the blocks that the methods' presets (or guesses) edit in this model."""
     from errata.methods import METHODS
-    from errata.methods.presets import resolve_settings
-    from errata.models.families import family_of
+    from errata.methods.presets import settings_for
     from errata.patches.edited_model import EditedModel
 
     assert isinstance(edited, EditedModel)
-    count = family_of(edited.model).block_count(edited.model)
-    found = [
-        resolve_settings(method, edited.name, count, {})[0].edited_blocks
-        for method in METHODS.values()
-    ]
+    found = [settings_for(method, edited, {})[0].edited_blocks for method in METHODS.values()]
     return tuple(sorted({block for blocks in found for block in blocks}))

@@ -148,7 +148,7 @@ def _prepared(
 ) -> tuple[dict[int, Method], dict[int, SecondMoment], list[str]]:
     """Return the method and the second moment of every block, and lines about their sources."""
     from errata.methods.moments import moments_for
-    from errata.methods.presets import resolve_settings
+    from errata.methods.presets import settings_for
     from errata.models.families import family_of
     from errata.statistics.store import Store
 
@@ -156,7 +156,7 @@ def _prepared(
     methods = {}
     for block in range(count) if blocks is None else blocks:
         given = {**settings, "blocks": (block,)}
-        methods[block], source, notes = resolve_settings(method, edited.name, count, given)
+        methods[block], source, notes = settings_for(method, edited, given)
     show_warnings(notes)
     moments: dict[int, SecondMoment] = {}
     facts = [f"settings: {source}"]

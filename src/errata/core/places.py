@@ -27,3 +27,10 @@ def moments_folder() -> Path:
 def datasets_folder() -> Path:
     """Return the folder of downloaded datasets."""
     return cache_folder() / "datasets"
+
+
+def presets_folder() -> Path:
+    """Return the folder of the user's own presets: $ERRATA_PRESETS, or in the cache folder."""
+    if "ERRATA_PRESETS" in os.environ:
+        return Path(os.environ["ERRATA_PRESETS"])
+    return cache_folder() / "presets"

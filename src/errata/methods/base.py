@@ -22,8 +22,10 @@ from errata.core.cost import Cost
 from errata.core.errors import Hint
 from errata.core.settings import Settings
 from errata.data.request import EditRequest
+from errata.methods.search_space import Dial
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from errata.patches.base import Edit, Provenance
@@ -61,6 +63,21 @@ class Job:
         """Return the job with the work done that its batches share on the model as it is now."""
         return self
 
+    def finished_by(self, method: Method) -> Job:
+        """Return the job with its shared work, to be finished with other settings.
+
+        `method` has the same `shared_settings` as the one that began the job.
+        """
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the shared work as tensors that can be stored; empty where nothing is shared."""
+        return {}
+
+    def with_state(self, state: Mapping[str, Tensor]) -> Job:
+        """Return the job with the shared work that `state` returned."""
+        return self
+
 
 class Method(Settings):
     """The settings of an editing method; its fields become flags, recipe keys and provenance."""
@@ -75,6 +92,8 @@ class Method(Settings):
     """Requests that are written at once: 1, or None for any number."""
     alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Pairs of settings of which one is used: setting one of them unsets the other."""
+    spans: ClassVar[tuple[int, ...]] = ()
+    """Numbers of consecutive blocks that a calibration tries, where a method edits blocks."""
     moments_hint: ClassVar[Hint | None] = None
     """How to do without second moments, where the method can."""
 
@@ -175,6 +194,18 @@ class Method(Settings):
     ) -> Job:
         """Return a job for all requests of a run; `group_size` is the recorded one on resume."""
         return Job(requests, group_size or 1)
+
+    def search_space(self, moments: Mapping[int, SecondMoment]) -> tuple[Dial, ...]:
+        """Return the settings to calibrate, with ranges that suit these second moments."""
+        return ()
+
+    def shared_settings(self) -> dict[str, Any]:
+        """Return the settings that `Job.shared` depends on; to change another one is cheap."""
+        return self.model_dump(mode="json")
+
+    def scale_free(self, edit: Edit, moments: Mapping[int, SecondMoment]) -> dict[str, float]:
+        """Return strengths of an edit just made, as numbers and relative to the model's keys."""
+        return {}
 
     def summary(self) -> str:
         """Return one line: the method and where it writes."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from errata.core.errors import ErrataError
@@ -14,8 +15,7 @@ from errata.data.corpus import Corpus
 from errata.data.request import EditRequest, check_batch
 from errata.methods import Method, method_named
 from errata.methods.moments import moments_for
-from errata.methods.presets import resolve_settings
-from errata.models.families import family_of
+from errata.methods.presets import settings_for
 from errata.patches.base import Edit
 from errata.patches.edited_model import EditedModel
 from errata.statistics.second_moment import SecondMoment
@@ -38,6 +38,7 @@ def prepare(
     method: type[Method],
     settings: Mapping[str, Any],
     *,
+    preset: Path | None = None,
     store: Store | None = None,
     corpus: Corpus | str | None = None,
     tokens: int | None = None,
@@ -46,11 +47,11 @@ def prepare(
 ) -> Prepared:
     """Resolve a method's settings for this model and find or compute the moments it needs.
 
-    Settings come from the model's preset, overridden by `settings`. Raises `ErrataError` for
-    invalid settings, and where moments are needed but neither stored nor to be computed.
+    Settings come from the file `preset` or the model's preset, overridden by `settings`. Raises
+    `ErrataError` for invalid settings, and where moments are needed but neither stored nor to be
+    computed.
     """
-    count = family_of(edited.model).block_count(edited.model)
-    settled, source, warnings = resolve_settings(method, edited.name, count, dict(settings))
+    settled, source, warnings = settings_for(method, edited, settings, preset)
     try:
         moments, measured = moments_for(edited, settled, store, corpus, tokens, progress, say)
     except ErrataError as error:  # which blocks are a guess matters for what to compute
@@ -91,6 +92,7 @@ def edit(
     requests: Sequence[EditRequest] | EditRequest,
     method: str = "memit",
     *,
+    preset: str | Path | None = None,
     store: Store | None = None,
     corpus: Corpus | str | None = None,
     tokens: int | None = None,
@@ -98,9 +100,10 @@ def edit(
 ) -> Edit:
     """Make a model answer one or more requests; the edit is applied to the model and returned.
 
-    `settings` are those of the method; `corpus` is text for the second moments or its name, of
-    which `tokens` tokens are used (see `data.corpus.read_corpus`); second moments are found and
-    stored in `store`, by default the one that `errata stats` fills.
+    `settings` are those of the method, `preset` is a file of `errata calibrate`. `corpus` is text
+    for the second moments or its name, of which `tokens` tokens are used (see
+    `data.corpus.read_corpus`); second moments are found and stored in `store`, by default the one
+    that `errata stats` fills.
     """
     requests = [requests] if isinstance(requests, EditRequest) else requests
     notes = check_batch(requests)
@@ -108,6 +111,7 @@ def edit(
         edited,
         method_named(method),
         settings,
+        preset=None if preset is None else Path(preset),
         store=default_store() if store is None else store,
         corpus=corpus,
         tokens=tokens,

@@ -17,17 +17,20 @@ Differs from kmeng01/memit: blocks are always edited in ascending order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from errata.core.errors import ErrataError
 from errata.methods.closed_form.driver import ClosedForm
-from errata.methods.closed_form.settings import Search, is_none
+from errata.methods.closed_form.settings import SEARCH_SPACE, Search, is_none
+from errata.methods.search_space import Dial, log
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from errata.patches.base import Edit
     from errata.statistics.second_moment import SecondMoment
 
 RELATIVE_WEIGHT = 1.0
@@ -85,6 +88,22 @@ class Memit(ClosedForm):
         ratio = relative(self.weight(keys, moment), keys, moment)
         said = f"λ {self.weight(keys, moment):.4g}, {ratio:.3g} relative to the keys"
         return (*super().notes(moment, keys), said)
+
+    def search_space(self, moments: Mapping[int, SecondMoment]) -> tuple[Dial, ...]:
+        """Return the dials of the target search, and λ."""
+        return (*SEARCH_SPACE, log("relative_weight", 1e-2, 1e2))
+
+    def scale_free(self, edit: Edit, moments: Mapping[int, SecondMoment]) -> dict[str, float]:
+        """Return λ as a number and relative to the keys, the geometric means over blocks."""
+        from errata.methods.closed_form.keys import written_keys
+
+        written = written_keys(self, edit, moments)
+        weights = [self.weight(K, moment) for moment, K in written]
+        ratios = [relative(1.0, K, moment) for moment, K in written]
+        return {
+            "moment_weight": geometric_mean(weights),
+            "relative_weight": geometric_mean(weights) * geometric_mean(ratios),
+        }
 
     @property
     def reads_history(self) -> bool:

@@ -1,17 +1,33 @@
-"""Presets: settings per model and method, as published or as tuned for the demo model.
+"""Presets: settings per model and method, as published, as shipped or as found by calibration.
 
-They are data (`presets.json`), each with its source and its known defects. For a model without
-a preset, blocks are guessed from the depth, with a warning.
+The published ones are data (`presets.json`), each with its source and its known defects; files of
+`errata calibrate` ship with errata or lie in the user's folder (see `preset_files`). They are
+looked up in this order:
+
+1. the file that is given;
+2. the user's presets, then the shipped files, for the same weights;
+3. the presets that ship under the model's name;
+4. the user's presets, then the shipped files, for the same architecture and size, with a note.
+
+For a model without a preset, blocks are guessed from the depth, with a warning.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.resources import files
-from typing import Any, NamedTuple, TypeVar
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from errata.core.errors import ErrataError
+from errata.core.places import presets_folder
 from errata.methods.base import Method
+from errata.methods.preset_files import ModelIdentity, PresetFile, read_preset, stored_presets
+
+if TYPE_CHECKING:
+    from errata.patches.edited_model import EditedModel
 
 M = TypeVar("M", bound=Method)
 
@@ -28,26 +44,66 @@ class Preset(NamedTuple):
 
 @cache
 def presets() -> dict[str, dict[str, Preset]]:
-    """Return all presets, by model and then by method."""
+    """Return the presets that ship under a model's name, by model and then by method."""
     data = json.loads(files("errata.assets").joinpath("presets.json").read_text(encoding="utf-8"))
-    return {
+    found = {
         model: {
             name: Preset(entry["settings"], entry["source"], tuple(entry["notes"]), entry["defect"])
             for name, entry in methods.items()
         }
         for model, methods in data.items()
     }
+    for shipped in shipped_files():
+        found.setdefault(shipped.model.name, {}).setdefault(shipped.method, _of(shipped))
+    return found
+
+
+@cache
+def shipped_files() -> tuple[PresetFile, ...]:
+    """Return the preset files that ship with errata."""
+    with as_file(files("errata.assets").joinpath("presets")) as folder:
+        return tuple(read_preset(path) for path in sorted(folder.glob("*.json")))
+
+
+def own_presets() -> dict[Path, PresetFile | ErrataError]:
+    """Return the presets in the user's folder by path, damaged files as their error."""
+    return dict(stored_presets(presets_folder()))
+
+
+def settings_for(
+    method: type[M],
+    edited: EditedModel,
+    given: Mapping[str, Any],
+    preset: Path | None = None,
+) -> tuple[M, str, tuple[str, ...]]:
+    """Return the method for a loaded model, the source of its settings, and warnings.
+
+    `preset` is a file to use instead of the presets that are known for the model; `given`
+    overrides both. Raises `ErrataError` for invalid settings, for a preset of another method, and
+    for blocks that the model does not have.
+    """
+    identity = ModelIdentity.of(edited)
+    found = _given(preset, method, identity) if preset is not None else None
+    count = identity.size.blocks
+    return resolve_settings(
+        method, edited.name, count, dict(given), found or _found(method, edited.name, identity)
+    )
 
 
 def resolve_settings(
-    method: type[M], model_name: str, block_count: int, given: dict[str, Any]
+    method: type[M],
+    model_name: str,
+    block_count: int,
+    given: dict[str, Any],
+    preset: Preset | None = None,
 ) -> tuple[M, str, tuple[str, ...]]:
-    """Return the method with the model's preset, overridden by `given`, its source, and warnings.
+    """Return the method with a preset, overridden by `given`, its source, and warnings.
 
-    Raises `ErrataError` for invalid settings and for blocks that the model does not have.
+    Without `preset` it is the one that ships under the model's name. Raises `ErrataError` for
+    invalid settings and for blocks that the model does not have.
     """
-    name = model_name.rstrip("/").rpartition("/")[2]
-    preset = presets().get(name, {}).get(method.name)
+    name = _short(model_name)
+    preset = presets().get(name, {}).get(method.name) if preset is None else preset
     if preset is not None:
         values, source, notes = preset.settings, preset.source, preset.notes
         if preset.defect is not None:
@@ -65,9 +121,62 @@ def resolve_settings(
     return settled, source, notes + settled.check_model(block_count)
 
 
+def _given(path: Path, method: type[Method], identity: ModelIdentity) -> Preset:
+    """Return the preset of a file that was named."""
+    found = read_preset(path)
+    if found.method != method.name:
+        raise ErrataError(
+            f"{path} is a preset for {found.method}, not for {method.name}",
+            f"use --method {found.method}, or another preset",
+        )
+    if not identity.fits(found):
+        note = f"{path} was made for {found.model.name}, which has another architecture or size"
+        return _of(found, str(path), note)
+    return _of(found, str(path), *(() if identity.is_model_of(found) else (_other(found),)))
+
+
+def _found(method: type[Method], name: str, identity: ModelIdentity) -> Preset | None:
+    """Return the preset that is known for a model, in the order of the module's docstring."""
+    fitting = [(where, each) for where, each in _files(method) if identity.fits(each)]
+    for where, each in fitting:
+        if identity.is_model_of(each):
+            return _of(each, where)
+    shipped = presets().get(_short(name), {}).get(method.name)
+    if shipped is not None:
+        return shipped
+    return next((_of(each, where, _other(each)) for where, each in fitting), None)
+
+
+def _files(method: type[Method]) -> Iterator[tuple[str, PresetFile]]:
+    """Yield the preset files of a method, the user's own before those that ship."""
+    for path, own in own_presets().items():
+        if isinstance(own, PresetFile) and own.method == method.name:
+            yield str(path), own
+    for shipped in shipped_files():
+        if shipped.method == method.name:
+            yield "", shipped
+
+
+def _of(file: PresetFile, where: str = "", *notes: str) -> Preset:
+    source = f"{file.source} ({where})" if where else file.source
+    return Preset(file.settings, source, (*file.notes, *notes), None)
+
+
+def _other(file: PresetFile) -> str:
+    return (
+        f"the preset was made for another checkpoint of this architecture and size, "
+        f"{file.model.name} ({file.model.weights[:12]}); `errata calibrate` finds settings for "
+        "this one"
+    )
+
+
 def check_settings(method: type[Method], given: dict[str, Any]) -> None:
     """Raise `ErrataError` for invalid settings of a method, as far as no model is needed."""
     method.settled(given)
+
+
+def _short(model_name: str) -> str:
+    return model_name.rstrip("/").rpartition("/")[2]
 
 
 def _list(blocks: Any) -> str:

@@ -12,12 +12,13 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from errata.core.errors import ErrataError, Hint
 from errata.methods.closed_form.driver import ClosedForm
-from errata.methods.closed_form.settings import Search
+from errata.methods.closed_form.settings import SEARCH_SPACE, Search
+from errata.methods.search_space import Dial, choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,7 @@ class Rome(ClosedForm):
         "or do without: second_moment=False", "or do without: --no-second-moment"
     )
     depth: ClassVar[tuple[float, float]] = (0.3, 0.3)
+    spans: ClassVar[tuple[int, ...]] = (1,)
 
     search: Search = Search(steps=20)
     """Settings of the target search."""
@@ -46,6 +48,11 @@ class Rome(ClosedForm):
     def moment_blocks(self) -> tuple[int, ...]:
         """The edited block, unless the second moment is switched off."""
         return self.edited_blocks if self.second_moment else ()
+
+    def search_space(self, moments: Mapping[int, SecondMoment]) -> tuple[Dial, ...]:
+        """Return the dials of the target search, and C on and off if there is one."""
+        moment = (choice("second_moment", True, False),) if moments else ()
+        return (*SEARCH_SPACE, *moment)
 
     def read(
         self,

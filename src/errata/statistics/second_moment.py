@@ -153,6 +153,19 @@ class SecondMoment:
         )
 
     @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, ascending (d_in,), and eigenvectors (d_in, d_in) of C, float64."""
+        values, vectors = torch.linalg.eigh(self.matrix.double())
+        return values, vectors
+
+    def fresh(self) -> SecondMoment:
+        """Return the same moment with its factorisations, but nothing else that was derived."""
+        copy = replace(self)
+        known = vars(self)
+        vars(copy).update({n: known[n] for n in ("factor", "rank", "spectrum") if n in known})
+        return copy
+
+    @cached_property
     def _derived(self) -> dict[tuple[Any, ...], Any]:
         return {}
 
@@ -172,8 +185,23 @@ class SecondMoment:
         key = ("null space", threshold, relative)
         return self.derived(key, lambda: self._cut(threshold, relative))
 
+    def null_space_of(self, share: float) -> NullSpace:
+        """Return `share` of all directions, those with the smallest eigenvalues; computed once."""
+        return self.derived(("null space of", share), lambda: self._lowest(share))
+
+    def _lowest(self, share: float) -> NullSpace:
+        values, vectors = self._eigen()
+        count = min(max(1, round(share * len(values))), len(values) - 1)
+        below, above = values[count - 1 : count + 1].clamp(min=0).tolist()
+        unused = torch.arange(len(values), device=values.device) < count
+        return NullSpace.cut(vectors, unused, (below * above) ** 0.5, below, above)
+
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        # Not cached here: at the width of a large model the eigenvectors take gigabytes.
+        return vars(self).get("spectrum") or torch.linalg.eigh(self.matrix.double())
+
     def _cut(self, threshold: float, relative: bool) -> NullSpace:
-        values, vectors = torch.linalg.eigh(self.matrix.double())
+        values, vectors = self._eigen()
         cut = threshold * float(values[-1]) if relative else threshold
         unused = values < cut
         if not unused.any():

@@ -11,6 +11,7 @@ import resource
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from errata.core.cost import Cost, least_seconds, spread
@@ -22,11 +23,10 @@ from errata.experiments.eval_run import Evaluation, evaluate_model
 from errata.experiments.scoring import CASES_AT_ONCE
 from errata.methods import Method
 from errata.methods.moments import moments_wanted
-from errata.methods.presets import resolve_settings
+from errata.methods.presets import settings_for
 from errata.metrics.base import EvalSettings
 from errata.metrics.prompts import prompts_of
 from errata.metrics.registry import prepared_metrics
-from errata.models.families import family_of
 from errata.models.precision import solving_device
 from errata.models.shape import ModelShape
 from errata.models.tokens import TOKENS_AT_ONCE, batches_by_length, encode
@@ -66,6 +66,7 @@ def plan_edits(
     cases: Sequence[Case],
     plan: EditPlan,
     *,
+    preset: Path | None = None,
     store: Store,
     corpus: Corpus | str | None = None,
     tokens: int | None = None,
@@ -75,8 +76,7 @@ def plan_edits(
     Nothing is edited, computed in full, or stored. Raises `ErrataError` like
     `methods.edit.prepare`.
     """
-    count = family_of(edited.model).block_count(edited.model)
-    settled, _, warnings = resolve_settings(method, edited.name, count, dict(settings))
+    settled, _, warnings = settings_for(method, edited, settings, preset)
     wanted, moments = moments_wanted(edited, settled, store, corpus, tokens), []
     if wanted.corpus is not None:
         text = read_corpus(wanted.corpus)

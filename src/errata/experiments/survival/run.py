@@ -39,7 +39,7 @@ from errata.experiments.survival.settings import Matrix, Tuning
 from errata.experiments.survival.summary import as_json, read_configurations
 from errata.methods import METHODS, method_named
 from errata.methods.edit import compute_edit, prepare
-from errata.methods.presets import resolve_settings
+from errata.methods.presets import settings_for
 from errata.models.families import family_of
 from errata.patches.base import Edit, load_edit
 from errata.patches.edited_model import EditedModel
@@ -206,9 +206,7 @@ def check_fit(matrix: Matrix, edited: EditedModel) -> None:
     model, family = edited.model, family_of(edited.model)
     count = family.block_count(model)
     for name in matrix.methods:
-        method, *_ = resolve_settings(
-            method_named(name), edited.name, count, dict(matrix.settings.get(name, {}))
-        )
+        method, *_ = settings_for(method_named(name), edited, matrix.settings.get(name, {}))
         written = set(method.weight_names(model))
         for tuning in map(Tuning.parse, matrix.tunings):
             settings = matrix.settings_of(tuning, 0)

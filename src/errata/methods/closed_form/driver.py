@@ -52,6 +52,7 @@ class ClosedForm(Method):
     """Whether the second moment is inverted."""
     depth: ClassVar[tuple[float, float]] = (0.15, 0.3)
     """First and last edited block as a fraction of the depth, for models without a preset."""
+    spans: ClassVar[tuple[int, ...]] = (1, 3, 5)
     restraints: ClassVar[Mapping[str, str]] = {}
     """Settings that keep an edit small, and the direction in which each makes it stronger."""
 
@@ -150,6 +151,11 @@ class ClosedForm(Method):
 
         return ClosedFormJob.begun(self, edited, requests, group_size)
 
+    def shared_settings(self) -> dict[str, Any]:
+        """Return the settings of the target search, and the block where targets are searched."""
+        searched = self.model_dump(mode="json", include={"position", "search", "contexts"})
+        return {"place": self.place, "block": self.edited_blocks[-1], **searched}
+
     def costs(
         self,
         edited: EditedModel,
@@ -214,24 +220,10 @@ class ClosedForm(Method):
         Raises `ErrataError` for a request that is too long, by its number counted from `first`.
         """
         from errata.methods.closed_form.prefixes import prefixes_of
-        from errata.methods.closed_form.rewrite import check_lengths, rewrite_of
-        from errata.models.families import positions_of
+        from errata.methods.closed_form.rewrite import encode_requests
 
         prefixes = prefixes_of(self.contexts, edited.model, edited.tokenizer)
-        rewrites = [
-            rewrite_of(
-                edited.tokenizer,
-                request,
-                prefixes,
-                where=self.position,
-                essence_prompt=self.search.essence_prompt,
-                mean_by_type=self.place == "block",
-                render=lambda text, span: (edited.rendered(text), edited.rendered_span(span)),
-            )
-            for request in requests
-        ]
-        check_lengths(rewrites, positions_of(edited.model), first)
-        return rewrites
+        return encode_requests(self, edited, requests, prefixes, first)
 
     def grouped(self, model: PreTrainedModel, rewrites: Sequence[Rewrite]) -> Self:
         """Return the method with the number of requests per target search settled."""

@@ -6,16 +6,18 @@ whose patches are on disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from errata.data.request import EditRequest
-from errata.methods.base import Job
+from errata.methods.base import Job, Method
+from errata.methods.closed_form.target_search import Targets
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from errata.methods.closed_form.driver import ClosedForm
     from errata.methods.closed_form.rewrite import Rewrite
-    from errata.methods.closed_form.target_search import Targets
     from errata.patches.edited_model import EditedModel
 
 GROUPING_SAMPLE = 64
@@ -93,6 +95,28 @@ class ClosedFormJob(Job):
     def shared(self) -> ClosedFormJob:
         """Return the job with the targets of all its requests searched on the present model."""
         found = self.method.find_targets(self.edited.model, self.rewrites)
+        return ClosedFormJob(
+            self.method, self.edited, self.requests, self._first, self._encoded, found
+        )
+
+    def finished_by(self, method: Method) -> ClosedFormJob:
+        """Return the job with its encodings and targets, to be written with other settings."""
+        settled = method.with_values(
+            requests_at_once=self.method.requests_at_once,
+            contexts=self.method.contexts.model_dump(),
+        )
+        assert isinstance(settled, type(self.method)), settled
+        return ClosedFormJob(
+            settled, self.edited, self.requests, self._first, self._encoded, self.targets
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the targets as tensors; empty before they are searched."""
+        return {} if self.targets is None else self.targets.tensors()
+
+    def with_state(self, state: Mapping[str, Tensor]) -> ClosedFormJob:
+        """Return the job with stored targets."""
+        found = Targets.of(state, self.edited.model.device)
         return ClosedFormJob(
             self.method, self.edited, self.requests, self._first, self._encoded, found
         )

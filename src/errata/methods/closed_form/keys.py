@@ -6,8 +6,9 @@ them in ascending order, each with the blocks below it edited (see `models.layer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,12 @@ from errata.models.families import family_of
 from errata.models.hooks import Site
 from errata.models.layerwise import STATE_BYTES, LayerwiseReader
 from errata.models.tokens import TokenRow
+from errata.patches.base import Edit
+from errata.patches.weight_patch import WeightPatch
+from errata.statistics.second_moment import SecondMoment
+
+if TYPE_CHECKING:
+    from errata.methods.closed_form.driver import ClosedForm
 
 REQUESTS = 256
 """Requests per averaging step, which bounds the memory of their rows."""
@@ -63,6 +70,16 @@ def keys_of(
 ) -> tuple[Tensor, Tensor]:
     """Return each request's key at one block, with and without prefixes (see `Keys.at`)."""
     return Keys(model, rewrites).at(block, last=True)
+
+
+def written_keys(
+    method: ClosedForm, edit: Edit, moments: Mapping[int, SecondMoment]
+) -> list[tuple[SecondMoment, Tensor]]:
+    """Return the second moment and the keys K (d_in, n) of every block of an edit just made."""
+    assert isinstance(edit, WeightPatch), edit
+    keys = [update.K for update in edit.updates.values()]
+    blocks = zip(method.edited_blocks, keys, strict=True)
+    return [(moments[block], K.double()) for block, K in blocks if K is not None]
 
 
 def bare_rows(rewrites: Sequence[Rewrite]) -> list[TokenRow]:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
 from errata.data.request import SLOT, EditRequest
+from errata.models.families import positions_of
 from errata.models.tokens import Position, TokenRow, encode, position_of, split_target
+
+if TYPE_CHECKING:
+    from errata.methods.closed_form.driver import ClosedForm
+    from errata.patches.edited_model import EditedModel
 
 Span = tuple[int, int]
 Render = Callable[[str, Span], tuple[str, Span]]
@@ -68,6 +74,30 @@ def rewrite_of(
     encoded = encode(tokenizer, essence)
     place = position_of(encoded, span, where)
     return Rewrite(tuple(rows), TokenRow(encoded.ids, place).key, groups)
+
+
+def encode_requests(
+    method: ClosedForm,
+    edited: EditedModel,
+    requests: Sequence[EditRequest],
+    prefixes: Sequence[str],
+    first: int = 1,
+) -> list[Rewrite]:
+    """Encode requests behind every prefix, as a method needs them (see `ClosedForm.rewrites`)."""
+    rewrites = [
+        rewrite_of(
+            edited.tokenizer,
+            request,
+            prefixes,
+            where=method.position,
+            essence_prompt=method.search.essence_prompt,
+            mean_by_type=method.place == "block",
+            render=lambda text, span: (edited.rendered(text), edited.rendered_span(span)),
+        )
+        for request in requests
+    ]
+    check_lengths(rewrites, positions_of(edited.model), first)
+    return rewrites
 
 
 def check_lengths(rewrites: Sequence[Rewrite], limit: int, first: int = 1) -> None:

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from errata.core.errors import ErrataError
 from errata.core.settings import LARGEST_SEED, Settings
+from errata.methods.search_space import choice, log
 
 
 def is_none(value: object) -> bool:
@@ -53,6 +54,15 @@ class Search(Settings):
         if prompt.count("{}") != 1:
             raise ValueError("needs exactly one {} for the subject")
         return prompt
+
+
+SEARCH_SPACE = (
+    log("search.clamp", 0.25, 8.0),
+    log("search.learning_rate", 0.05, 1.0),
+    log("search.weight_decay", 1e-3, 2.0),
+    choice("search.steps", 10, 20, 40),
+)
+"""The dials of the target search."""
 
 
 class Contexts(Settings):

@@ -16,7 +16,7 @@ that greedy decoding gives it. With `max_steps` the search of a request goes on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,31 @@ class Targets:
         """The indices of the requests whose target does not hold."""
         least = () if self.least is None else self.least.tolist()
         return tuple(i for i, probability in enumerate(least) if probability < HOLDS)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything as tensors by name, to be stored."""
+        counts = [len(trace) for trace in self.losses]
+        named = {
+            "initial": self.initial,
+            "delta": self.delta,
+            "losses": torch.cat([torch.empty(0, 4, dtype=torch.float64), *self.losses]),
+            "evaluations": torch.tensor(counts),
+        }
+        if self.least is not None:
+            named["least"] = self.least
+        return named if self.at_once is None else {**named, "at_once": torch.tensor(self.at_once)}
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor], device: torch.device) -> Targets:
+        """Return what `tensors` returned, on a device."""
+        at_once = named.get("at_once")
+        return cls(
+            named["initial"].to(device),
+            named["delta"].to(device),
+            tuple(named["losses"].split(named["evaluations"].tolist())),
+            None if at_once is None else int(at_once),
+            named.get("least"),
+        )
 
 
 def search_targets(

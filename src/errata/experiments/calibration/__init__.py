@@ -1,0 +1,1 @@
+"""Calibration: finding the settings of a method for a model (see `run`)."""
