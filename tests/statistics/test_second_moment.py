@@ -198,16 +198,16 @@ def test_a_projector_is_read_back() -> None:
 def test_alphaedit_wants_tokens_enough_to_see_every_direction(count: int, enough: bool) -> None:
     held = moment([0.001, 0.002, 5.0, 9.0], count)
     if enough:
-        (note,) = AlphaEdit().notes(held)
+        (note,) = AlphaEdit().notes(held, torch.ones(4, 1))
         assert note.startswith("null space 2 of 4 directions")
         return
     with pytest.raises(ErrataError, match=f"{count} tokens are too few") as caught:
-        AlphaEdit().notes(held)
+        AlphaEdit().notes(held, torch.ones(4, 1))
     assert "at least 8 tokens" in caught.value.hints[0]
 
 
 def test_a_cut_that_is_not_clear_is_noted() -> None:
-    (clear,) = AlphaEdit().notes(moment([0.001, 5.0]))
-    (close,) = AlphaEdit().notes(moment([0.01999, 0.02001]))
+    (clear,) = AlphaEdit().notes(moment([0.001, 5.0]), torch.ones(2, 1))
+    (close,) = AlphaEdit().notes(moment([0.01999, 0.02001]), torch.ones(2, 1))
     assert "would change it" not in clear
     assert "would change it" in close
