@@ -18,6 +18,11 @@ LARGEST_NUMPY_SEED = 2**32 - 1
 """The largest seed of NumPy's legacy generator, which Transformers seeds as well."""
 
 
+def is_none(value: object) -> bool:
+    """Whether a value is unset, so that it is left out of records as before it existed."""
+    return value is None
+
+
 class Settings(BaseModel):
     """Frozen named values; an unknown name or a wrong type is an error."""
 

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from errata.core.errors import ErrataError
+from errata.core.settings import is_none
 from errata.methods.closed_form.driver import ClosedForm
-from errata.methods.closed_form.settings import SEARCH_SPACE, Search, is_none
+from errata.methods.closed_form.settings import SEARCH_SPACE, Search
 from errata.methods.search_space import Dial, log
 
 if TYPE_CHECKING:

@@ -8,13 +8,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from errata.core.errors import ErrataError
-from errata.core.settings import LARGEST_SEED, Settings
+from errata.core.settings import LARGEST_SEED, Settings, is_none
 from errata.methods.search_space import choice, log
-
-
-def is_none(value: object) -> bool:
-    """Whether a setting is unset, so that it is left out of records as before it existed."""
-    return value is None
 
 
 class Search(Settings):
