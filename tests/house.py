@@ -53,7 +53,10 @@ LIGHT = (
 )
 
 HEAVY = ("torch", "transformers", "accelerate", "safetensors.torch")
-EXTRAS = ("peft", "datasets", "lm_eval", "sklearn", "nltk", "matplotlib", "optuna", "statsmodels")
+EXTRAS = (
+    *("datasets", "gguf", "lm_eval", "matplotlib", "nltk", "optuna", "peft", "sklearn"),
+    "statsmodels",
+)
 
 DRIVER = "ClosedForm"
 

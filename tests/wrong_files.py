@@ -108,9 +108,16 @@ def write_models(folder: Path) -> None:
     lacking.pop("model.layers.2.mlp.down_proj.weight")
     models["pico"].save_pretrained(folder / "lacking", state_dict=lacking)
     tiny_tokenizer().save_pretrained(folder / "lacking")
-    (folder / "no-weights").mkdir()
-    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (folder / "no-weights" / file).write_bytes((folder / "pico" / file).read_bytes())
+    for name, weights in (("no-weights", None), ("onnx", "model.onnx"), ("ggufs", "m.gguf")):
+        (folder / name).mkdir()
+        for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            (folder / name / file).write_bytes((folder / "pico" / file).read_bytes())
+        if weights is not None:
+            (folder / name / weights).write_bytes(b"weights")
+    config = json.loads((folder / "pico" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "gptq").mkdir()
+    (folder / "gptq" / "config.json").write_text(json.dumps(config))
     (folder / "cut-weights").mkdir()
     for path in (folder / "pico").iterdir():
         size = 3000 if path.suffix == ".safetensors" else None

@@ -12,7 +12,7 @@ from errata.core.version import __version__
 
 PACKAGES = (
     *("torch", "transformers", "safetensors", "pydantic"),
-    *("peft", "accelerate", "datasets", "lm_eval", "scikit-learn", "nltk", "matplotlib"),
+    *("peft", "accelerate", "datasets", "lm_eval", "scikit-learn", "nltk", "matplotlib", "gguf"),
 )
 
 

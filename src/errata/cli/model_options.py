@@ -18,12 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from errata.cli import console
 from errata.cli.options import Command, Json, Results, named
 
 if TYPE_CHECKING:
     from errata.patches.edited_model import EditedModel
 
-Model = Annotated[str, typer.Argument(help="A Hub name, a folder, or `demo`.", metavar="MODEL")]
+Model = Annotated[
+    str,
+    typer.Argument(help="A Hub name, a folder, a GGUF file, `smollm2` or `demo`.", metavar="MODEL"),
+]
 Patches = Annotated[
     list[Path] | None,
     typer.Option(
@@ -93,6 +97,7 @@ class OnModel:
             device=device or self.device or first_device(),
             patches=self.patch or (),
             allow_base=self.allow_base,
+            say=console.progress_line,
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -17,10 +18,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from errata import assets
 from errata.core.errors import ErrataError
+from errata.core.progress import Say, say_nothing
 from errata.models.families import check_type
+from errata.models.sources import check_quantisation, foreign_format, source_of
 
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
+    *(SafetensorError, UnpicklingError),
+)
+"""Exceptions that loading a damaged or unsupported checkpoint raises."""
 GATED = "gated repo"
 """Part of the Hub client's error for a model whose licence was not accepted."""
 
@@ -31,21 +38,25 @@ def first_device() -> str:
 
 
 def pretrained(
-    name: str, dtype: torch.dtype | str
+    name: str, dtype: torch.dtype | str, say: Say = say_nothing
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and tokenizer by Hub name, folder or `demo`.
+    """Load a model and tokenizer by Hub name, folder, GGUF file, `demo` or `smollm2`.
 
-    Raises `ErrataError` with the reason when they cannot be loaded.
+    `say` reports the conversion of a GGUF file. Raises `ErrataError` with the reason when they
+    cannot be loaded.
     """
-    source = str(assets.MODEL_DIR) if name == "demo" else name
+    with quiet():
+        source = source_of(name, say)
     try:
         with quiet():
-            check_type(AutoConfig.from_pretrained(source).model_type)  # before gigabytes are read
+            config = AutoConfig.from_pretrained(source)
+            check_type(config.model_type)  # before gigabytes are read
+            check_quantisation(name, config)
             tokenizer = AutoTokenizer.from_pretrained(source)
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True
             )
-    except (OSError, ValueError, TypeError, LookupError, SafetensorError, RecursionError) as error:
+    except UNREADABLE as error:
         raise _not_loaded(name, error) from None
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
@@ -64,6 +75,8 @@ def _not_loaded(name: str, error: Exception) -> ErrataError:
             f"{name} is gated: it can be loaded only after accepting its licence",
             f"accept it on https://huggingface.co/{name}, then log in here: hf auth login",
         )
+    if foreign := foreign_format(name):
+        return foreign
     if Path(name).is_dir():
         missing = [] if (Path(name) / "config.json").is_file() else ["it has no config.json"]
         return ErrataError(
@@ -72,8 +85,8 @@ def _not_loaded(name: str, error: Exception) -> ErrataError:
         )
     return ErrataError(
         f"cannot load {name!r}: {cause}",
-        "give a Hub name, a folder with config.json and weights, or `demo`",
-        "offline, only folders, cached models and `demo` can be loaded",
+        "give a Hub name, a folder with config.json and weights, a GGUF file, `smollm2` or `demo`",
+        "offline, only folders, GGUF files, cached models, `smollm2` and `demo` can be loaded",
     )
 
 

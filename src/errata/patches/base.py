@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from errata.core.errors import ErrataError, Hint
 from errata.core.files import parse_json, reason, write_safetensors
-from errata.core.settings import Settings
+from errata.core.settings import Settings, is_none
 from errata.data.request import EditRequest
 from errata.models.families import weight_of
 from errata.models.identity import tensor_hash
@@ -59,6 +59,8 @@ class Base(Settings):
     """Its `config.model_type`."""
     weights: str
     """Hash of its stored weights (see `models.identity`)."""
+    quantisation: str | None = Field(None, exclude_if=is_none)
+    """Quantisation of the GGUF file from which it was converted, such as Q4_1."""
 
 
 class Provenance(Settings):

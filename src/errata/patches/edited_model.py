@@ -19,8 +19,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError, Hint
+from errata.core.progress import Say, say_nothing
 from errata.models.families import family_of, positions_of, weight_of
 from errata.models.generation import continuations
+from errata.models.gguf import quantisation
 from errata.models.identity import check_finite, model_hash, same_weights
 from errata.models.loading import check_device, pretrained, to_device
 from errata.models.tokens import encode
@@ -69,7 +71,12 @@ class EditedModel:
         """Identity of the unedited model; hashed once, on first use."""
         with self.without_patches():
             weights = model_hash(self.model)
-        return Base(name=self.name, model_type=self.model.config.model_type, weights=weights)
+        return Base(
+            name=self.name,
+            model_type=self.model.config.model_type,
+            weights=weights,
+            quantisation=quantisation(self.model),
+        )
 
     def base_weight(self, name: str) -> Tensor:
         """Return a weight of the unedited model, not copied."""
@@ -198,8 +205,12 @@ def load(
     device: str | torch.device | None = None,
     patches: Sequence[Edit | str | Path] = (),
     allow_base: bool = False,
+    say: Say = say_nothing,
 ) -> EditedModel:
-    """Load a model from the Hub, a folder, or `demo` (the embedded one), with patches applied.
+    """Load a model from the Hub, a folder, a GGUF file, `smollm2` or `demo`; apply patches.
+
+    `demo` is the embedded model, `smollm2` is in a package of its own. A GGUF file is dequantised
+    and kept in the cache, in the dtype that represents its values; `say` reports it.
 
     `path` is a checkpoint to load instead of `name_or_path`, which then only names the model;
     empty or blank means none. `adapter` is a PEFT LoRA or DoRA folder, blank for none;
@@ -215,7 +226,9 @@ def load(
     """
     name = _given(path) or _given(name_or_path)
     if name is None:
-        raise ErrataError("no model is given", "give a Hub name, a folder, or `demo`")
+        raise ErrataError(
+            "no model is given", "give a Hub name, a folder, a GGUF file, `smollm2` or `demo`"
+        )
     if is_adapter(name):
         raise ErrataError(
             f"{name} is an adapter, not a model",
@@ -241,7 +254,7 @@ def load(
     given = [each if isinstance(each, Edit) else load_edit(each) for each in patches]
     if device is not None:
         check_device(device)
-    model, tokenizer = pretrained(whole or name, dtype)
+    model, tokenizer = pretrained(whole or name, dtype, say)
     if device is not None:
         model = to_device(model, device)
     if merged is not None:
