@@ -402,6 +402,35 @@ def test_an_abandoned_checkpoint_of_another_measurement_is_removed(store: Store)
     assert not left.exists()
 
 
+@pytest.mark.usefixtures("small_steps")
+def test_temporary_files_of_a_killed_measurement_are_removed_and_no_others(store: Store) -> None:
+    moment = store.get(edited_model("gpt2"), CORPUS, (1,))[1]
+    with pytest.raises(Killed):
+        store.get(edited_model("gpt2"), CORPUS, (1, 2), progress=killed_at(100))
+    (checkpoint,) = store.folder.glob("*/.*.partial")
+    (stored,) = store.folder.glob("*/*.safetensors")
+    other = moment.identity.with_values(corpus=OTHER.digest, weight="")
+    left = [unfinished(path) for path in (checkpoint, stored)]
+    live = [unfinished(checkpoint.with_name(f".{other.digest}-1.0of1.partial"))]
+    live.append(unfinished(stored.with_name("transformer.h.1.mlp.c_proj-0123.safetensors")))
+    store.get(edited_model("gpt2"), CORPUS, (1,))
+    assert all(path.exists() for path in (*left, *live)), "nothing is measured and no lock is held"
+    store.get(edited_model("gpt2"), CORPUS, (1, 2))
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in live), "their writers may be running"
+    long_ago = live[0].stat().st_mtime - 15 * 86400
+    os.utime(live[0], (long_ago, long_ago))
+    store.get(edited_model("gpt2"), CORPUS, (3,))
+    assert [path.exists() for path in live] == [False, True]
+
+
+def unfinished(path: Path) -> Path:
+    """Leave the temporary file of a process that was killed while it wrote `path`."""
+    temporary = path.with_name(f".{path.name}.a1b2c3d4.part")
+    temporary.write_bytes(b"half of it")
+    return temporary
+
+
 def test_moments_stored_under_the_old_form_of_the_hash_are_found(
     store: Store, measured: list[tuple[int, ...]]
 ) -> None:

@@ -53,13 +53,13 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def remove_parts(folder: Path) -> None:
+def remove_parts(folder: Path, names: tuple[str, ...] = ("",)) -> None:
     """Remove the temporary files that killed processes left in a folder.
 
-    Only for a folder that no other process writes to.
+    Only those of files whose names start with one of `names`, to which no other process writes.
     """
     for path in folder.glob(".*.part"):
-        if PART.fullmatch(path.name):
+        if PART.fullmatch(path.name) and path.name[1:].startswith(names):
             with suppress(OSError):
                 path.unlink()
 

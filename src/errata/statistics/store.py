@@ -7,7 +7,6 @@ two processes from doing the same work; interrupted measurements resume from a c
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -28,12 +27,10 @@ from errata.models.precision import solving_device
 from errata.patches.edited_model import EditedModel
 from errata.statistics.accumulate import Checkpoint
 from errata.statistics.cost import MomentCost, pass_cost_of, seconds_of
+from errata.statistics.leftovers import remove_abandoned, remove_unfinished
 from errata.statistics.measure import measure
 from errata.statistics.second_moment import SecondMoment, SecondMomentIdentity, read_header
 from errata.statistics.text import Text, readable, text_of
-
-STALE_DAYS = 14
-"""Days without a write after which the checkpoint of a measurement counts as abandoned."""
 
 
 class Forecast(NamedTuple):
@@ -93,6 +90,8 @@ class Store:
             with ExitStack() as stack:
                 if ranks.rank == 0:
                     stack.enter_context(locked(lock, lambda: say(wait)))
+                    names = [self._path(identity).name for identity in identities.values()]
+                    remove_unfinished(lock.parent, _pass_name(identities), names)
                 missing = ranks.agree(missing_here())
                 if missing:
                     text = text_of(edited, corpus, tokens, length)
@@ -144,24 +143,7 @@ class Store:
         ranks.wait()
         checkpoint.remove()
         if ranks.rank == 0:
-            self._remove_stale(folder, identities)
-
-    def _remove_stale(self, folder: Path, stored: Mapping[int, SecondMomentIdentity]) -> None:
-        """Remove checkpoints that can no longer be resumed; the caller holds the pass's lock.
-
-        Of this pass: those of blocks that are now stored, which are not measured again in the
-        same combination. Of other passes: those not written for `STALE_DAYS`.
-        """
-        blocks, prefix = {str(block) for block in stored}, f".{_pass_name(stored)}-"
-        for path in folder.glob(".*.partial"):
-            with suppress(OSError):
-                if path.name.startswith(prefix):
-                    listed = path.name.removeprefix(prefix).split(".")[0].split("-")
-                    stale = bool(blocks & set(listed))
-                else:
-                    stale = time.time() - path.stat().st_mtime > STALE_DAYS * 86400
-                if stale:
-                    path.unlink()
+            remove_abandoned(folder, _pass_name(identities), identities)
 
     def forecast(
         self,
