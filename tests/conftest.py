@@ -7,6 +7,7 @@ the tests that ask for `errata_data` are skipped.
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import socket
@@ -55,7 +56,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if config.getoption("--golden") is None and in_parity(collection_path) else None
 
 
+def pytest_collection() -> None:
+    gc.disable()  # imports leave little garbage and many objects
+
+
 def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()  # statsmodels collects garbage at every call: half a second with these imports
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 
