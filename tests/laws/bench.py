@@ -41,19 +41,25 @@ SUITED: dict[str, dict[str, Any]] = {
     "alphaedit": {"ridge": 0.05, "null_space_threshold": 0.2, "relative_threshold": True},
 }
 
-# Each differs from another family in its attention only: laws on weights, files or hooks run over
-# them in the slow tests only.
-ALIKE = (
-    *("gpt_neox", "gpt_neox, sequential", "mistral"),
-    *("qwen2", "qwen3", "phi3", "gemma3_text"),
-)
-SHAPES = tuple(name for name in CONFIGS if name not in ALIKE)
+TYPICAL = ("gpt2", "llama", "gptj", "gemma2")
+"""Families of the default suite: Conv1D and biases; the usual; attention and MLP in parallel; norms
+behind both, soft caps and windows. The slow tests run over all families."""
+SHAPES = (*TYPICAL, "gemma3")
+"""Those of laws on weights, files and hooks: gemma3's text model is part of a larger one."""
 
-over_families = pytest.mark.parametrize("model_type", list(CONFIGS))
-over_shapes = pytest.mark.parametrize(
-    "model_type",
-    [*SHAPES, *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)],
-)
+
+def by_default(names: Sequence[str], cases: Sequence[Any]) -> list[Any]:
+    """Mark the cases of other families slow; a case is a family, or a tuple with one first."""
+    return [
+        case if values[0] in names else pytest.param(*values, marks=pytest.mark.slow)
+        for case in cases
+        for values in [(case,) if isinstance(case, str) else case]
+    ]
+
+
+every_family = pytest.mark.parametrize("model_type", list(CONFIGS))
+over_families = pytest.mark.parametrize("model_type", by_default(TYPICAL, list(CONFIGS)))
+over_shapes = pytest.mark.parametrize("model_type", by_default(SHAPES, list(CONFIGS)))
 over_methods = pytest.mark.parametrize("method_name", list(METHODS))
 
 

@@ -24,7 +24,9 @@ from errata.models.tokens import encode
 from errata.patches.edited_model import EditedModel
 from errata.statistics.measure import measure
 from laws.bench import (
+    TYPICAL,
     apply_edit,
+    by_default,
     closeness,
     edited_model,
     moments_of,
@@ -47,13 +49,16 @@ PAIRS = [
 ]
 over_places = pytest.mark.parametrize(
     ("model_type", "place"),
-    [
-        (name, place)
-        for name in CONFIGS
-        for place in ("block", "mlp")
-        # Behind its norm a post-norm family has no place to search at: the law below.
-        if place == "mlp" or FAMILIES[name.partition(",")[0]].block_post_norm is None
-    ],
+    by_default(
+        TYPICAL,
+        [
+            (name, place)
+            for name in CONFIGS
+            for place in ("block", "mlp")
+            # Behind its norm a post-norm family has no place to search at: the law below.
+            if place == "mlp" or FAMILIES[name.partition(",")[0]].block_post_norm is None
+        ],
+    ),
 )
 over_tokenizers = pytest.mark.parametrize("bos", [True, False], ids=["bos", "no_bos"])
 

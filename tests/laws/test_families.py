@@ -15,7 +15,7 @@ from errata.methods.closed_form.rewrite import Rewrite
 from errata.models.families import FAMILIES, family_of, oriented, weight_of, width_of
 from errata.patches.edited_model import EditedModel
 from errata.patches.weight_patch import add
-from laws.bench import closeness, edited_model, moments_of, over_families, over_methods, quick
+from laws.bench import closeness, edited_model, every_family, moments_of, over_methods, quick
 from plain import put_out, read
 from tiny import BLOCKS, CONFIGS, FACTS, VOCABULARY, WINDOW, tiny_model, width
 
@@ -29,7 +29,7 @@ def test_every_family_has_a_pico_model_of_its_own_type() -> None:
     assert set(types.values()) == set(FAMILIES)
 
 
-@over_families
+@every_family
 def test_a_row_names_what_is_there(model_type: str) -> None:
     model = tiny_model(model_type)
     family, config = family_of(model), model.config.get_text_config()
@@ -64,7 +64,7 @@ def test_the_pico_models_have_what_makes_families_differ() -> None:
         assert 4 < capped(input_ids=ids).logits.abs().max() < 5
 
 
-@over_families
+@every_family
 @pytest.mark.parametrize("index", [0, 2])
 def test_a_rank_one_change_arrives_at_the_output_of_its_block(model_type: str, index: int) -> None:
     """W + r kᵀ / (k · k) says r more where k is read; behind a norm, what the norm makes of it."""
@@ -128,14 +128,14 @@ def missed(model_type: str, method_name: str, count: int, blocks: tuple[int, ...
     return float((wanted - after).norm() / (wanted - before).norm())
 
 
-@over_families
+@every_family
 @over_methods
 def test_an_edit_of_one_block_arrives_at_its_output(model_type: str, method_name: str) -> None:
     count = 1 if method_name == "rome" else 3
     assert missed(model_type, method_name, count, (2,)) < 1e-3
 
 
-@over_families
+@every_family
 @pytest.mark.parametrize("method_name", [n for n, m in METHODS.items() if m.place == "block"])
 def test_an_edit_spread_over_blocks_arrives_at_the_last(model_type: str, method_name: str) -> None:
     # Behind a norm the last block cannot make up for all that those below have missed.
