@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from errata.metrics.scores import mean, share
+from errata.metrics.scores import intervals, mean, share
 from errata.reports.tables import markdown_table
 
 PUBLISHED = {
@@ -37,6 +38,15 @@ def test_a_mean_has_the_same_interval_every_time() -> None:
     assert score == mean(values)
     assert score.low < score.value < score.high
     assert score.value == pytest.approx(0.38)
+
+
+@pytest.mark.parametrize("shape", [(2,), (9,), (300,), (20_000,), (40, 3, 5), (7, 4000)])
+def test_resamples_drawn_together_are_those_drawn_one_by_one(shape: tuple[int, ...]) -> None:
+    data, resamples = np.random.default_rng(3).lognormal(size=shape), 31
+    random, count = np.random.default_rng(0), len(data)
+    means = [data[random.integers(0, count, count)].mean(0) for _ in range(resamples)]
+    expected = np.percentile(means, [2.5, 97.5], axis=0)
+    assert np.array_equal(intervals(data, resamples), expected)
 
 
 def test_a_cell_cannot_break_its_table() -> None:

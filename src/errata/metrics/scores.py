@@ -109,8 +109,10 @@ def intervals(data: NDArray[Any], resamples: int = 2000) -> tuple[Array, Array]:
     if count == 1:
         return data[0], data[0]
     random = np.random.default_rng(0)
-    means = [data[random.integers(0, count, count)].mean(0) for _ in range(resamples)]
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    at_once = max(1, 2**14 // (data.size or 1))  # the same resamples, whatever their number at once
+    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    means = [data[random.integers(0, count, (size, count))].mean(1) for size in sizes]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
     return low, high
 
 
