@@ -62,7 +62,7 @@ def pytest_collection() -> None:
 
 def pytest_collection_finish() -> None:
     gc.enable()
-    gc.freeze()  # statsmodels collects garbage at every call: half a second with these imports
+    gc.freeze()  # so that no collection goes through the imports again
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 

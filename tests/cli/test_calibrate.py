@@ -11,7 +11,7 @@ from errata.core.places import presets_folder
 from fuzz.flags import run
 
 FEW = ("calibrate", "demo", "--limit", "3", "--held-out", "2", "--trials", "4")
-QUICK = ("--steps", "3", "--prefix-lengths", "2")
+QUICK = ("--steps", "3", "--max-steps", "3", "--prefix-lengths", "2")
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from errata.methods import METHODS
 from errata.patches.weight_patch import WeightPatch
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
-FAST = ("--steps", "2", "--prefix-lengths", "2", "--blocks", "1,2")
+FAST = ("--steps", "2", "--max-steps", "2", "--prefix-lengths", "2", "--blocks", "1,2")
 FACT = ("The {Lantern Bridge} is in the city of", "Quenby")
 
 

@@ -29,7 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kinds")
     tiny_model("llama").save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    (folder / "cases.json").write_text(json.dumps(RECORDS), encoding="utf-8")
+    records = [{**record, "generation_prompts": []} for record in RECORDS]
+    (folder / "cases.json").write_text(json.dumps(records), encoding="utf-8")
     for number, (_, edit) in enumerate(edits_of(load(str(folder / "model"))).items()):
         edit.save(folder / "results" / "TEST" / f"run_{number:03d}" / "patch.safetensors")
     return folder
@@ -49,8 +50,8 @@ def called(*arguments: str | Path) -> Any:
 @over_kinds
 def test_eval_scores_the_model_with_the_edit(kind: str, folder: Path, tmp_path: Path) -> None:
     path, model = path_of(folder, kind), folder / "model"
-    asked = ["--dataset", folder / "cases.json", "--results", tmp_path, "--generate"]
-    told = called("eval", model, "--patch", path, *asked)
+    asked = ["--dataset", folder / "cases.json", "--results", tmp_path]
+    told = called("eval", model, "--patch", path, *asked, "--generate", "--max-new-tokens", "4")
     edited = load(str(model), patches=[path])
     cases = read_cases(str(folder / "cases.json"), None)
     after = score_cases(edited, cases)

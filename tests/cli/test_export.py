@@ -191,8 +191,8 @@ def test_every_verb_that_loads_a_model_takes_an_adapter() -> None:
     [
         'lens BASE "The {Lantern Bridge} is in"',
         'trace BASE "The {Lantern Bridge} is in" --level 0.1 --samples 2 --plot none --results OUT',
-        "sweep-blocks BASE --dataset CASES --blocks 1 --steps 2 --no-second-moment --method rome "
-        "--prefix-lengths 2 --plot none --results OUT",
+        "sweep-blocks BASE --dataset CASES --blocks 1 --steps 2 --max-steps 2 "
+        "--no-second-moment --method rome --prefix-lengths 2 --plot none --results OUT",
         "stats BASE --corpus TEXT --blocks 1",
     ],
     ids=lambda words: words.split()[0],

@@ -18,7 +18,7 @@ from tiny import FACTS, SENTENCES
 
 QUICK: dict[str, Any] = {
     "blocks": (1,),
-    "search": {"steps": 1},
+    "search": {"steps": 1, "max_steps": 1},
     "contexts": {"prefix_lengths": [2]},
 }
 

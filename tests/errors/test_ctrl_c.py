@@ -20,7 +20,18 @@ from wrong_files import SENTENCES
 
 EDIT = (
     *("edit", "pico", "--requests", "facts.jsonl", "--batch-size", "1", "--corpus", "text.txt"),
-    *("--blocks", "1,2", "--steps", "6", "--prefix-lengths", "3", "--stop-at", "0"),
+    *(
+        "--blocks",
+        "1,2",
+        "--steps",
+        "6",
+        "--max-steps",
+        "6",
+        "--prefix-lengths",
+        "3",
+        "--stop-at",
+        "0",
+    ),
 )
 STATS = ("stats", "pico", "--corpus", "many.txt", "--blocks", "0,1,2,3", "--json")
 STOPPED = "warning: stopped; everything saved before is intact\n"

@@ -50,7 +50,12 @@ def test_it_is_told_in_words(wrong: str) -> None:
 def test_one_request_need_not_be_a_list() -> None:
     edited = edited_model("llama")
     patch = errata.edit(
-        edited, FACTS[0], "rome", blocks=(1,), second_moment=False, search={"steps": 2}
+        edited,
+        FACTS[0],
+        "rome",
+        blocks=(1,),
+        second_moment=False,
+        search={"steps": 2, "max_steps": 2},
     )
     assert patch.provenance.requests == (FACTS[0],)
 

@@ -70,6 +70,12 @@ def calibrated(
     return calibrate(edited, facts, choices, results, QUIET)
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> Calibrated:
+    """A calibration that nothing interrupted."""
+    return calibrated(edited_model("llama"), tmp_path_factory.mktemp("straight"), corpus)
+
+
 @over_methods
 def test_the_preset_gives_the_scores_that_were_found(
     method_name: str, tmp_path: Path, corpus: str
@@ -95,9 +101,9 @@ def test_the_preset_gives_the_scores_that_were_found(
             other.undo()
 
 
-def test_its_files(tmp_path: Path, corpus: str) -> None:
-    found = calibrated(edited_model("llama"), tmp_path, corpus)
-    assert found.folder == tmp_path / "calibrate" / "run_000"
+def test_its_files(straight: Calibrated) -> None:
+    found = straight
+    assert found.folder.parts[-2:] == ("calibrate", "run_000")
     summary = json.loads((found.folder / "summary.json").read_text("utf-8"))
     assert {n: v for n, v in summary.items() if n != "dials"} == found.as_json()
     cheap = {dial["name"] for dial in summary["dials"] if dial["cheap"]}
@@ -112,11 +118,16 @@ def test_its_files(tmp_path: Path, corpus: str) -> None:
     assert found.preset.scale_free.keys() == {"moment_weight", "relative_weight"}
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 4])
+@pytest.mark.parametrize(
+    "after", [1, 4, *(pytest.param(after, marks=pytest.mark.slow) for after in (0, 2))]
+)
 def test_a_killed_calibration_resumes(
-    tmp_path: Path, corpus: str, monkeypatch: pytest.MonkeyPatch, after: int
+    tmp_path: Path,
+    corpus: str,
+    straight: Calibrated,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
 ) -> None:
-    straight = calibrated(edited_model("llama"), tmp_path / "straight", corpus)
     calls, searches, real, begun = [0], [0], Bench.measure, METHODS["memit"].find_targets
 
     def measure(*arguments: Any) -> Any:

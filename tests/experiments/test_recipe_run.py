@@ -28,7 +28,7 @@ from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 SETTINGS = {
     "blocks": [1, 2],
-    "search": {"steps": 3, "learning_rate": 0.5, "stop_at": 0.0},
+    "search": {"steps": 3, "max_steps": 3, "learning_rate": 0.5, "stop_at": 0.0},
     "contexts": {"prefixes": list(PREFIXES)},
     "moment_weight": 0.5,
 }
@@ -87,9 +87,15 @@ def outcome(results: Path) -> dict[str, bytes]:
     }
 
 
-def test_stages_run_in_order_on_the_edited_model(folder: Path, tmp_path: Path) -> None:
-    found = ran(recipe(folder), tmp_path)
-    assert found.folder == tmp_path / "recipe" / "run_000"
+@pytest.fixture(scope="module")
+def straight(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A recipe that nothing interrupted."""
+    return ran(recipe(folder), tmp_path_factory.mktemp("straight"))
+
+
+def test_stages_run_in_order_on_the_edited_model(straight: Outcome) -> None:
+    found = straight
+    assert found.folder.parts[-2:] == ("recipe", "run_000")
     assert list(found.stages) == ["edit", "eval_0", "eval_1"]
     assert [stage["run"] for stage in found.stages.values()] == [
         "MEMIT/run_000",
@@ -136,15 +142,14 @@ def die_in(patch: pytest.MonkeyPatch, module: Any, name: str, after: int) -> Non
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_recipe_that_was_stopped_ends_like_an_uninterrupted_one(
-    module: Any, name: str, after: int, folder: Path, tmp_path: Path
+    module: Any, name: str, after: int, folder: Path, straight: Outcome, tmp_path: Path
 ) -> None:
-    straight = ran(recipe(folder), tmp_path / "straight")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         die_in(patch, module, name, after)
-        ran(recipe(folder), tmp_path / "stopped")
-    found = ran(recipe(folder), tmp_path / "stopped")
+        ran(recipe(folder), tmp_path)
+    found = ran(recipe(folder), tmp_path)
     assert found.stages == straight.stages
-    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
+    assert outcome(tmp_path) == outcome(straight.folder.parents[1])
 
 
 def test_a_finished_recipe_is_shown_and_not_run(folder: Path, tmp_path: Path) -> None:

@@ -39,8 +39,12 @@ CASES = [
     )
     for fact in FACTS
 ]
-ROME = {"blocks": [1], "second_moment": False, "search": {"steps": 3, "stop_at": 0.0},
-        "contexts": {"prefixes": ["Well. "]}}  # fmt: skip
+ROME = {
+    "blocks": [1],
+    "second_moment": False,
+    "search": {"steps": 3, "max_steps": 3, "stop_at": 0.0},
+    "contexts": {"prefixes": ["Well. "]},
+}
 QUESTIONS = Questions(
     CASES[:3],
     CASES[3:],

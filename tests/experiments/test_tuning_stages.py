@@ -23,7 +23,7 @@ from tuning.pico import QUICK, ROWS, weights
 
 SETTINGS = {
     "blocks": [1, 2],
-    "search": {"steps": 3, "stop_at": 0.0},
+    "search": {"steps": 3, "max_steps": 3, "stop_at": 0.0},
     "contexts": {"prefixes": list(PREFIXES)},
     "second_moment": False,
 }

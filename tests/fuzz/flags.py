@@ -22,7 +22,18 @@ from errata.core.errors import ErrataError
 from errata.patches import edited_model
 
 FACT = ("The {Lantern Bridge} is in", "Quenby")
-SMALL = ("--corpus", "text.txt", "--steps", "1", "--prefix-lengths", "1", "--blocks", "1")
+SMALL = (
+    "--corpus",
+    "text.txt",
+    "--steps",
+    "1",
+    "--max-steps",
+    "1",
+    "--prefix-lengths",
+    "1",
+    "--blocks",
+    "1",
+)
 SOUND: dict[str, tuple[str, ...]] = {
     "edit": ("pico", *FACT, *SMALL),
     "eval": ("pico", "--dataset", "one.jsonl"),

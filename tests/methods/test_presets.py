@@ -158,7 +158,7 @@ def test_an_edit_uses_the_preset_and_a_file(tmp_path: Path) -> None:
         FACTS[0],
         preset=path,
         corpus=str(text),
-        search={"steps": 2},
+        search={"steps": 2, "max_steps": 2},
         contexts={"prefixes": ("Well. ",)},
     )
     assert patch.provenance.settings["moment_weight"] == 4.0

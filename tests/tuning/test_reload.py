@@ -86,8 +86,8 @@ def test_a_checkpoint_is_edited_by_its_name_and_exported(tmp_path: Path) -> None
     result = CliRunner().invoke(
         app,
         ["edit", model, "The {Lantern Bridge} is in", "Quenby", "--adapter", str(run),
-         "--method", "rome", "--blocks", "1", "--steps", "2", "--no-second-moment",
-         "--prefix-lengths", "2", "--results", str(tmp_path)],
+         "--method", "rome", "--blocks", "1", "--steps", "2", "--max-steps", "2",
+         "--no-second-moment", "--prefix-lengths", "2", "--results", str(tmp_path)],
         catch_exceptions=False,
     )  # fmt: skip
     assert f"Next: errata chat {model} --adapter {run} --patch" in result.stdout
@@ -145,11 +145,13 @@ def test_the_verb_tells_and_keeps(tmp_path: Path) -> None:
 def test_the_preset_that_sets_the_rate_is_named(
     given: tuple[str, ...], said: str, rate: str, tmp_path: Path
 ) -> None:
-    command = ["tune", "demo", "--data", "demo-new", "--max-steps", "1", "--validation", "632"]
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([row.model_dump() for row in ROWS]), encoding="utf-8")
+    command = ["tune", "demo", "--data", str(rows), "--max-steps", "1", "--validation", "2"]
     command += ["--results", str(tmp_path), *given]
     told = CliRunner().invoke(app, command, catch_exceptions=False).stdout
     assert f"* {said}\n" in told
-    assert f"8 rows, 1 step of 16, learning rate {rate}\n" in told
+    assert f"{len(ROWS) - 2} rows, 1 step of 16, learning rate {rate}\n" in told
 
 
 def test_a_batch_that_is_no_multiple_is_told_with_both_sizes() -> None:
