@@ -9,8 +9,13 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from huggingface_hub import close_session
+
+if TYPE_CHECKING:
+    from conftest import Shell
 
 
 class Gate(BaseHTTPRequestHandler):
@@ -49,12 +54,27 @@ def ask(endpoint: str, cache: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_gated_model_is_told_with_what_to_do(hub: str, tmp_path: Path) -> None:
-    said = ask(hub, tmp_path)
-    assert (said.returncode, said.stdout) == (1, "")
-    assert said.stderr == (
+def test_a_gated_model_is_told_with_what_to_do(
+    hub: str, tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_constants = {
+        "ENDPOINT": hub,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(tmp_path),
+    }
+    for name, value in hub_constants.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    for name in list(os.environ):
+        if "proxy" in name.lower():
+            monkeypatch.delenv(name)
+    close_session()  # one that another test opened has the settings of then
+    said = shell("chat", "owners/model", "-p", "x")
+    assert said == (
+        1,
+        "",
         "error: owners/model is gated: it can be loaded only after accepting its licence\n"
-        "hint: accept it on https://huggingface.co/owners/model, then log in here: hf auth login\n"
+        "hint: accept it on https://huggingface.co/owners/model, then log in here: hf auth login\n",
     )
 
 
