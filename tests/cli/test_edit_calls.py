@@ -12,16 +12,8 @@ from cli.calls import calls
 from tiny import FACTS
 
 FAST = (
-    "--steps",
-    "2",
-    "--max-steps",
-    "2",
-    "--prefix-lengths",
-    "2",
-    "--blocks",
-    "1,2",
-    "--corpus",
-    "text.txt",
+    *("--steps", "2", "--max-steps", "2", "--prefix-lengths", "2"),
+    *("--blocks", "1,2", "--corpus", "text.txt"),
 )
 FACT = ("The {Lantern Bridge} is in the city of", "Quenby")
 

@@ -16,16 +16,8 @@ from errata.core import files
 from errata.core.errors import ErrataError
 
 QUICK = (
-    "--corpus",
-    "text.txt",
-    "--blocks",
-    "1",
-    "--steps",
-    "2",
-    "--max-steps",
-    "2",
-    "--prefix-lengths",
-    "2",
+    *("--corpus", "text.txt", "--blocks", "1"),
+    *("--steps", "2", "--max-steps", "2", "--prefix-lengths", "2"),
 )
 MANY = ("edit", "pico", "--requests", "facts.jsonl", "--batch-size", "1", *QUICK)
 

@@ -155,17 +155,8 @@ def test_a_new_metric_shows_up_in_edits(
     name, title, results = target_rank.name, target_rank.title, tmp_path / "results"
     (folder / "corpus.txt").write_text("\n".join(SENTENCES * 8), encoding="utf-8")
     asked = ("edit", folder / "model", "--dataset", folder / "cases.jsonl", "--method", "memit")
-    asked = (
-        *asked,
-        "--blocks",
-        "1,2",
-        "--corpus",
-        folder / "corpus.txt",
-        "--steps",
-        "2",
-        "--max-steps",
-        "2",
-    )
+    asked = (*asked, "--blocks", "1,2", "--corpus", folder / "corpus.txt")
+    asked = (*asked, "--steps", "2", "--max-steps", "2")
     found = json.loads(called(*asked, "--results", results, "--json"))
     check_edited(Path(found["run"]), name, title, found["summary"])
     assert f" {name} " in called(*asked, "--results", results)

@@ -23,16 +23,8 @@ from errata.patches import edited_model
 
 FACT = ("The {Lantern Bridge} is in", "Quenby")
 SMALL = (
-    "--corpus",
-    "text.txt",
-    "--steps",
-    "1",
-    "--max-steps",
-    "1",
-    "--prefix-lengths",
-    "1",
-    "--blocks",
-    "1",
+    *("--corpus", "text.txt", "--steps", "1", "--max-steps", "1"),
+    *("--prefix-lengths", "1", "--blocks", "1"),
 )
 SOUND: dict[str, tuple[str, ...]] = {
     "edit": ("pico", *FACT, *SMALL),
