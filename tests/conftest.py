@@ -13,8 +13,9 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -107,6 +108,44 @@ def close_network(patch: pytest.MonkeyPatch) -> None:
         return look_up(host, *args, **kwargs)
 
     patch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+class Said(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Shell = Callable[..., Said]
+
+
+@pytest.fixture
+def shell(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Shell:
+    """Run `errata` in `folder`, a fixture of the test; cache and home are a folder of their own."""
+    from errata.cli.main import main
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: str) -> Said:
+        monkeypatch.setattr("sys.argv", ["errata", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+            raise SystemExit(0)
+        out, err = capsys.readouterr()
+        return Said(int(end.value.code or 0), out, err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

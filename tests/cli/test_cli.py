@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from errata.cli import console
-from errata.cli.main import main
 from errata.cli.options import named
 from errata.methods import METHODS
 from errata.patches.weight_patch import WeightPatch
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
+if TYPE_CHECKING:
+    from conftest import Said, Shell
+
 FAST = ("--steps", "2", "--max-steps", "2", "--prefix-lengths", "2", "--blocks", "1,2")
 FACT = ("The {Lantern Bridge} is in the city of", "Quenby")
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Shell = Callable[..., Said]
 
 
 @pytest.fixture(scope="module")
@@ -39,31 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps(fact.model_dump(exclude_none=True)) for fact in FACTS]
     (folder / "facts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder
-
-
-@pytest.fixture
-def shell(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Shell:
-    """Run `errata` in the user's folder; cache and results lie in a folder of their own."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> Said:
-        monkeypatch.setattr("sys.argv", ["errata", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-            raise SystemExit(0)
-        out, err = capsys.readouterr()
-        return Said(end.value.code or 0, out, err)
-
-    return run
 
 
 def one_object(said: Said) -> Any:
