@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "data": ("core", "assets"),
     "models": ("core", "assets"),
     "patches": ("core", "data", "models"),
-    "statistics": ("core", "data", "models", "patches"),
+    "statistics": ("core", "assets", "data", "models", "patches"),
     "metrics": ("core", "data", "models", "patches"),
     "tuning": ("core", "data", "models", "patches"),
     "methods": ("core", "assets", "data", "models", "patches", "statistics"),

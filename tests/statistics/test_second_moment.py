@@ -15,8 +15,9 @@ from errata.core.errors import ErrataError
 from errata.methods.alphaedit import AlphaEdit
 from errata.models.tokens import encode
 from errata.statistics.measure import measure, token_rows
+from errata.statistics.moment_file import SecondMomentIdentity
 from errata.statistics.null_space import NullSpace
-from errata.statistics.second_moment import SecondMoment, SecondMomentIdentity
+from errata.statistics.second_moment import SecondMoment
 from laws.bench import closeness
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 

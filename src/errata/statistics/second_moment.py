@@ -13,61 +13,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from errata.core.errors import ErrataError
-from errata.core.files import parse_json, reason, write_safetensors
-from errata.core.settings import Settings
-from errata.models.identity import old_form, same_record
+from errata.core.files import write_safetensors
 from errata.statistics.convergence import Convergence
+from errata.statistics.moment_file import (
+    MATRIX,
+    UNREADABLE,
+    SecondMomentIdentity,
+    differences,
+    header_of,
+    matrix_of,
+    no_moment,
+)
 from errata.statistics.null_space import NullSpace
+from errata.statistics.packed import pack
 
 T = TypeVar("T")
 
 TOKENS_PER_DIMENSION = 2
 """With fewer tokens per dimension, directions look unused only because none of them was sampled."""
-UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, OverflowError)
-"""Exceptions that reading a damaged file raises."""
 ROUNDING = 8
 """Eigenvalues below this multiple of float32 rounding count as zero."""
-
-
-class SecondMomentIdentity(Settings):
-    """How a second moment was measured; moments that differ in any field are different."""
-
-    weights: str
-    """Hash of the base model's stored weights."""
-    tokenizer: str
-    """Hash of the tokenizer."""
-    corpus: str
-    """Hash of the text."""
-    tokens: int | None
-    """Requested number of tokens; None for the whole corpus."""
-    length: int
-    """Texts are truncated to this many tokens."""
-    weight: str
-    """Full name of the weight whose inputs were measured."""
-    dtype: str
-    """The dtype the model ran in."""
-
-    def matches(self, other: SecondMomentIdentity | None) -> bool:
-        """Return whether both are the same; an old-form model hash matches the new one."""
-        return other is not None and same_record(self.model_dump(), other.model_dump())
-
-    @property
-    def old(self) -> SecondMomentIdentity:
-        """This identity with the model's hash in the old form (see `models.identity`)."""
-        return self.with_values(weights=old_form(self.weights))
-
-    @property
-    def digest(self) -> str:
-        """A short name for file names."""
-        text = json.dumps(self.model_dump(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -219,82 +191,39 @@ class SecondMoment:
         data = self.matrix.detach().cpu().contiguous().numpy().data
         return hashlib.sha256(data).hexdigest()[:16]
 
-    def save(self, path: Path) -> None:
-        """Write as safetensors, whole or not at all."""
+    def save(self, path: Path, *, packed: bool = False) -> None:
+        """Write as safetensors, whole or not at all; `packed` takes a quarter of the space.
+
+        A packed file holds C rounded (see `statistics.packed`), with the same identity. Raises
+        `ErrataError` when C is not positive definite and `packed` is asked for.
+        """
         identity = None if self.identity is None else self.identity.model_dump()
         convergence = None if self.convergence is None else self.convergence.model_dump()
         fields = {"count": self.count, "distinct": self.distinct}
         header = json.dumps(
             {**fields, "identity": identity, "convergence": convergence}, sort_keys=True
         )
-        write_safetensors(path, {"second_moment": self.matrix}, {"errata": header})
+        if packed and self.factor is None:
+            raise self.singular()
+        factor = self.factor if packed else None
+        tensors = {MATRIX: self.matrix} if factor is None else pack(factor)
+        write_safetensors(path, tensors, {"errata": header})
 
     @classmethod
     def load(cls, path: Path, expected: SecondMomentIdentity | None = None) -> SecondMoment:
         """Load a moment; `ErrataError` if it is damaged or its identity differs from `expected`."""
         try:
             with safe_open(path, framework="pt") as file:
-                header, matrix = _header_of(file), file.get_tensor("second_moment")
+                header, matrix = header_of(file), matrix_of(file)
             square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
             if not square or matrix.dtype != torch.float32 or not matrix.isfinite().all():
                 raise ValueError("its matrix is not square, float32 and finite")
         except UNREADABLE as error:
-            raise _no_moment(path, error) from None
+            raise no_moment(path, error) from None
         if expected is not None and not expected.matches(header.identity):
             raise ErrataError(
                 f"the second moment in {path} was measured on something else: "
-                f"{_differences(header.identity, expected)}",
+                f"{differences(header.identity, expected)}",
                 "measure it again with `errata stats`",
             )
         return cls(matrix, *header)
-
-
-class Header(NamedTuple):
-    """The header of a moment's file."""
-
-    tokens: int
-    """Number of tokens in the mean."""
-    identity: SecondMomentIdentity | None
-    convergence: Convergence | None
-    distinct: int | None
-    """The same if texts that repeat count once; None if unknown."""
-
-
-def read_header(path: Path) -> Header:
-    """Read only the header of a moment's file; raises `ErrataError` when it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _header_of(file)
-    except UNREADABLE as error:
-        raise _no_moment(path, error) from None
-
-
-def _header_of(file: Any) -> Header:
-    found = parse_json((file.metadata() or {}).get("errata", ""))
-    identity, convergence = found["identity"], found.get("convergence")
-    count, distinct = int(found["count"]), found.get("distinct")
-    if count < 1:
-        raise ValueError(f"it was measured on {count} tokens")
-    return Header(
-        count,
-        identity and SecondMomentIdentity.model_validate(identity),
-        convergence and Convergence.model_validate(convergence),
-        None if distinct is None else int(distinct),
-    )
-
-
-def _no_moment(path: Path, error: Exception) -> ErrataError:
-    return ErrataError(
-        f"{path} is not a second moment: {reason(error)}", "delete it and run `errata stats`"
-    )
-
-
-def _differences(found: SecondMomentIdentity | None, expected: SecondMomentIdentity) -> str:
-    if found is None:
-        return "its identity is not recorded"
-    actual, wanted = found.model_dump(), expected.model_dump()
-    return ", ".join(
-        f"{key} {actual[key]} instead of {wanted[key]}"
-        for key in actual
-        if actual[key] != wanted[key]
-    )

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from errata.assets import MOMENTS_DIR
 from errata.core.distributed import ALONE, Ranks
 from errata.core.errors import ErrataError
 from errata.core.files import require_space
@@ -29,7 +30,8 @@ from errata.statistics.accumulate import Checkpoint
 from errata.statistics.cost import MomentCost, pass_cost_of, seconds_of
 from errata.statistics.leftovers import remove_abandoned, remove_unfinished
 from errata.statistics.measure import measure
-from errata.statistics.second_moment import SecondMoment, SecondMomentIdentity, read_header
+from errata.statistics.moment_file import SecondMomentIdentity, read_header
+from errata.statistics.second_moment import SecondMoment
 from errata.statistics.text import Text, readable, text_of
 
 
@@ -58,9 +60,10 @@ class StoredMoment(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of second moments."""
+    """A folder of second moments, and those that ship with errata, which are only read."""
 
     folder: Path
+    shipped: Path = MOMENTS_DIR
 
     def get(
         self,
@@ -177,9 +180,12 @@ class Store:
         return self._missing(_identities(edited, corpus, blocks, tokens, readable(edited, length)))
 
     def headers(self) -> list[StoredMoment]:
-        """Return all stored moments; only the files' headers are read."""
+        """Return all moments in the folder; only the files' headers are read."""
+        return self._headers(self.folder)
+
+    def _headers(self, folder: Path) -> list[StoredMoment]:
         found = []
-        for path in sorted(self.folder.glob("*/*.safetensors")):
+        for path in sorted(folder.glob("*/*.safetensors")):
             try:
                 header = read_header(path)
                 found.append(
@@ -204,12 +210,12 @@ class Store:
     ) -> dict[int, list[StoredMoment]] | None:
         """Return, per block, this model's stored moments, most tokens first; only headers are read.
 
-        None when a block has none.
+        None when a block has none. Of moments on as many tokens, the folder's come first.
         """
         weights, tokenizer = edited.base.weights, tokenizer_hash(edited.tokenizer)
         of_model = [
             header
-            for header in self.headers()
+            for header in (*self.headers(), *self._headers(self.shipped))
             if header.identity is not None
             and header.identity.tokenizer == tokenizer
             and same_weights(header.identity.weights, weights)
@@ -239,14 +245,18 @@ class Store:
         return [block for block, each in identities.items() if not self._found(each).exists()]
 
     def _found(self, identity: SecondMomentIdentity) -> Path:
-        """Return the file of a moment, which may be named by the old form of the model's hash."""
-        path, old = self._path(identity), self._path(identity.old)
-        return old if old.exists() and not path.exists() else path
+        """Return the file of a moment: its own, one named by the old form of the model's hash, or
+        one that ships."""
+        path = self._path(identity)
+        others = self._path(identity.old), _path(self.shipped, identity)
+        return next((each for each in (path, *others) if each.exists()), path)
 
     def _path(self, identity: SecondMomentIdentity) -> Path:
-        return (
-            self.folder / identity.weights[:16] / f"{identity.weight}-{identity.digest}.safetensors"
-        )
+        return _path(self.folder, identity)
+
+
+def _path(folder: Path, identity: SecondMomentIdentity) -> Path:
+    return folder / identity.weights[:16] / f"{identity.weight}-{identity.digest}.safetensors"
 
 
 def _identities(
