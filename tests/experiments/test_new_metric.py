@@ -100,7 +100,8 @@ def test_a_new_metric_shows_up_everywhere(
     row = next(line for line in shown.splitlines() if line.split()[:1] == [name])
     assert f"{found[name]['value']:.3g} [" in row and "%" not in row  # an amount, not a share
     run = results / "eval" / "run_000"
-    assert json.loads((run / "summary.json").read_text("utf-8")) == found
+    stored = json.loads((run / "summary.json").read_text("utf-8"))
+    assert stored == {**found, "plan": "2 facts in one batch"}
     report = (run / "report.md").read_text("utf-8")
     assert f"## {target_rank.title}" in report and f"| {name} | " in report
     first = json.loads((run / "cases.jsonl").read_text("utf-8").splitlines()[0])
@@ -134,7 +135,10 @@ EDITING = {
 
 def check_edited(run: Path, name: str, title: str, summary: dict[str, Any]) -> None:
     """See a metric in every file of a finished run of edits."""
-    assert json.loads((run / "summary.json").read_text("utf-8")) == summary
+    stored = json.loads((run / "summary.json").read_text("utf-8"))
+    assert stored.pop("plan").startswith(f"{len(CASES)} facts")
+    assert "edits failed" in stored.pop("advice")
+    assert stored == summary
     assert set(summary[name]) == set(summary["before"][name]) == {"value", "low", "high", "n"}
     assert summary[name]["n"] == len(CASES)
     report = (run / "report.md").read_text("utf-8")

@@ -21,9 +21,8 @@ from errata.cli.options import (
 from errata.cli.show_edit import show_edit, show_plan
 from errata.core.files import check_results
 from errata.core.places import moments_folder
-from errata.core.text import counted
 from errata.data.case import Case
-from errata.experiments.edit_plan import EditPlan, check_batches
+from errata.experiments.edit_plan import EditPlan, check_batches, plan_for
 from errata.methods import METHODS, Method, method_named
 from errata.methods.preset_files import read_preset
 from errata.methods.presets import check_settings
@@ -64,7 +63,12 @@ def edit(
     ] = False,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "memit",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Requests per batch (default: all in one batch).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Requests per batch (default: all in one batch; ROME edits each case of a "
+            "dataset alone).",
+        ),
     ] = None,
     sequential: Annotated[
         bool,
@@ -111,7 +115,7 @@ def edit(
     cut = Cut(limit, offset, seed, skip_invalid)
     cases = named_cases(on.model, prompt, target, subject, requests, dataset, cut)
     cases = with_probes(cases, paraphrase, neighbour, target_true)
-    plan = EditPlan(batch_size=batch_size, sequential=sequential)
+    plan = plan_for(chosen, batch_size, sequential, dataset=dataset is not None)
     notes = check_batches(cases, plan)
     for lines in notes:
         show_warnings(lines)
@@ -175,12 +179,5 @@ def _show_costs(
         tokens=tokens,
     )
     show_warnings(forecast.warnings)
-    size = min(plan.batch_size or len(cases), len(cases))
-    how = "on top of each other" if plan.sequential else "each on the unedited model"
-    batches = -(-len(cases) // size)
-    lines = [
-        forecast.method.summary(),
-        f"{counted(len(cases), 'request')} in {counted(batches, 'batch', 'es')} of {size}"
-        + (f", {how}" if batches > 1 else ""),
-    ]
+    lines = [forecast.method.summary(), plan.words(len(cases), len(edited.patches))]
     show_plan(lines, edited, forecast.costs, json)

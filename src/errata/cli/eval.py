@@ -99,6 +99,7 @@ def evaluate(
                 "patches": on.patches,
                 "dataset": source,
                 "cases": len(loaded.cases),
+                "plan": found.plan,
                 "run": None if folder is None else str(folder),
                 "summary": found.as_json(),
             }
@@ -131,6 +132,7 @@ def _warn_of_missing(loaded: Loaded) -> None:
 
 def _show(model: str, dataset: str, loaded: Loaded, found: Evaluation, folder: Path | None) -> None:
     console.verb(f"errata eval {model}")
+    console.fact(found.plan)
     named = dataset if dataset == str(loaded.path) else f"{dataset}, {loaded.path}"
     console.fact(f"{counted(len(loaded.cases), 'case')} of {named}")
     if loaded.skipped:

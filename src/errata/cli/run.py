@@ -78,17 +78,20 @@ def _plan_lines(recipe: Recipe) -> list[str]:
     for name, stage in recipe.stages():
         given = stage.model_dump(exclude_defaults=True)
         lines.append(f"{name}: " + (", ".join(f"{k} {v}" for k, v in given.items()) or "defaults"))
+        lines += [recipe.plan(recipe.edit).words()] if stage is recipe.edit else []
     return lines
 
 
 def _show(recipe: Path, results: Path, outcome: Outcome) -> None:
-    from errata.experiments.recipe.run import stage_rows
+    from errata.experiments.recipe.report import stage_lines, stage_rows
 
     console.verb(f"errata run {recipe}")
     if outcome.before:
         console.fact(f"already finished, in {outcome.folder}; --again runs it again")
     for name, found in outcome.stages.items():
         console.fact(f"{name}: {results / found['run']}")
+        for line in stage_lines(found):
+            console.fact(line)
         console.table(*stage_rows(found["summary"]))
     console.fact(f"saved {outcome.folder}")
     patches = [patch for found in outcome.stages.values() for patch in found["patches"]]

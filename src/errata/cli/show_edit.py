@@ -22,7 +22,7 @@ def show_edit(found: FactEdits, loaded: str) -> None:
 
     run, patches = found.run, found.run.patches
     console.verb(f"errata edit {found.edited.name}, {found.method.label}")
-    for line in found.facts:
+    for line in (run.plan_words, *found.facts):
         console.fact(line)
     if found.answers:
         shown = [

@@ -69,6 +69,7 @@ def _as_json(run: RunRecord) -> dict[str, Any]:
     return {
         "run": str(run.folder),
         "cases": len(run.cases),
+        "plan": run.plan,
         "unreadable": list(run.unreadable),
         "summary": before_after_json(before or None, after),
         "published": {
@@ -79,7 +80,8 @@ def _as_json(run: RunRecord) -> dict[str, Any]:
 
 
 def _title(run: RunRecord) -> str:
-    return f"{run.name}: {counted(len(run.cases), 'case')}"
+    cases = f"{run.name}: {counted(len(run.cases), 'case')}"
+    return f"{cases}; {run.plan}" if run.plan else cases
 
 
 def _show_one(run: RunRecord) -> None:
@@ -98,6 +100,8 @@ def _show_many(runs: list[RunRecord]) -> None:
     from errata.metrics.registry import comparison_tables
 
     summaries = [run.summary("after") for run in runs]
+    for plan in dict.fromkeys(run.plan for run in runs if run.plan):
+        console.fact(f"{', '.join(run.name for run in runs if run.plan == plan)}: {plan}")
     console.fact("after editing; means over cases with 95 % intervals, shares in %")
     for title, columns in comparison_tables().items():
         rows = [

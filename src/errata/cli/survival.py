@@ -14,6 +14,7 @@ from errata.cli.show_edit import show_plan
 from errata.core.errors import ErrataError
 from errata.core.files import check_results
 from errata.core.places import datasets_folder, moments_folder
+from errata.experiments.edit_plan import matrix_words
 from errata.experiments.recipe.yaml_text import change_value
 from errata.experiments.survival.settings import Matrix, defaults_for
 from errata.methods import METHODS
@@ -145,7 +146,8 @@ def _run(on: OnModel, matrix: Matrix, mirror: Path | None, again: bool, dry_run:
     if dry_run:
         from errata.experiments.costs.tuning import matrix_costs
 
-        lines = [
+        lines = [matrix_words(matrix.edits)]
+        lines += [
             f"{name}: {', '.join(map(str, getattr(matrix, name)))}"
             for name in ("methods", "edits", "tunings", "seeds")
         ]
@@ -173,6 +175,7 @@ def _show(model: str, matrix: Matrix, summary: dict[str, Any], folder: Path, bef
     from errata.metrics.scores import Score
 
     console.verb(f"errata survival {model}")
+    console.fact(matrix_words(matrix.edits))
     if before:
         console.fact(f"finished before, in {folder}; --again repeats it")
     console.fact(f"{matrix.data}; seeds {', '.join(map(str, matrix.seeds))}")

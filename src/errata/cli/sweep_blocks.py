@@ -22,7 +22,6 @@ from errata.cli.show_trace import picture_formats
 from errata.core.errors import ErrataError
 from errata.core.files import check_results
 from errata.core.places import cache_folder, moments_folder
-from errata.core.text import counted
 from errata.methods import METHODS, method_named
 from errata.methods.presets import check_settings
 from errata.tracing.settings import TraceSettings
@@ -182,7 +181,7 @@ def _show(
     from errata.experiments.block_sweep import percent
 
     console.verb(f"errata sweep-blocks {model}, {found.method}")
-    console.fact(f"{counted(len(cases), 'case')} of {dataset}, each edited alone at each block")
+    console.fact(f"{found.plan}; dataset {dataset}")
     for line in facts:
         console.fact(line)
     console.fact("percentages with 95 % intervals")

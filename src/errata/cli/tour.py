@@ -17,7 +17,7 @@ from errata.core.errors import ErrataError
 from errata.core.places import moments_folder
 from errata.data.case import Case
 from errata.data.datasets import read_cases
-from errata.experiments.edit_plan import EditPlan
+from errata.experiments.edit_plan import EditPlan, plan_for
 from errata.experiments.edit_run import Run, run_edits
 from errata.methods import METHODS
 from errata.methods.edit import Prepared, compute_edit, prepare
@@ -97,13 +97,13 @@ def _stack(edited: EditedModel, ready: Prepared, cases: Sequence[Case]) -> None:
 def _many_facts(edited: EditedModel, ready: Sequence[Prepared], cases: Sequence[Case]) -> None:
     rows = []
     for each in ready:
-        single = each.method.batch_limit == 1
-        run = _edit(edited, each, cases, EditPlan(batch_size=1 if single else None))
+        plan = plan_for(each.method, None, False, dataset=True)
+        run = _edit(edited, each, cases, plan)
         while edited.patches:
             edited.undo()
         scores = run.summary["after"]
-        how = "one at a time" if single else "in one batch"
-        rows.append([f"{each.method.label}, {how}", *(str(scores[kind]) for kind in PROMPT_KINDS)])
+        name = f"{each.method.label}, {plan.words()}"
+        rows.append([name, *(str(scores[kind]) for kind in PROMPT_KINDS)])
     console.fact(f"{len(cases)} facts: success rates of prompts, with 95 % intervals")
     console.table(("", *PROMPT_KINDS), rows)
 

@@ -35,6 +35,8 @@ LABEL = "sweep"
 PRESERVED = "same_subject_accuracy"
 SHOWN = (*PROMPT_KINDS, "score", PRESERVED)
 """The metrics that are shown, where the cases allow them."""
+ALONE = EditPlan(batch_size=1)
+"""How every sweep edits."""
 CRITERIA = ("score", PROMPT_KINDS[0], f"{PROMPT_KINDS[0]}_accuracy")
 """The metrics to compare blocks by, best first. The last one needs no true answers."""
 
@@ -56,6 +58,8 @@ class Sweep:
     before: dict[str, Score] = field(default_factory=dict)
     """The scores of the unedited model."""
     blocks: dict[int, BlockScores] = field(default_factory=dict)
+    plan: str = ""
+    """How the facts are edited, in words."""
 
     @property
     def criterion(self) -> str:
@@ -143,6 +147,7 @@ class Sweep:
         """Return all scores by block; those of the unedited model are under `before`."""
         return {
             "method": self.method,
+            "plan": self.plan,
             "best": self.best,
             "alike": list(self.alike),
             "before": {name: score.model_dump() for name, score in self.before.items()},
@@ -183,7 +188,8 @@ def sweep_blocks(
         ],
     }
     with run_folder(results, LABEL, params, command) as (folder, _):
-        sweep = Sweep(folder, some.label)
+        plan = f"{ALONE.words(len(cases), len(edited.patches))}, at each block"
+        sweep = Sweep(folder, some.label, plan=plan)
         parts = Parts[dict[str, Any]](folder / "blocks", json_format())
         total = len(methods) * len(cases)
         for number, (block, method) in enumerate(methods.items()):
@@ -200,8 +206,9 @@ def sweep_blocks(
             folder,
             f"sweep of {sweep.method}, {folder.name}",
             [
+                f"{plan}.",
                 markdown_table(("block", *sweep.columns), sweep.table()),
-                f"{len(cases)} facts, each edited alone at each block: {sweep.verdict}.",
+                f"{sweep.verdict}.",
             ],
             sweep.as_json(),
             command=command,
@@ -220,9 +227,7 @@ def _edit_at(
     """Edit each case alone, as a run in `place`; return the scores before and after, as JSON."""
     count = len(edited.patches)
     try:
-        run = run_edits(
-            edited, cases, method, moments, EditPlan(batch_size=1), place, progress=progress
-        )
+        run = run_edits(edited, cases, method, moments, ALONE, place, progress=progress)
     finally:
         while len(edited.patches) > count:
             edited.undo()

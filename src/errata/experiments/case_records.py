@@ -53,6 +53,8 @@ class RunRecord:
     cases: tuple[CaseRecord, ...]
     unreadable: tuple[str, ...] = ()
     """Files and lines that could not be read."""
+    plan: str | None = None
+    """How the model was edited, in words, where the run says so."""
 
     @property
     def name(self) -> str:
@@ -62,7 +64,7 @@ class RunRecord:
     def first(self, count: int) -> RunRecord:
         """Return the run with only the cases whose id is below `count`."""
         chosen = tuple(case for case in self.cases if isinstance(case.id, int) and case.id < count)
-        return RunRecord(self.folder, chosen, self.unreadable)
+        return RunRecord(self.folder, chosen, self.unreadable, self.plan)
 
     def summary(self, half: str) -> dict[str, Score]:
         """Return every score of one half, `before` or `after`, by name."""

@@ -18,14 +18,16 @@ from typing import Any
 
 from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
+from errata.experiments.advice import advise, reached_by
 from errata.experiments.edit_plan import EditPlan, batches_of, check_batches
 from errata.experiments.eval_run import Evaluation
 from errata.experiments.parts import Parts, json_format
-from errata.experiments.run_folder import run_folder
+from errata.experiments.run_folder import is_unfinished, run_folder
 from errata.experiments.scoring import CASES_AT_ONCE, score_in_parts, score_parts
 from errata.methods import Method
 from errata.methods.base import Job
 from errata.metrics.base import EvalSettings
+from errata.metrics.prompts import PROMPT_KINDS
 from errata.metrics.registry import Outcomes, prepared_metrics
 from errata.metrics.scores import Score, before_after_json
 from errata.patches.base import load_edit
@@ -39,11 +41,19 @@ class Run:
 
     folder: Path
     resumed: bool = False
+    plan: EditPlan = field(default_factory=EditPlan)
+    """How the requests were cut into batches."""
+    plan_words: str = ""
+    """The plan in words, the first line of every table of the run."""
     patches: list[Path] = field(default_factory=list)
     before: Outcomes = field(default_factory=Outcomes)
     after: Outcomes = field(default_factory=Outcomes)
     lost: dict[str, float] = field(default_factory=dict)
     """Per weight, the share of the last batch's change that is lost in the model's dtype."""
+    losses: list[float] = field(default_factory=list)
+    """Final loss of the target search, per request; empty for methods without one."""
+    advice: str | None = None
+    """Where the edits did too little or too much, and what to change; None where all is well."""
 
     @property
     def summary(self) -> dict[str, dict[str, Score]]:
@@ -67,9 +77,9 @@ def run_edits(
     """Edit all cases in batches and score them; the last batch's patches stay on the model.
 
     The run's folder is made under `results`, or found there if the same run was interrupted.
-    `notes` are what `check_batches` returned, where it was called before; `scored` is called
-    with the scores before, while the model is still unedited. Raises `ErrataError` for conflicting
-    requests in a batch, before the folder is made.
+    `notes` are what `check_batches` returned for this plan, where it was called before; `scored`
+    is called with the scores before, while the model is still unedited. Raises `ErrataError` for
+    conflicting requests in a batch, before the folder is made.
     """
     notes = check_batches(cases, plan) if notes is None else notes
     method = method.sampled(edited)
@@ -87,13 +97,18 @@ def run_edits(
             for case in cases
         ],
     }
+    together = EditPlan()
+    begun = params | {"plan": together.model_dump()}
+    if plan.by_default and is_unfinished(results, method.label, begun):
+        plan, params, notes = together, begun, check_batches(cases, together)
     with run_folder(results, method.label, params, command) as (folder, resumed):
-        run = Run(folder, resumed)
+        run = Run(folder, resumed, plan, plan.words(len(cases), len(edited.patches)))
         job = _begun(method, edited, cases, Parts(folder / "parts", json_format()))
         work = _Work(edited, cases, method, job, moments, plan, run, notes, command, progress)
         run.before = work.scored("before", cases)
         scored(run)
         run.after = work.stacked() if plan.sequential else work.apart()
+        run.advice = _advice(run, method)
         _write_results(run, cases, command)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     return run
@@ -187,6 +202,7 @@ class _Work:
             )
             patch.save(path)
         self.run.patches.append(path)
+        self.run.losses += patch.provenance.losses
         self.run.lost = self.edited.apply(patch)
 
     def scored(self, name: str, cases: Sequence[Case], first: int = 0) -> Outcomes:
@@ -204,13 +220,23 @@ class _Work:
         )
 
 
+def _advice(run: Run, method: Method) -> str | None:
+    own = [next(row for row in case if row.kind == PROMPT_KINDS[0]) for case in run.after.scores]
+    said = [score.new.likeliest for score in own]
+    reached = reached_by(run.losses, len(said))
+    return advise(said, reached, run.before.summary, run.after.summary, method, run.plan)
+
+
 def _write_results(run: Run, cases: Sequence[Case], command: str | None) -> None:
     first, last = run.patches[0].name, run.patches[-1].name
-    Evaluation(cases, run.after, run.before).write(
+    patches = first if first == last else f"{first} to {last}"
+    advice = [] if run.advice is None else [f"Advice: {run.advice}."]
+    Evaluation(cases, run.after, run.before, run.plan_words).write(
         run.folder,
         f"{run.folder.parent.name}, {run.folder.name}",
-        f"Requests: {len(cases)}. Patches: " + (first if first == last else f"{first} to {last}."),
+        [*advice, f"Requests: {len(cases)}. Patches: {patches}."],
         command,
+        {"advice": run.advice},
     )
 
 

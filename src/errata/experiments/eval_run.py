@@ -11,7 +11,7 @@ run resumes and ends like an uninterrupted one.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from errata.core.progress import Progress, no_progress, shifted
 from errata.data.case import Case, cases_digest
 from errata.experiments.case_records import case_line
+from errata.experiments.edit_plan import stack_words
 from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import run_folder
 from errata.experiments.scoring import score_in_parts, score_parts
@@ -37,6 +38,8 @@ class Evaluation:
     cases: Sequence[Case]
     after: Outcomes
     before: Outcomes | None = None
+    plan: str = ""
+    """How the model was edited, in words."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the scores by name, those of the model without patches under `before`."""
@@ -55,16 +58,26 @@ class Evaluation:
                 found[title] = ("figure", "before", "after"), rows
         return found
 
-    def write(self, folder: Path, heading: str, closing: str, command: str | None) -> None:
-        """Write records, report and summary; `closing` is the report's last sentence."""
-        sections = []
+    def write(
+        self,
+        folder: Path,
+        heading: str,
+        closing: Sequence[str],
+        command: str | None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write records, report and summary.
+
+        `closing` are the report's last paragraphs, `more` further keys of the summary.
+        """
+        sections = [f"{self.plan[:1].upper()}{self.plan[1:]}."]
         for title, (columns, rows) in self.tables().items():
             sections += [f"## {title}", markdown_table(columns, rows)]
         write_results(
             folder,
             heading,
-            [*sections, closing],
-            self.as_json(),
+            [*sections, *closing],
+            {**self.as_json(), "plan": self.plan, **(more or {})},
             records=[
                 case_line(case, index, self.before, self.after)
                 for index, case in enumerate(self.cases)
@@ -85,6 +98,7 @@ def evaluate_model(
     With a folder `parts`, finished groups of cases are stored there and read back from there.
     """
     metrics = prepared_metrics(cases, asking or EvalSettings())
+    plan = stack_words([len(patch.provenance.requests) for patch in edited.patches])
     stored, halves = score_parts(metrics, parts), 2 if edited.patches else 1
 
     def score(half: str, done: int) -> Outcomes:
@@ -97,7 +111,7 @@ def evaluate_model(
     if edited.patches:
         with edited.without_patches():
             before = score("before", 0)
-    return Evaluation(cases, score("after", (halves - 1) * len(cases)), before)
+    return Evaluation(cases, score("after", (halves - 1) * len(cases)), before, plan)
 
 
 def run_evaluation(
@@ -129,7 +143,7 @@ def run_evaluation(
         evaluation.write(
             folder,
             f"eval, {folder.name}: {edited.name}",
-            f"Cases: {len(cases)}. Patches: {len(edited.patches)}.",
+            [f"Cases: {len(cases)}. Patches: {len(edited.patches)}."],
             command,
         )
         shutil.rmtree(folder / "parts", ignore_errors=True)

@@ -71,6 +71,8 @@ class FactEdits:
             "requests": len(self.run.after.scores),
             "run": str(self.run.folder),
             "patches": [str(path) for path in self.run.patches],
+            "plan": self.run.plan_words,
+            "advice": self.run.advice,
             "summary": as_json(self.run.summary),
             "answers": self.answers,
         }
@@ -111,10 +113,10 @@ def edit_facts(
         )
     for warning in ready.warnings:
         feedback.warn(warning)
-    stays = plan.sequential or (plan.batch_size or len(cases)) >= len(cases)
-    prompts, before = shown_prompts(cases) if stays else [], list[str]()
+    prompts, before = list[tuple[str, str]](), list[str]()
 
     def scored(run: Run) -> None:
+        prompts.extend(shown_prompts(cases) if run.plan.is_stacked(len(cases)) else ())
         for warning in known_answers(cases, run):
             feedback.warn(warning)
         before.extend(_answers(edited, prompts))
@@ -133,7 +135,7 @@ def edit_facts(
             scored=scored,
         )
     rows = answer_rows(prompts, before, _answers(edited, prompts), run)
-    for warning in shortfalls(edited, ready.method, run):
+    for warning in shortfalls(edited, run):
         feedback.warn(warning)
     return FactEdits(edited, ready.method, ready.facts, run, rows)
 
@@ -194,15 +196,10 @@ def known_answers(cases: Sequence[Case], run: Run) -> Iterator[str]:
     yield f"{known}, so there is little to change"
 
 
-def shortfalls(edited: EditedModel, method: Method, run: Run) -> Iterator[str]:
-    """Yield warnings about edits that failed and changes that rounding lost."""
-    took = [score.new.likeliest for score in _rewrites(run.after.scores)]
-    if not all(took):
-        ways = ", or ".join((*method.remedies(), "another --method"))
-        yield (
-            f"{took.count(False)} of {len(took)} edits failed: another answer is still likelier; "
-            f"try {ways}"
-        )
+def shortfalls(edited: EditedModel, run: Run) -> Iterator[str]:
+    """Yield a run's advice, and a warning about changes that rounding lost."""
+    if run.advice is not None:
+        yield run.advice
     lost = max(run.lost.values(), default=0.0)
     if lost > LOST:
         yield (

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from errata.core.files import parse_json
+from errata.core.text import counted
 from errata.experiments.case_records import (
     FIGURES,
     PUBLISHED_KINDS,
@@ -21,6 +22,7 @@ from errata.experiments.case_records import (
     CaseRecord,
     RunRecord,
 )
+from errata.experiments.edit_plan import EditPlan
 from errata.metrics.base import is_nan, number
 from errata.metrics.likelihood import Likelihood
 from errata.metrics.registry import Outcomes
@@ -28,14 +30,14 @@ from errata.metrics.scores import harmonic_mean
 from errata.metrics.teacher_forced import PromptScore, TeacherForced, checked
 from errata.metrics.text_quality import TextQuality, Written
 
-CASE_FILE = re.compile(r".*case_(\d+)\.json")
+CASE_FILE = re.compile(r"(?:(\d+)_edits-|.*)case_(\d+)\.json")
 UNSCALED = ("time", "essence_score")
 """Parts of the names of scores that are not multiplied by 100."""
 
 
 def case_files(folder: Path) -> list[Path]:
     """Return a folder's case files of a published implementation, by case id."""
-    found = [(int(match[1]), path) for path in folder.glob("*case_*.json")
+    found = [(int(match[2]), path) for path in folder.glob("*case_*.json")
              if (match := CASE_FILE.fullmatch(path.name))]  # fmt: skip
     return [path for _, path in sorted(found)]
 
@@ -50,7 +52,23 @@ def read_published_run(folder: Path) -> RunRecord | None:
             cases.append(_reference_case(parse_json(path.read_text(encoding="utf-8"))))
         except (OSError, *UNREADABLE):
             unreadable.append(path.name)
-    return RunRecord(folder, tuple(cases), tuple(unreadable))
+    return RunRecord(folder, tuple(cases), tuple(unreadable), _plan_of(files))
+
+
+def _plan_of(files: Sequence[Path]) -> str | None:
+    """Return the plan of a published run in words, read off the names of its case files.
+
+    kmeng01/rome edits each case alone and puts no number into the names; the others put the
+    number of edits, but not whether batches start from the unedited model.
+    """
+    named = {match[1] for path in files if (match := CASE_FILE.fullmatch(path.name))}
+    if named == {None}:
+        return EditPlan(batch_size=1).words(len(files))
+    (size, *others) = sorted(map(str, named))
+    if others:
+        return None
+    batches = f"{counted(len(files), 'fact')} in batches of {size}"
+    return f"{batches}, in sequence or each on the unedited model: the files do not say"
 
 
 def _reference_case(row: Mapping[str, Any]) -> CaseRecord:

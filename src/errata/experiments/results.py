@@ -24,6 +24,7 @@ from errata.experiments.case_records import (
     CaseRecord,
     RunRecord,
 )
+from errata.experiments.edit_plan import EditPlan
 from errata.experiments.published_results import read_published_run
 from errata.experiments.run_folder import folders_within, unfinished_runs
 from errata.metrics.registry import Outcomes
@@ -43,7 +44,19 @@ def read_own_run(folder: Path) -> RunRecord | None:
                 cases.append(CaseRecord(row.get("case_id"), halves))
             except UNREADABLE:
                 unreadable.append(f"cases.jsonl, line {at}")
-    return RunRecord(folder, tuple(cases), tuple(unreadable))
+    return RunRecord(folder, tuple(cases), tuple(unreadable), _plan_of(folder))
+
+
+def _plan_of(folder: Path) -> str | None:
+    """Return the plan of a run in words, read from `summary.json`, else from `params.json`."""
+    try:
+        summary = parse_json((folder / "summary.json").read_text("utf-8"))
+        if isinstance(found := summary.get("plan"), str):
+            return found
+        params = parse_json((folder / "params.json").read_text("utf-8"))
+        return EditPlan(**params["plan"]).words(len(params["cases"]), len(params["parents"]))
+    except (OSError, *UNREADABLE):  # an evaluation of an earlier version, or a damaged file
+        return None
 
 
 def _half(row: Mapping[str, Any], half: str) -> dict[str, Any]:

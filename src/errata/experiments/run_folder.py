@@ -65,6 +65,14 @@ def run_folder(
         lock.release()
 
 
+def is_unfinished(results: Path, label: str, params: dict[str, Any]) -> bool:
+    """Whether there is an unfinished run with these parameters that no other process holds."""
+    found = _unfinished(results / label, params)
+    if found is not None:
+        found[1].release()
+    return found is not None
+
+
 def finished_run(results: Path, label: str, params: dict[str, Any]) -> Path | None:
     """Return the latest finished run with these parameters, None where there is none."""
     found = list(_with_params(results / label, params, finished=True))

@@ -150,6 +150,7 @@ def save_sweep(sweep: Sweep, beside: SideBySide | None, formats: Sequence[str]) 
         write_text(sweep.folder / "trace.json", json.dumps(beside.as_json(), indent=1) + "\n")
         lines = [
             f"# sweep of {sweep.method} and trace, side by side",
+            f"{sweep.plan}.",
             markdown_table(("block", *sweep.columns, *effects), sweep.table(effects)),
             f"Percentages with 95 % intervals. {sweep.verdict}.",
             "\n".join(f"- {line}" for line in beside.sentences(sweep)),

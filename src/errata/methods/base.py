@@ -94,6 +94,8 @@ class Method(Settings):
     """Pairs of settings of which one is used: setting one of them unsets the other."""
     spans: ClassVar[tuple[int, ...]] = ()
     """Numbers of consecutive blocks that a calibration tries, where a method edits blocks."""
+    restraints: ClassVar[Mapping[str, str]] = {}
+    """Settings that keep an edit small, and the direction in which each makes it stronger."""
     moments_hint: ClassVar[Hint | None] = None
     """How to do without second moments, where the method can."""
 

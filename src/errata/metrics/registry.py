@@ -117,8 +117,9 @@ def comparison_tables() -> dict[str, list[str]]:
     return found
 
 
-def read_scores(summary: Mapping[str, Mapping[str, float]]) -> dict[str, Score]:
+def read_scores(summary: Mapping[str, Any]) -> dict[str, Score]:
     """Return the scores of a `summary.json` by name, without those under `before`."""
     units = {name: unit for metric in METRICS.values() for name, unit in metric.units.items()}
-    found = {n: Score.model_validate(s) for n, s in summary.items() if n != "before"}
+    scores = {n: s for n, s in summary.items() if n not in ("before", "plan", "advice")}
+    found = {name: Score.model_validate(score) for name, score in scores.items()}
     return {name: in_unit(units.get(name, "share"), score) for name, score in found.items()}

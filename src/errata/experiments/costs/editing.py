@@ -93,10 +93,8 @@ def edit_costs(
 
     The model is left as found.
     """
-    size = min(plan.batch_size or len(cases), len(cases))
-    sizes = [min(size, len(cases) - start) for start in range(0, len(cases), size)]
     scores = evaluation_cost(edited, cases, EvalSettings(), halves=2)._replace(what="scores")
-    edits = method.costs(edited, [case.request for case in cases], sizes, scores)
+    edits = method.costs(edited, [case.request for case in cases], plan.sizes(len(cases)), scores)
     objects = OBJECT_BYTES * len(cases)
     return [cost._replace(memory=cost.memory + objects) for cost in (*edits, scores)]
 

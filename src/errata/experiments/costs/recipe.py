@@ -9,7 +9,6 @@ from errata.core.cost import Cost
 from errata.data.instructions import read_rows
 from errata.experiments.costs.editing import evaluation_cost, plan_edits
 from errata.experiments.costs.tuning import matrix_costs, tuning_cost
-from errata.experiments.edit_plan import EditPlan
 from errata.experiments.recipe.run import (
     Surroundings,
     asking_of,
@@ -41,7 +40,7 @@ def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, lis
                 method_named(stage.method),
                 settings_of(stage, around),
                 cases[name].cases,
-                EditPlan(batch_size=stage.batch_size, sequential=stage.sequential),
+                recipe.plan(stage),
                 store=Store(around.cache / "moments"),
                 corpus=stage.corpus,
                 tokens=stage.tokens,

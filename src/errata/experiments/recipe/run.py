@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from errata.core.files import parse_json, reading_own, write_text
 from errata.core.progress import Progress, Say
@@ -28,6 +27,7 @@ from errata.data.datasets import Loaded, load_cases, reference_file
 from errata.experiments.edit_plan import EditPlan
 from errata.experiments.edit_run import as_json, run_edits
 from errata.experiments.eval_run import run_evaluation
+from errata.experiments.recipe.report import sections
 from errata.experiments.recipe.schema import (
     CaseChoice,
     EditStage,
@@ -44,11 +44,9 @@ from errata.methods import method_named
 from errata.methods.edit import Prepared, prepare
 from errata.methods.published_hparams import read_hparams
 from errata.metrics.base import EvalSettings
-from errata.metrics.registry import read_scores
 from errata.models.loading import first_device
 from errata.patches.base import load_edit
 from errata.patches.edited_model import EditedModel, load
-from errata.reports.tables import before_after_rows, markdown_table
 from errata.statistics.store import Store
 
 EDITED = "what was edited"
@@ -196,7 +194,7 @@ def _run_recipe(recipe: Recipe, around: Surroundings, again: bool) -> Outcome:
                 write_text(path, json.dumps(found, indent=1) + "\n")
             stages[name] = found
         heading = f"{folder.name}: {recipe.model.name}"
-        write_results(folder, heading, _sections(recipe, stages), stages, command=around.command)
+        write_results(folder, heading, sections(recipe, stages), stages, command=around.command)
     return Outcome(folder, stages)
 
 
@@ -222,15 +220,18 @@ def _run_stage(
         return tuning_stage(edited, stage, fresh, *around[:3], around.command)
     assert loaded is not None
     if isinstance(stage, EditStage):
-        return _edit(edited, stage, loaded.cases, around)
+        return _edit(edited, stage, recipe.plan(stage), loaded.cases, around)
     return _evaluate(edited, stage, loaded, around)
 
 
 def _edit(
-    edited: EditedModel, stage: EditStage, cases: Sequence[Case], around: Surroundings
+    edited: EditedModel,
+    stage: EditStage,
+    plan: EditPlan,
+    cases: Sequence[Case],
+    around: Surroundings,
 ) -> dict[str, Any]:
     ready = prepare_stage(edited, stage, around)
-    plan = EditPlan(batch_size=stage.batch_size, sequential=stage.sequential)
     with around.bar("edits") as progress:
         run = run_edits(
             edited,
@@ -242,9 +243,13 @@ def _edit(
             command=around.command,
             progress=progress,
         )
+    if run.advice is not None:
+        around.warn(f"edit: {run.advice}")
     return {
         "run": str(run.folder.relative_to(around.results)),
         "patches": [str(path.relative_to(around.results)) for path in run.patches],
+        "plan": run.plan_words,
+        "advice": run.advice,
         "summary": as_json(run.summary),
     }
 
@@ -265,7 +270,7 @@ def _evaluate(
             progress,
         )
     run = str(folder.relative_to(around.results))
-    return {"run": run, "patches": [], "summary": found.as_json()}
+    return {"run": run, "patches": [], "plan": found.plan, "summary": found.as_json()}
 
 
 def asking_of(stage: EvalStage) -> EvalSettings:
@@ -273,21 +278,3 @@ def asking_of(stage: EvalStage) -> EvalSettings:
     return EvalSettings(
         generate=stage.generate, max_new_tokens=stage.max_new_tokens, seed=stage.seed or 0
     )
-
-
-def stage_rows(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Return the columns and rows of a stage's table."""
-    after = read_scores(summary)
-    if "before" not in summary:
-        return ("figure", "value"), [[name, str(score)] for name, score in after.items()]
-    return ("figure", "before", "after"), before_after_rows(read_scores(summary["before"]), after)
-
-
-def _sections(recipe: Recipe, stages: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the sections of the report: the recipe, and a table of each stage."""
-    plain = recipe.model_dump(mode="json", exclude_defaults=True)
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-    parts = [f"```yaml\n{text}```"]
-    for name, found in stages.items():
-        parts += [f"## {name}: {found['run']}", markdown_table(*stage_rows(found["summary"]))]
-    return parts

@@ -21,6 +21,7 @@ from errata.core.errors import ErrataError
 from errata.core.files import reason
 from errata.core.settings import LARGEST_SEED, Settings, describe
 from errata.data.datasets import is_known
+from errata.experiments.edit_plan import EditPlan, plan_for
 from errata.experiments.recipe.yaml_text import change_value, plain_yaml
 from errata.experiments.survival.settings import Matrix, defaults_for
 from errata.methods import METHODS, method_named
@@ -81,7 +82,8 @@ class EditStage(CaseChoice):
     hparams: str | None = None
     """A published hyperparameter file, with the references' JSON keys; `settings` override it."""
     batch_size: int | None = Field(None, ge=1)
-    """Requests per batch (default: all in one batch)."""
+    """Requests per batch (default: all in one batch; ROME edits each case alone, unless tune or
+    eval need one edited model)."""
     sequential: bool = False
     """Apply each batch on top of the previous ones, not on the unedited model."""
     corpus: str | None = None
@@ -166,6 +168,16 @@ class Recipe(Settings):
                 "edited model; use edit.sequential: true, or omit edit.batch_size"
             )
         return self
+
+    def plan(self, stage: EditStage) -> EditPlan:
+        """Return how the edit stage's requests are cut into batches."""
+        return plan_for(
+            METHODS[stage.method],
+            stage.batch_size,
+            stage.sequential,
+            dataset=True,
+            one_model=bool(self.tune or self.eval),
+        )
 
     def stages(self) -> Iterator[tuple[str, Stage]]:
         """Yield the stages in order, each with its name."""

@@ -22,6 +22,7 @@ from errata.core.files import parse_json, reading_own
 from errata.core.progress import Progress, no_progress
 from errata.data.case import cases_digest
 from errata.data.instructions import Instruction, digest_of
+from errata.experiments.edit_plan import matrix_words
 from errata.experiments.parts import Parts, json_format
 from errata.experiments.run_files import write_results
 from errata.experiments.run_folder import finished_run, run_folder
@@ -278,10 +279,14 @@ def finish(folder: Path, command: str | None = None) -> dict[str, Any]:
     """Write tables, figures, report and summary from the stored pieces of a matrix."""
     configurations = read_configurations(folder)
     pictures = write_plots(folder, configurations)
-    summary = as_json(configurations)
+    counts = sorted({each.edits for each in configurations})
+    summary = {"plan": matrix_words(counts), **as_json(configurations)}
     write_tables(folder, configurations, summary["tests"])
     params = json.loads((folder / "params.json").read_text("utf-8"))
     heading = f"survival, {folder.name}: {params['model']['name']}"
-    parts = sections(configurations, summary["tests"], pictures, params["matrix"]["seeds"])
+    parts = [
+        f"{summary['plan']}.",
+        *sections(configurations, summary["tests"], pictures, params["matrix"]["seeds"]),
+    ]
     write_results(folder, heading, parts, summary, command=command)
     return summary

@@ -53,8 +53,6 @@ class ClosedForm(Method):
     depth: ClassVar[tuple[float, float]] = (0.15, 0.3)
     """First and last edited block as a fraction of the depth, for models without a preset."""
     spans: ClassVar[tuple[int, ...]] = (1, 3, 5)
-    restraints: ClassVar[Mapping[str, str]] = {}
-    """Settings that keep an edit small, and the direction in which each makes it stronger."""
 
     blocks: tuple[int, ...] | None = None
     """Blocks to edit (default: the model's preset)."""

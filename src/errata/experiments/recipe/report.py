@@ -1,0 +1,35 @@
+"""How a recipe's stages are shown: the lines and the table of each, and the report's sections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from errata.experiments.recipe.schema import Recipe
+from errata.metrics.registry import read_scores
+from errata.reports.tables import before_after_rows, markdown_table
+
+
+def stage_lines(found: dict[str, Any]) -> list[str]:
+    """Return the lines above a stage's table: its plan and its advice, where it has them."""
+    return [str(found[key]) for key in ("plan", "advice") if found.get(key)]
+
+
+def stage_rows(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return the columns and rows of a stage's table."""
+    after = read_scores(summary)
+    if "before" not in summary:
+        return ("figure", "value"), [[name, str(score)] for name, score in after.items()]
+    return ("figure", "before", "after"), before_after_rows(read_scores(summary["before"]), after)
+
+
+def sections(recipe: Recipe, stages: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the sections of the report: the recipe, and a table of each stage."""
+    plain = recipe.model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    parts = [f"```yaml\n{text}```"]
+    for name, found in stages.items():
+        parts += [f"## {name}: {found['run']}", *stage_lines(found)]
+        parts += [markdown_table(*stage_rows(found["summary"]))]
+    return parts
