@@ -149,6 +149,7 @@ def edit(
         command=command_line(),
     )
     if on.json:
+        show_warnings([found.run.advice] if found.run.advice else [])
         console.as_json(found.as_json())
     else:
         show_edit(found, on.named)

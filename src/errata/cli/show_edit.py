@@ -40,6 +40,8 @@ def show_edit(found: FactEdits, loaded: str) -> None:
     if len(run.after.scores) > 1 and summary["after"]:
         rows = before_after_rows(summary["before"], summary["after"])
         console.table(("figure", "before", "after"), rows)
+    if run.advice is not None:
+        console.fact(f"advice: {run.advice}")
     console.fact(f"saved {patches[0]}" + (f" and {len(patches) - 1} more" if patches[1:] else ""))
     console.next_step(
         f'errata chat {loaded} --patch {patches[0]} -p "…"',

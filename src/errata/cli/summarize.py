@@ -70,6 +70,7 @@ def _as_json(run: RunRecord) -> dict[str, Any]:
         "run": str(run.folder),
         "cases": len(run.cases),
         "plan": run.plan,
+        "advice": run.advice,
         "unreadable": list(run.unreadable),
         "summary": before_after_json(before or None, after),
         "published": {
@@ -94,6 +95,12 @@ def _show_one(run: RunRecord) -> None:
         console.table(("figure", "before", "after"), before_after_rows(before, after))
     else:
         console.table(("figure", "value"), score_rows(after))
+    _show_advice(run)
+
+
+def _show_advice(run: RunRecord) -> None:
+    if run.advice is not None:
+        console.fact(f"{run.name}, advice: {run.advice}")
 
 
 def _show_many(runs: list[RunRecord]) -> None:
@@ -113,6 +120,8 @@ def _show_many(runs: list[RunRecord]) -> None:
             heads = [name.removesuffix("_tokens").removesuffix("_generated") for name in columns]
             console.fact(title)
             console.table(("run", "cases", *heads), rows)
+    for run in runs:
+        _show_advice(run)
 
 
 def _cell(summary: Mapping[str, Score], name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class RunRecord:
     """Files and lines that could not be read."""
     plan: str | None = None
     """How the model was edited, in words, where the run says so."""
+    advice: str | None = None
+    """What the edits did too little or too much, where the run says so."""
 
     @property
     def name(self) -> str:
@@ -64,7 +66,7 @@ class RunRecord:
     def first(self, count: int) -> RunRecord:
         """Return the run with only the cases whose id is below `count`."""
         chosen = tuple(case for case in self.cases if isinstance(case.id, int) and case.id < count)
-        return RunRecord(self.folder, chosen, self.unreadable, self.plan)
+        return replace(self, cases=chosen)
 
     def summary(self, half: str) -> dict[str, Score]:
         """Return every score of one half, `before` or `after`, by name."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
-from errata.experiments.advice import advise, reached_by
+from errata.experiments.advice import advise
 from errata.experiments.edit_plan import EditPlan, batches_of, check_batches
 from errata.experiments.eval_run import Evaluation
 from errata.experiments.parts import Parts, json_format
@@ -50,10 +50,18 @@ class Run:
     after: Outcomes = field(default_factory=Outcomes)
     lost: dict[str, float] = field(default_factory=dict)
     """Per weight, the share of the last batch's change that is lost in the model's dtype."""
-    losses: list[float] = field(default_factory=list)
-    """Final loss of the target search, per request; empty for methods without one."""
+    stopped_short: list[int] | None = field(default_factory=list)
+    """Indices of the requests whose target search stopped short; None where this is not known."""
     advice: str | None = None
     """Where the edits did too little or too much, and what to change; None where all is well."""
+
+    @property
+    def findings(self) -> dict[str, Any]:
+        """What JSON says besides scores: the advice, and the numbers, from 1, of the requests whose
+        target search stopped short (None where this is not known)."""
+        short = self.stopped_short
+        numbers = None if short is None else [index + 1 for index in short]
+        return {"advice": self.advice, "stopped_short": numbers}
 
     @property
     def summary(self) -> dict[str, dict[str, Score]]:
@@ -202,8 +210,16 @@ class _Work:
             )
             patch.save(path)
         self.run.patches.append(path)
-        self.run.losses += patch.provenance.losses
+        self._note_search(index, patch.provenance.stopped_short)
         self.run.lost = self.edited.apply(patch)
+
+    def _note_search(self, index: int, short: Sequence[int] | None) -> None:
+        """Add the requests of a batch whose target search stopped short, where it is known."""
+        if short is None or self.run.stopped_short is None:
+            self.run.stopped_short = None
+        else:
+            start = sum(map(len, self.batches[:index]))
+            self.run.stopped_short += [start + each for each in short]
 
     def scored(self, name: str, cases: Sequence[Case], first: int = 0) -> Outcomes:
         """Score cases on the model in its present state, in parts that are stored.
@@ -223,8 +239,7 @@ class _Work:
 def _advice(run: Run, method: Method) -> str | None:
     own = [next(row for row in case if row.kind == PROMPT_KINDS[0]) for case in run.after.scores]
     said = [score.new.likeliest for score in own]
-    reached = reached_by(run.losses, len(said))
-    return advise(said, reached, run.before.summary, run.after.summary, method, run.plan)
+    return advise(said, run.stopped_short, run.before.summary, run.after.summary, method, run.plan)
 
 
 def _write_results(run: Run, cases: Sequence[Case], command: str | None) -> None:
@@ -236,7 +251,7 @@ def _write_results(run: Run, cases: Sequence[Case], command: str | None) -> None
         f"{run.folder.parent.name}, {run.folder.name}",
         [*advice, f"Requests: {len(cases)}. Patches: {patches}."],
         command,
-        {"advice": run.advice},
+        run.findings,
     )
 
 

@@ -72,7 +72,7 @@ class FactEdits:
             "run": str(self.run.folder),
             "patches": [str(path) for path in self.run.patches],
             "plan": self.run.plan_words,
-            "advice": self.run.advice,
+            **self.run.findings,
             "summary": as_json(self.run.summary),
             "answers": self.answers,
         }
@@ -197,9 +197,7 @@ def known_answers(cases: Sequence[Case], run: Run) -> Iterator[str]:
 
 
 def shortfalls(edited: EditedModel, run: Run) -> Iterator[str]:
-    """Yield a run's advice, and a warning about changes that rounding lost."""
-    if run.advice is not None:
-        yield run.advice
+    """Yield a warning about changes that rounding lost."""
     lost = max(run.lost.values(), default=0.0)
     if lost > LOST:
         yield (

@@ -44,7 +44,7 @@ def read_own_run(folder: Path) -> RunRecord | None:
                 cases.append(CaseRecord(row.get("case_id"), halves))
             except UNREADABLE:
                 unreadable.append(f"cases.jsonl, line {at}")
-    return RunRecord(folder, tuple(cases), tuple(unreadable), _plan_of(folder))
+    return RunRecord(folder, tuple(cases), tuple(unreadable), _plan_of(folder), _advice_of(folder))
 
 
 def _plan_of(folder: Path) -> str | None:
@@ -57,6 +57,15 @@ def _plan_of(folder: Path) -> str | None:
         return EditPlan(**params["plan"]).words(len(params["cases"]), len(params["parents"]))
     except (OSError, *UNREADABLE):  # an evaluation of an earlier version, or a damaged file
         return None
+
+
+def _advice_of(folder: Path) -> str | None:
+    """Return a run's advice from `summary.json`; None where there is none."""
+    try:
+        found = parse_json((folder / "summary.json").read_text("utf-8")).get("advice")
+    except (OSError, *UNREADABLE):  # an interrupted run, or a damaged file
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _half(row: Mapping[str, Any], half: str) -> dict[str, Any]:

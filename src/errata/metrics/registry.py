@@ -28,6 +28,8 @@ METRICS: dict[str, Metric[Any]] = {
     metric.name: metric for metric in (TeacherForced(), Generated(), TextQuality())
 }
 """Every metric by its name."""
+NO_SCORES = ("before", "plan", "advice", "stopped_short")
+"""Keys of a `summary.json` beside the scores after editing."""
 
 
 @dataclass
@@ -120,6 +122,6 @@ def comparison_tables() -> dict[str, list[str]]:
 def read_scores(summary: Mapping[str, Any]) -> dict[str, Score]:
     """Return the scores of a `summary.json` by name, without those under `before`."""
     units = {name: unit for metric in METRICS.values() for name, unit in metric.units.items()}
-    scores = {n: s for n, s in summary.items() if n not in ("before", "plan", "advice")}
+    scores = {n: s for n, s in summary.items() if n not in NO_SCORES}
     found = {name: Score.model_validate(score) for name, score in scores.items()}
     return {name: in_unit(units.get(name, "share"), score) for name, score in found.items()}

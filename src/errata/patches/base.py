@@ -85,6 +85,9 @@ class Provenance(Settings):
     """Digest of the second moment used, per block."""
     losses: tuple[float, ...] = ()
     """Final loss of the value search, per request."""
+    stopped_short: tuple[int, ...] | None = Field(None, exclude_if=is_none)
+    """Indices of the requests whose target did not hold when the search ended; None where this is
+    not known, or no targets were searched."""
     notes: tuple[str, ...] = ()
     """Notes for the reader: warnings, ranks, fallbacks."""
     versions: Mapping[str, str] = Field(default_factory=dict)

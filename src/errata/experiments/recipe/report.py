@@ -13,7 +13,8 @@ from errata.reports.tables import before_after_rows, markdown_table
 
 def stage_lines(found: dict[str, Any]) -> list[str]:
     """Return the lines above a stage's table: its plan and its advice, where it has them."""
-    return [str(found[key]) for key in ("plan", "advice") if found.get(key)]
+    plan, advice = found.get("plan"), found.get("advice")
+    return [*([plan] if plan else []), *([f"advice: {advice}"] if advice else [])]
 
 
 def stage_rows(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:

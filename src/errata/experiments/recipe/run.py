@@ -249,7 +249,7 @@ def _edit(
         "run": str(run.folder.relative_to(around.results)),
         "patches": [str(path.relative_to(around.results)) for path in run.patches],
         "plan": run.plan_words,
-        "advice": run.advice,
+        **run.findings,
         "summary": as_json(run.summary),
     }
 

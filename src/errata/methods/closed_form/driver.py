@@ -205,6 +205,7 @@ class ClosedForm(Method):
             prefixes=method.contexts.prefixes,
             moments={str(block): moment.digest for block, moment in used.items()},
             losses=tuple(float(trace[-1, 0]) for trace in targets.losses),
+            stopped_short=None if targets.least is None else targets.failed,
             notes=tuple(remarks),
             command=command,
         )
