@@ -31,7 +31,7 @@ from errata.reports.tables import markdown_table
 
 CASES = 100
 ROWS: tuple[tuple[str, str, EditPlan], ...] = (
-    ("rome", "one at a time", EditPlan(batch_size=1)),
+    ("rome", "each alone", EditPlan(batch_size=1)),
     ("memit", "one batch of 100", EditPlan()),
     ("alphaedit", "one batch of 100", EditPlan()),
     ("alphaedit", "ten batches of ten, in sequence", EditPlan(batch_size=10, sequential=True)),
