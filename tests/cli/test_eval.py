@@ -100,7 +100,8 @@ def test_before_and_after_side_by_side(folder: Path, tmp_path: Path) -> None:
         "report.md",
         "summary.json",
     ]
-    assert json.loads((run / "summary.json").read_text("utf-8")) == found["summary"]
+    stored = json.loads((run / "summary.json").read_text("utf-8"))
+    assert stored == {**found["summary"], "plan": found["plan"]}
     params = json.loads((run / "params.json").read_text("utf-8"))
     assert len(params["patches"]) == 1
     assert params["cases"] == [0, 1, 2, 3]
