@@ -138,6 +138,7 @@ def check_edited(run: Path, name: str, title: str, summary: dict[str, Any]) -> N
     stored = json.loads((run / "summary.json").read_text("utf-8"))
     assert stored.pop("plan").startswith(f"{len(CASES)} facts")
     assert "edits failed" in stored.pop("advice")
+    assert stored.pop("stopped_short") == list(range(1, len(CASES) + 1))
     assert stored == summary
     assert set(summary[name]) == set(summary["before"][name]) == {"value", "low", "high", "n"}
     assert summary[name]["n"] == len(CASES)

@@ -239,7 +239,8 @@ def test_a_dry_run_tells_the_plan_and_its_cost_and_does_nothing(
     for cost in told["costs"]:
         assert cost["flops"] > 0
         assert cost["seconds"] > 0
-    assert len(told["plan"]) == 3
+    assert [line.split(":")[0] for line in told["plan"]] == ["edit", "edit", "eval_0", "eval_1"]
+    assert told["plan"][1] == "edit: in batches of 2, in sequence"
     shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
     assert "nothing is edited or saved" in shown
     assert sorted(tmp_path.rglob("*")) == before

@@ -103,13 +103,7 @@ def edit(
 ) -> None:
     """Edit facts in a model, save the patch, and show answers and scores before and after."""
     chosen = method_named(method)
-    settings = given_settings(chosen, given)
-    if hparams is not None:
-        read = read_hparams(hparams, chosen)
-        settings = chosen.merged(read.settings, settings)
-        if read.unused:
-            console.warning(f"{hparams}: unused keys: {', '.join(read.unused)}")
-    check_settings(chosen, settings)
+    settings = _settings(chosen, hparams, given)
     if preset is not None:
         read_preset(preset)
     cut = Cut(limit, offset, seed, skip_invalid)
@@ -153,6 +147,18 @@ def edit(
         console.as_json(found.as_json())
     else:
         show_edit(found, on.named)
+
+
+def _settings(method: type[Method], hparams: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a published file, under those given as flags."""
+    settings = given_settings(method, given)
+    if hparams is not None:
+        read = read_hparams(hparams, method)
+        settings = method.merged(read.settings, settings)
+        if read.unused:
+            console.warning(f"{hparams}: unused keys: {', '.join(read.unused)}")
+    check_settings(method, settings)
+    return settings
 
 
 def _show_costs(

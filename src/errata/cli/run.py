@@ -73,12 +73,12 @@ def run(
 
 
 def _plan_lines(recipe: Recipe) -> list[str]:
-    """Return the contents of a recipe, one line per stage."""
+    """Return the contents of a recipe: a line per stage, and one for the plan of the edits."""
     lines = []
     for name, stage in recipe.stages():
         given = stage.model_dump(exclude_defaults=True)
         lines.append(f"{name}: " + (", ".join(f"{k} {v}" for k, v in given.items()) or "defaults"))
-        lines += [recipe.plan(recipe.edit).words()] if stage is recipe.edit else []
+        lines += [f"{name}: {recipe.plan(recipe.edit).words()}"] if stage is recipe.edit else []
     return lines
 
 
