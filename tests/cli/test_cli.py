@@ -50,7 +50,8 @@ def test_one_fact_is_edited_kept_and_shown(method: str, shell: Shell, tmp_path: 
     said = edit(shell, tmp_path, *FACT, "--method", method, own=own)
     assert said.code == 0, said.err
     assert said.out.startswith(
-        f"errata edit pico, {METHODS[method].label}\n* settings: defaults, but for "
+        f"errata edit pico, {METHODS[method].label}\n* 1 fact, alone on the unedited model\n"
+        "* settings: defaults, but for "
     )
     assert "steps" in said.out.split("; blocks ")[0]
     assert "second moment: quick estimate, 280 tokens of text.txt" in said.out

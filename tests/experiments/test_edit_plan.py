@@ -263,7 +263,7 @@ def test_a_recipe_edits_apart_unless_it_needs_one_model(
     shown = called("run", "recipe.yaml")
     assert all(f"* {stage['plan']}\n" in shown for stage in done.stages.values())
     lines = told("run", "recipe.yaml", "--dry-run")["plan"]
-    assert lines[1] == words.removeprefix(f"{COUNT} facts").removeprefix(",").strip()
+    assert lines[1] == "edit: " + words.removeprefix(f"{COUNT} facts").removeprefix(",").strip()
 
 
 def die_after(count: int, patch: pytest.MonkeyPatch) -> None:
