@@ -13,7 +13,7 @@ from errata.methods.closed_form.driver import ClosedForm
 from errata.methods.closed_form.residual import target_site
 from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_search import HOLDS, search_targets
-from errata.methods.presets import resolve_settings
+from errata.methods.presets import settings_for
 from errata.patches.weight_patch import WeightPatch
 from laws.bench import closeness, edited_model, over_families, rewrites_of
 from plain import search
@@ -56,7 +56,7 @@ def test_a_low_mean_loss_is_not_enough_while_one_token_fails() -> None:
     """The mean over contexts and tokens hides a single token that is not the answer yet."""
     edited = errata.load("demo")
     requests = [case.request for case in load_cases("demo", 6).cases]
-    method, *_ = resolve_settings(METHODS["rome"], "demo", 8, {})
+    method, *_ = settings_for(METHODS["rome"], edited, {})
     assert isinstance(method, ClosedForm)
     lenient = method.with_values(search={**method.search.model_dump(), "stop_at": 2.0})
     early = lenient.begin(edited, requests).shared()

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from errata import ErrataError, edit
+from errata import ErrataError, edit, load
 from errata.core.places import presets_folder
 from errata.methods import METHODS
+from errata.methods import presets as presets_module
 from errata.methods.edit import prepare
 from errata.methods.preset_files import ModelIdentity, PresetFile, read_preset
-from errata.methods.presets import presets, settings_for
+from errata.methods.presets import architectures, presets, published, settings_for
 from errata.patches.edited_model import EditedModel
 from laws.bench import edited_model
 from tiny import FACTS
@@ -88,25 +89,83 @@ def test_a_preset_is_found_by_architecture_and_size_with_a_note() -> None:
     assert weight_of(edited_model("mistral"))[0] is None, "of another architecture"
 
 
-def test_the_same_weights_win_over_a_name_and_a_name_over_the_same_size() -> None:
-    edited = edited_model("llama")
+@pytest.fixture
+def xl(monkeypatch: pytest.MonkeyPatch) -> EditedModel:
+    """A pico GPT-2 of the size that the presets of GPT-2 XL are declared to be for."""
+    edited = edited_model("gpt2")
     edited.name = "somebody/gpt2-xl"
+    small = ModelIdentity.of(edited).architecture
+    monkeypatch.setattr(
+        presets_module, "architectures", lambda: {**architectures(), "gpt2-xl": small}
+    )
+    return edited
+
+
+SMALL = {"blocks": (1, 2)}
+
+
+def weight_given(edited: EditedModel, **how: Any) -> float | None:
+    method, _, _ = settings_for(METHODS["memit"], edited, SMALL, **how)
+    found = method.model_dump()["moment_weight"]
+    return None if found is None else float(found)
+
+
+def test_the_same_weights_win_over_a_name_and_a_name_over_the_same_size(xl: EditedModel) -> None:
     published = presets()["gpt2-xl"]["memit"].settings["moment_weight"]
-    small = {"blocks": (1, 2)}
-
-    def weight() -> float:
-        method, _, _ = settings_for(METHODS["memit"], edited, small)
-        return float(method.model_dump()["moment_weight"])
-
-    assert weight() == published
-    store(preset(edited, model={"weights": STRANGER}, weight=5.0))
-    assert weight() == published
-    store(preset(edited, weight=7.0))
-    assert weight() == 7.0
-    given = preset(edited, weight=9.0).save(presets_folder().parent / "given.json")
-    assert weight_of(edited, preset=given)[0] == 9.0
-    method, _, _ = settings_for(METHODS["memit"], edited, {"moment_weight": 11.0}, given)
+    assert weight_given(xl) == published
+    store(preset(xl, model={"weights": STRANGER}, weight=5.0))
+    assert weight_given(xl) == published
+    store(preset(xl, weight=7.0))
+    assert weight_given(xl) == 7.0
+    given = preset(xl, weight=9.0).save(presets_folder().parent / "given.json")
+    assert weight_of(xl, preset=given)[0] == 9.0
+    method, _, _ = settings_for(METHODS["memit"], xl, {"moment_weight": 11.0}, given)
     assert method.model_dump()["moment_weight"] == 11.0
+
+
+def test_a_folder_called_gpt2_xl_that_holds_a_llama_does_not_get_its_blocks() -> None:
+    edited = edited_model("llama")
+    edited.name = "checkpoints/gpt2-xl"
+    method, source, notes = settings_for(METHODS["memit"], edited, {})
+    assert source == "defaults" and set(method.edited_blocks) <= set(range(4))
+    assert any("the presets called gpt2-xl are for another model" in note for note in notes)
+    assert any("gpt2, 48 blocks" in note and "llama, 4 blocks" in note for note in notes)
+
+
+def test_a_folder_of_any_name_gets_the_presets_of_what_it_holds(xl: EditedModel) -> None:
+    xl.name = "checkpoints/mine"
+    method, source, notes = settings_for(METHODS["memit"], xl, SMALL)
+    assert method.model_dump()["moment_weight"] == 20000 and "memit" in source
+    (note,) = notes
+    assert "published for gpt2-xl, which has the same architecture and size" in note
+    own = preset(xl, model={"weights": STRANGER}, weight=5.0)
+    store(own)
+    assert weight_given(xl) == 5.0, "one's own calibration comes first"
+
+
+def test_the_name_decides_between_models_of_one_size() -> None:
+    known = architectures()
+    one, two = "Llama-3.1-8B-Instruct", "DeepSeek-R1-Distill-Llama-8B"
+    assert known[one] == known[two]
+    for name in (one, two, two.lower()):
+        found = published(METHODS["memit"], f"hub/{name}", known[two])
+        assert found is not None
+        same = one if name == one else two
+        assert found == presets()[same]["memit"]
+    other = published(METHODS["memit"], "hub/Meta-Llama-3-8B", known[two])
+    assert other is not None and f"published for {one}" in other.notes[-1]
+    assert published(METHODS["memit"], one, known["gpt2-xl"]._replace(blocks=47)) is None
+
+
+def test_every_shipped_preset_names_an_architecture_that_has_its_blocks() -> None:
+    assert set(presets()) == set(architectures())
+    for name, methods in presets().items():
+        for found in methods.values():
+            assert max(found.settings["blocks"]) < architectures()[name].blocks
+            loss = (found.settings.get("search") or {}).get("loss_block")
+            assert loss is None or loss < architectures()[name].blocks
+    demo = load("demo")
+    assert ModelIdentity.of(demo).architecture == architectures()["demo"]
 
 
 def test_the_latest_of_two_presets_is_used() -> None:

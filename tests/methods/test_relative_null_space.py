@@ -8,7 +8,7 @@ from torch import Tensor
 
 from errata.core.errors import ErrataError
 from errata.methods.alphaedit import NULL_SPACE_SHARE, RELATIVE_RIDGE, AlphaEdit
-from errata.methods.presets import resolve_settings
+from errata.methods.presets import presets, resolve_settings
 from errata.statistics.second_moment import SecondMoment
 
 WIDTH = 24
@@ -52,7 +52,8 @@ def test_the_relative_form_does_not_depend_on_the_scale_of_activations() -> None
 
 
 def test_setting_one_form_unsets_the_other() -> None:
-    published, *_ = resolve_settings(AlphaEdit, "gpt2-xl", 48, {"relative_ridge": 0.5})
+    preset = presets()["gpt2-xl"]["alphaedit"]
+    published, *_ = resolve_settings(AlphaEdit, "gpt2-xl", 48, {"relative_ridge": 0.5}, preset)
     assert (published.ridge, published.relative_ridge) == (None, 0.5)
     assert published.null_space_threshold is not None
     guessed, *_ = resolve_settings(AlphaEdit, "unheard-of", 48, {"null_space_threshold": 0.5})

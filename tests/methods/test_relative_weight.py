@@ -8,7 +8,7 @@ from torch import Tensor
 
 from errata.core.errors import ErrataError
 from errata.methods.memit import RELATIVE_WEIGHT, Memit
-from errata.methods.presets import resolve_settings
+from errata.methods.presets import presets, resolve_settings
 from errata.statistics.second_moment import SecondMoment
 
 
@@ -58,7 +58,8 @@ def test_the_history_of_a_relative_weight_is_that_of_the_same_number() -> None:
 
 
 def test_setting_one_form_of_lambda_unsets_the_other() -> None:
-    published, *_ = resolve_settings(Memit, "gpt2-xl", 48, {"relative_weight": 2.0})
+    preset = presets()["gpt2-xl"]["memit"]
+    published, *_ = resolve_settings(Memit, "gpt2-xl", 48, {"relative_weight": 2.0}, preset)
     assert (published.moment_weight, published.relative_weight) == (None, 2.0)
     guessed, *_ = resolve_settings(Memit, "unheard-of", 48, {"moment_weight": 150.0})
     assert (guessed.moment_weight, guessed.relative_weight) == (150.0, None)

@@ -20,7 +20,13 @@ from errata.methods import METHODS, AlphaEdit, ClosedForm, Memit, Rome, method_n
 from errata.methods.closed_form.driver import MAX_STEPS
 from errata.methods.closed_form.rewrite import rewrite_of
 from errata.methods.closed_form.settings import Contexts, Search
-from errata.methods.presets import presets, resolve_settings
+from errata.methods.presets import (
+    Preset,
+    architectures,
+    presets,
+    published,
+    resolve_settings,
+)
 from tiny import FACTS, tiny_tokenizer
 
 SOURCE = Path(errata.__file__).parent
@@ -128,13 +134,17 @@ def test_rome_edits_one_block() -> None:
         _ = Memit().edited_blocks
 
 
+def known_preset(model: str, method: str) -> Preset | None:
+    return presets().get(model, {}).get(method)
+
+
 SHIPPED = [(model, name) for model, methods in presets().items() for name in methods]
 
 
 @pytest.mark.parametrize(("model", "name"), SHIPPED)
 def test_every_preset_fits_its_method(model: str, name: str) -> None:
     preset = presets()[model][name]
-    settled, source, notes = resolve_settings(METHODS[name], f"somebody/{model}", 1000, {})
+    settled, source, notes = resolve_settings(METHODS[name], model, 1000, {}, preset)
     assert settled == METHODS[name].of(preset.settings)
     assert (source, notes[: len(preset.notes)]) == (preset.source, preset.notes)
     assert source
@@ -144,7 +154,8 @@ def test_every_preset_fits_its_method(model: str, name: str) -> None:
         settled.edited_blocks
         == tuple(sorted(preset.settings["blocks"]))[-len(settled.edited_blocks) :]
     )
-    assert resolve_settings(METHODS[name], f"a/folder/{model}/", 1000, {})[0] == settled
+    for path in (f"somebody/{model}", f"a/folder/{model}/", model.upper()):
+        assert published(METHODS[name], path, architectures()[model]) == preset
 
 
 def test_presets_tuned_with_a_defect_in_place_say_so() -> None:
@@ -183,7 +194,9 @@ def test_blocks_that_were_given_are_no_guess() -> None:
 @pytest.mark.parametrize("method_name", METHODS)
 def test_a_block_that_the_model_lacks_is_refused(method_name: str, model: str) -> None:
     with pytest.raises(ErrataError, match="there is no block 12: the model has blocks 0 to 11"):
-        resolve_settings(METHODS[method_name], model, 12, {"blocks": (12,)})
+        resolve_settings(
+            METHODS[method_name], model, 12, {"blocks": (12,)}, known_preset(model, method_name)
+        )
 
 
 @pytest.mark.parametrize("method", [Memit, AlphaEdit, Rome])
@@ -192,15 +205,17 @@ def test_one_given_search_setting_leaves_the_methods_others(
     method: type[ClosedForm], model: str
 ) -> None:
     """`--steps 7` must not put MEMIT's clamp back to another method's default."""
-    usual, _, _ = resolve_settings(method, model, 48, {})
-    given, _, _ = resolve_settings(method, model, 48, {"search": {"learning_rate": 0.25}})
+    preset = known_preset(model, method.name)
+    usual, _, _ = resolve_settings(method, model, 48, {}, preset)
+    given, _, _ = resolve_settings(method, model, 48, {"search": {"learning_rate": 0.25}}, preset)
     assert given.search == usual.search.with_values(learning_rate=0.25)
     assert given.with_values(search=usual.search.model_dump()) == usual
 
 
 def test_flags_become_nested_settings() -> None:
     flags = {"blocks": "4,5", "steps": "7", "prefix_lengths": "2,3", "history": True}
-    settled, _, _ = resolve_settings(Memit, "gpt2-xl", 48, given_settings(Memit, flags))
+    preset = known_preset("gpt2-xl", "memit")
+    settled, _, _ = resolve_settings(Memit, "gpt2-xl", 48, given_settings(Memit, flags), preset)
     assert (settled.blocks, settled.search.steps, settled.history) == ((4, 5), 7, True)
     assert settled.contexts.prefix_lengths == (2, 3)
 

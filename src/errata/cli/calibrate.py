@@ -28,7 +28,7 @@ from errata.data.request_files import load_requests
 from errata.experiments.calibration.settings import Calibration
 from errata.experiments.edit_plan import EditPlan, check_batches
 from errata.methods import METHODS, Method, method_named
-from errata.methods.presets import check_settings, resolve_settings
+from errata.methods.presets import check_settings, published_settings
 
 if TYPE_CHECKING:
     from errata.core.cost import Cost
@@ -116,7 +116,7 @@ def calibrate(
     from errata.experiments.calibration.run import Choices
 
     count = limit + held_out if len(cases) >= limit + held_out else len(cases)
-    base, source, notes = resolve_settings(chosen, edited.name, _block_count(edited), dict(fixed))
+    base, source, notes = published_settings(chosen, edited, fixed)
     show_warnings(_without_guess(notes))
     known = split_facts(edited, name, cases[:count], held_out)
     settings = Calibration(trials=trials)
@@ -206,12 +206,6 @@ def _batch_size(method: type[Method], asked: int | None) -> int | None:
             f"give --batch-size {limit}, or leave it out",
         )
     return asked or limit
-
-
-def _block_count(edited: EditedModel) -> int:
-    from errata.models.families import family_of
-
-    return family_of(edited.model).block_count(edited.model)
 
 
 def _without_guess(notes: Sequence[str]) -> list[str]:

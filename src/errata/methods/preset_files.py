@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -21,6 +21,21 @@ from errata.core.settings import Settings
 
 if TYPE_CHECKING:
     from errata.patches.edited_model import EditedModel
+
+
+class Architecture(NamedTuple):
+    """What published settings depend on: the type of a model and its sizes."""
+
+    model_type: str
+    blocks: int
+    width: int
+    """The hidden size."""
+    mlp: int
+    """Input width of the MLP's output matrix."""
+
+    def __str__(self) -> str:
+        """Name the type and the sizes."""
+        return f"{self.model_type}, {self.blocks} blocks, widths {self.width} and {self.mlp}"
 
 
 class ModelSize(Settings):
@@ -38,6 +53,10 @@ class ModelSize(Settings):
     parameters: int = Field(ge=1)
 
 
+def _architecture(model_type: str, size: ModelSize) -> Architecture:
+    return Architecture(model_type, size.blocks, size.width, size.mlp)
+
+
 class PresetModel(Settings):
     """The model for which settings were found."""
 
@@ -46,6 +65,11 @@ class PresetModel(Settings):
     size: ModelSize
     weights: str = Field(min_length=16)
     """Hash of the weights (see `models.identity`)."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The type and sizes that published settings depend on."""
+        return _architecture(self.model_type, self.size)
 
 
 class Figure(Settings):
@@ -189,6 +213,11 @@ class ModelIdentity:
             parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
         return cls(model.config.model_type, size, edited)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The type and sizes that published settings depend on."""
+        return _architecture(self.model_type, self.size)
 
     @property
     def weights(self) -> str:

@@ -1,15 +1,17 @@
 """Presets: settings per model and method, as published, as shipped or as found by calibration.
 
-The published ones are data (`presets.json`), each with its source and its known defects; files of
-`errata calibrate` ship with errata or lie in the user's folder (see `preset_files`). They are
-looked up in this order:
+The published ones are data (`presets.json`), each with its source and its known defects, for the
+architectures in `preset_models.json`; files of `errata calibrate` ship with errata or lie in the
+user's folder (see `preset_files`). They are looked up in this order:
 
 1. the file that is given;
 2. the user's presets, then the shipped files, for the same weights;
-3. the presets that ship under the model's name;
-4. the user's presets, then the shipped files, for the same architecture and size, with a note.
+3. the published presets for the same architecture, size and name;
+4. the user's presets, then the shipped files, for the same architecture and size, with a note;
+5. the published presets for the same architecture and size, with a note.
 
-For a model without a preset, blocks are guessed from the depth, with a warning.
+A name alone decides nothing: a folder called gpt2-xl may hold any model. For a model without a
+preset, blocks are guessed from the depth, with a warning.
 """
 
 from __future__ import annotations
@@ -24,7 +26,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from errata.core.errors import ErrataError
 from errata.core.places import presets_folder
 from errata.methods.base import Method
-from errata.methods.preset_files import ModelIdentity, PresetFile, read_preset, stored_presets
+from errata.methods.preset_files import (
+    Architecture,
+    ModelIdentity,
+    PresetFile,
+    read_preset,
+    stored_presets,
+)
 
 if TYPE_CHECKING:
     from errata.patches.edited_model import EditedModel
@@ -45,7 +53,7 @@ class Preset(NamedTuple):
 @cache
 def presets() -> dict[str, dict[str, Preset]]:
     """Return the presets that ship under a model's name, by model and then by method."""
-    data = json.loads(files("errata.assets").joinpath("presets.json").read_text(encoding="utf-8"))
+    data = _asset("presets.json")
     found = {
         model: {
             name: Preset(entry["settings"], entry["source"], tuple(entry["notes"]), entry["defect"])
@@ -56,6 +64,18 @@ def presets() -> dict[str, dict[str, Preset]]:
     for shipped in shipped_files():
         found.setdefault(shipped.model.name, {}).setdefault(shipped.method, _of(shipped))
     return found
+
+
+@cache
+def architectures() -> dict[str, Architecture]:
+    """Return the architecture of each model in `presets()`."""
+    own = {each.model.name: each.model.architecture for each in shipped_files()}
+    return own | {name: Architecture(**of) for name, of in _asset("preset_models.json").items()}
+
+
+def _asset(name: str) -> dict[str, Any]:
+    text = files("errata.assets").joinpath(name).read_text(encoding="utf-8")
+    return dict(json.loads(text))
 
 
 @cache
@@ -83,11 +103,22 @@ def settings_for(
     for blocks that the model does not have.
     """
     identity = ModelIdentity.of(edited)
-    found = _given(preset, method, identity) if preset is not None else None
-    count = identity.size.blocks
-    return resolve_settings(
-        method, edited.name, count, dict(given), found or _found(method, edited.name, identity)
-    )
+    if preset is not None:
+        found: Preset | None = _given(preset, method, identity)
+    else:
+        found = _found(method, edited.name, identity)
+    count, misnamed = identity.size.blocks, _misnamed(edited.name, identity.architecture)
+    settled, source, notes = resolve_settings(method, edited.name, count, dict(given), found)
+    return settled, source, notes + (misnamed if preset is None else ())
+
+
+def published_settings(
+    method: type[M], edited: EditedModel, given: Mapping[str, Any]
+) -> tuple[M, str, tuple[str, ...]]:
+    """Like `settings_for`, without the user's own presets."""
+    identity = ModelIdentity.of(edited)
+    preset = published(method, edited.name, identity.architecture)
+    return resolve_settings(method, edited.name, identity.size.blocks, dict(given), preset)
 
 
 def resolve_settings(
@@ -99,11 +130,10 @@ def resolve_settings(
 ) -> tuple[M, str, tuple[str, ...]]:
     """Return the method with a preset, overridden by `given`, its source, and warnings.
 
-    Without `preset` it is the one that ships under the model's name. Raises `ErrataError` for
-    invalid settings and for blocks that the model does not have.
+    Without `preset`, settings are the defaults. Raises `ErrataError` for invalid settings and for
+    blocks that the model does not have.
     """
     name = _short(model_name)
-    preset = presets().get(name, {}).get(method.name) if preset is None else preset
     if preset is not None:
         values, source, notes = preset.settings, preset.source, preset.notes
         if preset.defect is not None:
@@ -141,10 +171,53 @@ def _found(method: type[Method], name: str, identity: ModelIdentity) -> Preset |
     for where, each in fitting:
         if identity.is_model_of(each):
             return _of(each, where)
-    shipped = presets().get(_short(name), {}).get(method.name)
-    if shipped is not None:
-        return shipped
-    return next((_of(each, where, _other(each)) for where, each in fitting), None)
+    if (named := _by_name(method, name, identity.architecture)) is not None:
+        return named
+    calibrated = next((_of(each, where, _other(each)) for where, each in fitting), None)
+    return calibrated or _by_size(method, name, identity.architecture)
+
+
+def published(method: type[Method], name: str, architecture: Architecture) -> Preset | None:
+    """Return the published preset for an architecture, None if there is none.
+
+    Where several models share it, `name` decides; a preset of another name has a note.
+    """
+    return _by_name(method, name, architecture) or _by_size(method, name, architecture)
+
+
+def _by_name(method: type[Method], name: str, architecture: Architecture) -> Preset | None:
+    known = _known(name)
+    if known is None or architectures()[known] != architecture:
+        return None
+    return presets()[known].get(method.name)
+
+
+def _by_size(method: type[Method], name: str, architecture: Architecture) -> Preset | None:
+    for model, methods in presets().items():
+        if method.name in methods and architectures()[model] == architecture:
+            note = (
+                f"the settings were published for {model}, which has the same architecture and "
+                f"size as {_short(name)}; `errata calibrate` finds settings for this one"
+            )
+            return methods[method.name]._replace(notes=(*methods[method.name].notes, note))
+    return None
+
+
+def _known(name: str) -> str | None:
+    """Return the model in `presets()` that a name means, in any case of its letters."""
+    short = _short(name).casefold()
+    return next((model for model in presets() if model.casefold() == short), None)
+
+
+def _misnamed(name: str, architecture: Architecture) -> tuple[str, ...]:
+    """Return the warning for a model that is not the one after which it is called."""
+    known = _known(name)
+    if known is None or architectures()[known] == architecture:
+        return ()
+    return (
+        f"the presets called {known} are for another model ({architectures()[known]}) and are not "
+        f"used: {name} is {architecture}",
+    )
 
 
 def _files(method: type[Method]) -> Iterator[tuple[str, PresetFile]]:
