@@ -89,6 +89,8 @@ COMMANDS: dict[str, str] = {
     "unknown hyperparameters": f"edit pico {FACT} --hparams hparams-unknown.json",
     "hyperparameter of a wrong type": f"edit pico {FACT} --hparams hparams-type.json",
     "hyperparameters without end": f"edit pico {FACT} --hparams hparams-many.json",
+    "hyperparameters in YAML with an alias": f"edit pico {FACT} --hparams hparams-alias.yaml",
+    "hyperparameters of another method": f"edit pico {FACT} --hparams hparams-ft.yaml",
     "hyperparameters in a list": f"edit pico {FACT} --hparams hparams-list.json",
     # second moments
     "no second moment": f"edit pico {FACT} {QUICK}",

@@ -90,7 +90,7 @@ def edit(
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus to use.")] = None,
     hparams: Annotated[
         Path | None,
-        typer.Option(help="A published hyperparameter file: JSON with the original keys."),
+        typer.Option(help="Published hyperparameters: the references' JSON or EasyEdit's YAML."),
     ] = None,
     preset: Annotated[
         Path | None,

@@ -1,6 +1,6 @@
-"""Published hyperparameter files in the format of the reference repositories.
+"""Published hyperparameter files: JSON of the reference repositories, YAML of EasyEdit.
 
-Their JSON keys (`layers`, `v_lr`, `mom2_update_weight` …) are mapped to settings. Keys about
+Their keys (`layers`, `v_lr`, `mom2_update_weight` …) are mapped to settings. Keys about
 module paths or the computation of statistics are reported as unused; unknown keys are an error.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from errata.core.errors import ErrataError
 from errata.core.files import parse_json, reason
+from errata.core.yaml_text import parse_yaml
 from errata.methods.base import Method
 
 MANY_PREFIXES = 1000
@@ -51,8 +52,10 @@ UNUSED = (
     *("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp"),
     *("ln_f_module", "lm_head_module", "layer_selection", "batch_size", "max_length"),
     *("mom2_dataset", "mom2_n_samples", "mom2_dtype", "source"),
+    *("bf16", "use_chat_template", "enable_thinking", "sequential_edit"),
 )
 """Reference keys without a setting: families, corpora and devices are determined elsewhere."""
+YAML = (".yaml", ".yml")
 
 
 class PublishedSettings(NamedTuple):
@@ -65,26 +68,31 @@ class PublishedSettings(NamedTuple):
 
 
 def read_hparams(path: Path, method: type[Method]) -> PublishedSettings:
-    """Read a reference repository's JSON for a method.
+    """Read a published file for a method: YAML by its suffix, else JSON.
 
     Raises `ErrataError` for a file that cannot be read, or keys that nobody knows.
     """
+    parse = parse_yaml if path.suffix.lower() in YAML else parse_json
     try:
-        values = parse_json(path.read_text(encoding="utf-8-sig"))
+        values = parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ErrataError(
             f"cannot read the hyperparameters in {path}: {reason(error)}",
-            "give a JSON file such as hparams/MEMIT/gpt2-xl.json of the published code",
+            "give a file such as hparams/MEMIT/gpt2-xl.json of the published code or "
+            "hparams/MEMIT/gpt2-xl.yaml of EasyEdit",
         ) from None
     if not isinstance(values, dict):
         raise ErrataError(
             f"{path} holds no object with hyperparameters",
             'write it as {"layers": [17], "v_lr": 0.5, …}',
         )
-    unknown = [key for key in values if key not in KEYS and key not in UNUSED]
+    unknown = [str(key) for key in values if key not in KEYS and key not in UNUSED]
     if unknown:
+        made_for = values.get("alg_name")
+        other = isinstance(made_for, str) and made_for.casefold() != method.name
         raise ErrataError(
             f"{path} has keys that are not known: {', '.join(unknown)}",
+            *([f"the file is for {made_for}, and the method is {method.label}"] if other else []),
             f"known keys: {', '.join(KEYS)}",
         )
     settings: dict[str, Any] = {}

@@ -1,53 +1,24 @@
-"""The YAML of recipes, restricted to plain values, lists and mappings, and changes to it."""
+"""The YAML of recipes and changes to it."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-import yaml
-
 from errata.core.errors import ErrataError
-
-DEEPEST = 50
-"""Maximum nesting depth of a recipe; five levels are needed."""
-
+from errata.core.yaml_text import YamlError, parse_yaml
 
 _EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+")
-
-
-class _Loader(yaml.SafeLoader):
-    """A loader of plain YAML for which duplicate keys are errors."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; raises `MarkedYAMLError` for a duplicate key."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key!r} occurs twice", problem_mark=node.value[index][0].start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def plain_yaml(text: str, name: str) -> Any:
     """Read YAML; raises `ErrataError` for anchors, tags, duplicate keys and deep nesting."""
     try:
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise ValueError("it is nested too deeply")
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise ValueError("anchors and aliases are not supported")
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where is not None else ""
-        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
+        return parse_yaml(text)
+    except YamlError as error:
+        line = "" if error.line is None else f", line {error.line}"
         raise ErrataError(
-            f"{name}{line} is not valid YAML for a recipe: {reason}",
+            f"{name}{line} is not valid YAML for a recipe: {error.problem}",
             "a recipe is plain YAML: names, numbers, lists and mappings",
         ) from None
 
