@@ -117,7 +117,14 @@ def write_models(folder: Path) -> None:
             (folder / name / file).write_bytes((folder / "pico" / file).read_bytes())
         if weights is not None:
             (folder / name / weights).write_bytes(b"weights")
+    models["pico"].save_pretrained(folder / "lacking-shard", max_shard_size="20KB")
+    (folder / "lacking-shard" / "model-00002-of-00007.safetensors").unlink()
+    tiny_tokenizer().save_pretrained(folder / "lacking-shard")
+    models["pico"].save_pretrained(folder / "no-tokenizer")
     config = json.loads((folder / "pico" / "config.json").read_text())
+    models["pico"].save_pretrained(folder / "resized")
+    tiny_tokenizer().save_pretrained(folder / "resized")
+    (folder / "resized" / "config.json").write_text(json.dumps({**config, "vocab_size": 321}))
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "gptq").mkdir()
     (folder / "gptq" / "config.json").write_text(json.dumps(config))

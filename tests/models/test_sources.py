@@ -82,7 +82,12 @@ def test_a_folder_called_smollm2_comes_first(folder: Path, monkeypatch: pytest.M
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised (gptq)"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantised (awq)"),
-        ({"quantization_config": {"load_in_4bit": True}}, "quantised (unknown method)"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantised (bitsandbytes)"),
+        ({"quantization_config": {"bits": 4}}, "quantised (unknown method)"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised (fp8)"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantised (mxfp4)"),
+        ({"quantization_config": {"quant_method": "a-new-one"}}, "quantised (a-new-one)"),
+        ({"compression_config": {"format": "pack-quantized"}}, "quantised (compressed-tensors)"),
         ({"quantization": {"bits": 4, "group_size": 64}}, "quantised (MLX)"),
         ({"quantization_config": 4}, "contains no model that can be loaded"),
     ],
@@ -95,6 +100,32 @@ def test_quantised_checkpoints_are_an_error(
     with pytest.raises(ErrataError) as caught:
         errata.load(str(folder))
     assert words in caught.value.message and caught.value.hints
+
+
+@pytest.mark.parametrize(
+    ("file", "method"),
+    [
+        ("quantize_config.json", "gptq"),
+        ("quant_config.json", "awq"),
+        ("hf_quant_config.json", "ModelOpt"),
+    ],
+)
+def test_a_file_beside_the_weights_says_that_they_are_quantised(
+    file: str, method: str, folder: Path
+) -> None:
+    (folder / file).write_text("{}")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ErrataError, match=rf"quantised \({method}\)"):
+        errata.load(str(folder))
+
+
+def test_a_quantised_text_model_within_another_is_an_error(tmp_path: Path) -> None:
+    tiny_model("gemma3").config.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ErrataError, match=r"quantised \(awq\)"):
+        errata.load(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +152,7 @@ def test_files_of_a_trainer_are_not_taken_for_the_weights(folder: Path) -> None:
     (folder / "optimizer.pt").write_bytes(b"")
     assert errata.load(str(folder)).base.quantisation is None
     (folder / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(ErrataError, match="contains no model that can be loaded"):
+    with pytest.raises(ErrataError, match="is no safetensors file"):
         errata.load(str(folder))
 
 

@@ -23,7 +23,7 @@ from errata.experiments.run_folder import run_folder
 from errata.metrics.likelihood import Likelihood, likelihoods
 from errata.metrics.scores import Score, share
 from errata.models.identity import model_hash, versions
-from errata.models.loading import quiet
+from errata.models.quiet import quiet
 from errata.patches.adapter import RECORD, find_tuned, is_adapter, merge_adapter, read_adapter
 from errata.patches.base import Edit
 from errata.patches.edited_model import EditedModel, load

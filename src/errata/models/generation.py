@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from errata.models.families import positions_of
 from errata.models.hooks import frozen
+from errata.models.tokenizer import pad_id
 from errata.models.tokens import TOKENS_AT_ONCE, batches_by_length, encode
 
 
@@ -100,7 +101,6 @@ def _settings(
     end = model.generation_config.eos_token_id
     ends = end if isinstance(end, list) else [tokenizer.eos_token_id if end is None else end]
     ends = [token for token in ends if token is not None]
-    pads = [token for token in (tokenizer.pad_token_id, *ends, 0) if token is not None]
     return {
         "do_sample": False,
         "num_beams": 1,
@@ -109,7 +109,7 @@ def _settings(
         "top_p": 1.0,
         "repetition_penalty": 1.0,
         "no_repeat_ngram_size": 0,
-        "pad_token_id": pads[0],
+        "pad_token_id": pad_id(tokenizer, *ends),
         "eos_token_id": ends if stop and ends else None,
         **values,
     }

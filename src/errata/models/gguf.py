@@ -28,6 +28,7 @@ from errata.core.files import reason, require_space, writing_folder
 from errata.core.locks import locked
 from errata.core.places import cache_folder
 from errata.core.progress import Say, say_nothing
+from errata.models.checkpoint import ORIGINAL
 from errata.models.families import check_type
 from errata.models.gguf_config import (
     FREQUENCIES,
@@ -57,8 +58,6 @@ SECONDS_PER_GB = 200
 """Rough time of a conversion per GB of the file, on one core."""
 NARROW = (torch.bfloat16, torch.float16)
 """Dtypes in which the weights are stored if that loses nothing; otherwise it is float32."""
-ORIGINAL = "load the original checkpoint, unquantised, as a folder or by Hub name"
-"""Hint for weights that cannot be loaded."""
 
 
 def converted(path: Path, say: Say = say_nothing) -> Path:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from errata.core.errors import ErrataError
 from errata.core.progress import Say, say_nothing
-from errata.models.families import check_type
-from errata.models.sources import check_quantisation, foreign_format, source_of
-
-UNREADABLE = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
-    *(SafetensorError, UnpicklingError),
+from errata.models.checkpoint import AGAIN, check_files
+from errata.models.families import check_type, family_of
+from errata.models.precision import ran_out_of_memory
+from errata.models.quiet import quiet
+from errata.models.sources import (
+    MODELS,
+    check_quantisation,
+    foreign_format,
+    similar_folder,
+    source_of,
 )
-"""Exceptions that loading a damaged or unsupported checkpoint raises."""
+from errata.models.tokenizer import load_tokenizer
+
 GATED = "gated repo"
 """Part of the Hub client's error for a model whose licence was not accepted."""
 
@@ -47,29 +50,72 @@ def pretrained(
     """
     with quiet():
         source = source_of(name, say)
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(source)
-            check_type(config.model_type)  # before gigabytes are read
-            check_quantisation(name, config)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, output_loading_info=True
-            )
-    except UNREADABLE as error:
-        raise _not_loaded(name, error) from None
-    if missing := sorted(info["missing_keys"]):
-        more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise ErrataError(
-            f"the weights of {name} lack {missing[0]}{more}, which would be initialised at random",
-            "was its download or export interrupted? load another copy",
+    with quiet(), _load_errors(name):
+        config = AutoConfig.from_pretrained(source)
+    check_type(config.model_type)  # before gigabytes are read
+    check_quantisation(name, source, config)
+    tokenizer = load_tokenizer(name, source)
+    if os.path.isdir(source):
+        check_files(Path(source))
+    with quiet(), _load_errors(name):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    _check_complete(name, model, info)
     return model, tokenizer
+
+
+@contextmanager
+def _load_errors(name: str) -> Iterator[None]:
+    """Turn the exceptions of Transformers, which strangers' files cause, into `ErrataError`."""
+    try:
+        yield
+    except ErrataError:
+        raise
+    except Exception as error:  # any: configurations and weights are run through much foreign code
+        if ran_out_of_memory(error):
+            raise
+        raise _not_loaded(name, error) from None
+
+
+def _check_complete(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Raise `ErrataError` unless the weights that were read are those that the model has."""
+    for weight, stored, needed in sorted(info["mismatched_keys"]):
+        raise ErrataError(
+            f"{weight} is {_shape(stored)} in the weights of {name}, and the configuration needs "
+            f"{_shape(needed)}",
+            "its config.json belongs to another model, or the embedding was resized without it: "
+            "load another copy",
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise ErrataError(
+            f"the weights of {name} lack {_first(missing)}, which would be initialised at random",
+            AGAIN,
+        )
+    family = family_of(model)
+    masks = (f"{family.block_attention}.bias", "masked_bias", "inv_freq")  # of old checkpoints
+    unused = [key for key in sorted(info["unexpected_keys"]) if not key.endswith(masks)]
+    if unused := [key for key in unused if key.startswith(f"{family.blocks}.")]:
+        raise ErrataError(
+            f"the configuration of {name} has no place for {_first(unused)}, which would be "
+            "ignored",
+            "its config.json belongs to another model, or the weights are quantised: load another "
+            "copy",
+        )
+
+
+def _first(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if names[1:] else "")
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " × ".join(map(str, sizes))
 
 
 def _not_loaded(name: str, error: Exception) -> ErrataError:
     """Return the error that explains why a model cannot be loaded."""
-    cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    cause = f"{first} {more[0].strip()}" if first.endswith(":") and more else first
     if GATED in str(error) or GATED in str(error.__cause__):
         return ErrataError(
             f"{name} is gated: it can be loaded only after accepting its licence",
@@ -84,8 +130,9 @@ def _not_loaded(name: str, error: Exception) -> ErrataError:
             "a model folder has config.json, tokenizer.json and model.safetensors",
         )
     return ErrataError(
-        f"cannot load {name!r}: {cause}",
-        "give a Hub name, a folder with config.json and weights, a GGUF file, `smollm2` or `demo`",
+        f"cannot load {name!r}: there is no such folder, and from the Hub: {cause}",
+        *similar_folder(name),
+        MODELS,
         "offline, only folders, GGUF files, cached models, `smollm2` and `demo` can be loaded",
     )
 
@@ -117,18 +164,3 @@ def _device_errors(device: str | torch.device) -> Iterator[None]:
             f"the model cannot be moved to {str(device)!r}: {str(error).splitlines()[0]}",
             "choose an available device, listed by `errata env`: --device cpu",
         ) from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the progress bars and warnings of Transformers within a `with` block."""
-    bars = transformers_logging.is_progress_bar_enabled()
-    level = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

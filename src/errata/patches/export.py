@@ -21,8 +21,8 @@ from errata.core.files import write_safetensors, write_text, writing_folder
 from errata.core.text import counted
 from errata.models.families import weight_of
 from errata.models.identity import model_hash
-from errata.models.loading import quiet
 from errata.models.precision import solving_device
+from errata.models.quiet import quiet
 from errata.patches.adapter import CONFIG_FILE, find_tuned, read_adapter
 from errata.patches.card import write_record
 from errata.patches.edited_model import EditedModel

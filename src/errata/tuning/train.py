@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from errata.core.errors import ErrataError
 from errata.core.progress import Progress, no_progress
 from errata.data.instructions import Instruction
-from errata.models.loading import quiet
+from errata.models.quiet import quiet
 from errata.patches.edited_model import EditedModel
 from errata.patches.weight_patch import add
 from errata.tuning.encode import code_rows

@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import TrainingArguments
 
 from errata.core.progress import Progress
+from errata.models.tokenizer import pad_id
 from errata.tuning.encode import IGNORE
 from errata.tuning.guards import Projection, ShiftPenalty
 from errata.tuning.settings import TuneSettings
@@ -42,8 +43,7 @@ def trainer_for(
     """
     micro = settings.micro_batch_size or settings.batch_size
     steps = settings.steps_of(len(rows))
-    pads = [token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-            if token is not None]  # fmt: skip
+    pad = pad_id(tokenizer, tokenizer.eos_token_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         arguments = _arguments(wrapped, settings, micro, steps, bool(aside), work)
@@ -52,7 +52,7 @@ def trainer_for(
             args=arguments,
             train_dataset=rows,
             eval_dataset=aside or None,
-            data_collator=lambda batch: collate(batch, pads[0]),
+            data_collator=lambda batch: collate(batch, pad),
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
