@@ -38,7 +38,8 @@ Dtype = Annotated[
     str, typer.Option(help="float32, bfloat16, float16, float64, or auto (as stored).")
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: the first GPU, or the CPU).")
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1 … or auto, the default: the first GPU, or the CPU."),
 ]
 AllowBase = Annotated[
     bool,

@@ -95,7 +95,8 @@ def launched(device: str | None) -> Iterator[tuple[Ranks, str | None]]:
 
     from errata.models.loading import first_device
 
-    on_gpu = torch.device(device or first_device()).type == "cuda"
+    chosen = first_device() if device in (None, "auto") else device
+    on_gpu = torch.device(chosen).type == "cuda"
     if on_gpu:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)

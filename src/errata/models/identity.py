@@ -47,12 +47,26 @@ def model_hash(model: PreTrainedModel) -> str:
     Names are compared without `CONTAINERS`, which differ between versions and wrappers. An
     output embedding equal to the input embedding counts once, whether the two are tied or not.
     """
-    hashes = {name: tensor_hash(weight) for name, weight in model.named_parameters()}
+    hashes = {
+        name: tensor_hash(_from_disk(model, name) if weight.is_meta else weight)
+        for name, weight in model.named_parameters()
+    }
     content = hashlib.sha256("".join(sorted(set(hashes.values()))).encode()).hexdigest()
     if head := _copied_head(model, hashes):
         del hashes[head]
     named = sorted(f"{_bare(name)} {digest}" for name, digest in hashes.items())
     return f"{content}-{hashlib.sha256(chr(10).join(named).encode()).hexdigest()[:32]}"
+
+
+def _from_disk(model: PreTrainedModel, name: str) -> Tensor:
+    """Return a weight that accelerate has offloaded; unchanged where it cannot be read."""
+    from accelerate.utils import align_module_device
+
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    with align_module_device(module):
+        weight: Tensor = getattr(module, leaf).detach()
+    return weight
 
 
 def _copied_head(model: PreTrainedModel, hashes: dict[str, str]) -> str | None:

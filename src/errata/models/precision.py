@@ -44,8 +44,16 @@ def computing(precision: str, model: PreTrainedModel) -> Iterator[None]:
 def widened(model: PreTrainedModel, precision: str) -> Iterator[None]:
     """Convert 16-bit weights to float32 within a `with` block; the originals are restored after.
 
-    With `autocast` they are not converted. Raises `ErrataError` when memory does not suffice.
+    With `autocast` they are not converted. Raises `ErrataError` when memory does not suffice, and
+    for offloaded weights, which are read anew in every forward pass.
     """
+    if any(tensor.is_meta for tensor in _to_widen(model, precision)):
+        raise ErrataError(
+            f"the model is partly offloaded, so its weights in {model.dtype} cannot be computed "
+            "with in float32",
+            "load it in float32 or onto one device, or set precision to autocast: weights stay in "
+            "their dtype, and target values are less accurate",
+        )
     originals = [(tensor, tensor.data) for tensor in _to_widen(model, precision)]
     try:
         try:

@@ -24,7 +24,7 @@ from errata.models.families import family_of, positions_of, weight_of
 from errata.models.generation import continuations
 from errata.models.gguf import quantisation
 from errata.models.identity import check_finite, model_hash, same_weights
-from errata.models.loading import check_device, pretrained, to_device
+from errata.models.loading import check_device, first_device, pretrained, to_device
 from errata.models.tokenizer import limit_ids
 from errata.models.tokens import encode
 from errata.patches.adapter import check_kind, find_tuned, is_adapter, merge_tuned, read_adapter
@@ -222,7 +222,8 @@ def load(
     which is loaded instead of the model. The patches on which `errata tune` was run are applied
     below the adapter and not a second time.
 
-    `dtype` is "auto" (as stored; float32 for the demo), or a torch dtype or its name. Raises
+    `dtype` is "auto" (as stored; float32 for the demo), or a torch dtype or its name; the device
+    "auto" is the first GPU, or the CPU without one. Raises
     `ErrataError` if there is no such model or adapter, it cannot be downloaded, or its model
     type is not supported.
     """
@@ -254,6 +255,7 @@ def load(
     if name == "demo" and whole is None and dtype == "auto":
         dtype = torch.float32
     given = [each if isinstance(each, Edit) else load_edit(each) for each in patches]
+    device = first_device() if device == "auto" else device
     if device is not None:
         check_device(device)
     model, tokenizer = pretrained(whole or name, dtype, say)
