@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 WORKERS ?= 2
 ARGS ?=
 
-EXTRAS := tune,eval,plot,gguf,sentencepiece,calibrate,dev
+EXTRAS := tune,eval,plot,gguf,bitsandbytes,sentencepiece,calibrate,dev
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python

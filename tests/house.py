@@ -54,8 +54,8 @@ LIGHT = (
 
 HEAVY = ("torch", "transformers", "accelerate", "safetensors.torch")
 EXTRAS = (
-    *("datasets", "gguf", "lm_eval", "matplotlib", "nltk", "optuna", "peft", "sklearn"),
-    "statsmodels",
+    *("accelerate", "bitsandbytes", "datasets", "gguf", "lm_eval", "matplotlib", "nltk", "optuna"),
+    *("peft", "sklearn", "statsmodels"),
 )
 
 DRIVER = "ClosedForm"

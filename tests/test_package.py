@@ -17,7 +17,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 MODULES = {"lm_eval": "lm-eval", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Imported modules whose distribution has another name."""
 NOT_IMPORTED = {
-    "accelerate": "Transformers' Trainer refuses to start without it",
     "sentencepiece": "transformers converts SentencePiece files with it",
     "protobuf": "transformers reads SentencePiece files with it",
 }

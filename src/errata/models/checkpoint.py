@@ -33,14 +33,8 @@ def check_files(folder: Path) -> None:
     Folders without safetensors are left to Transformers, except that the files that an index of
     pickled weights names must exist.
     """
-    if (folder / SINGLE).is_file():
-        shards = [folder / SINGLE]
-    elif (folder / INDEX).is_file():
-        shards = _shards(folder / INDEX)
-    else:
-        if (folder / PICKLED_INDEX).is_file():
-            _shards(folder / PICKLED_INDEX)
-        return
+    if not (shards := shards_of(folder)) and (folder / PICKLED_INDEX).is_file():
+        _shards(folder / PICKLED_INDEX)
     for path in shards:
         for tensor, dtype in _stored(path):
             if tensor.rpartition(".")[2] in PARTS or dtype not in FLOATS:
@@ -49,6 +43,19 @@ def check_files(folder: Path) -> None:
                     "the configuration does not say how",
                     ORIGINAL,
                 )
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint, each of which must exist; none without."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    return _shards(folder / INDEX) if (folder / INDEX).is_file() else []
+
+
+def check_whole(path: Path) -> None:
+    """Raise `ErrataError` for a safetensors file that is damaged."""
+    for _ in _stored(path):
+        pass
 
 
 def _shards(index: Path) -> list[Path]:

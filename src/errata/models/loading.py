@@ -18,6 +18,7 @@ from transformers import (
 
 from errata.core.errors import ErrataError
 from errata.core.progress import Say, say_nothing
+from errata.models.bitsandbytes import dequantised, is_four_bit
 from errata.models.checkpoint import AGAIN, check_files
 from errata.models.families import check_type, family_of
 from errata.models.precision import ran_out_of_memory
@@ -45,15 +46,18 @@ def pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and tokenizer by Hub name, folder, GGUF file, `demo` or `smollm2`.
 
-    `say` reports the conversion of a GGUF file. Raises `ErrataError` with the reason when they
-    cannot be loaded.
+    `say` reports the conversion of a GGUF file or a checkpoint of bitsandbytes. Raises
+    `ErrataError` with the reason when they cannot be loaded.
     """
     with quiet():
         source = source_of(name, say)
     with quiet(), _load_errors(name):
         config = AutoConfig.from_pretrained(source)
     check_type(config.model_type)  # before gigabytes are read
-    check_quantisation(name, source, config)
+    if is_four_bit(getattr(config, "quantization_config", None)) and os.path.isdir(source):
+        source = str(dequantised(Path(source), say))
+    else:
+        check_quantisation(name, source, config)
     tokenizer = load_tokenizer(name, source)
     if os.path.isdir(source):
         check_files(Path(source))

