@@ -11,6 +11,7 @@ import pytest
 from errata.cli import console
 from errata.cli.options import named
 from errata.methods import METHODS
+from errata.methods.presets import shipped_files
 from errata.patches.weight_patch import WeightPatch
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
@@ -88,6 +89,14 @@ def test_json_is_one_object_and_nothing_else(shell: Shell, tmp_path: Path) -> No
     assert [row["patch"] for row in listed["patches"]] == [patch]
     answers = one_object(shell("chat", "pico", "-p", "The sea", "--patch", patch, "--json"))
     assert set(answers["answers"][0]) == {"prompt", "before", "after"}
+
+
+def test_the_list_of_presets_has_every_file_that_ships(shell: Shell) -> None:
+    rows = one_object(shell("ls", "presets", "--json"))["presets"]
+    files = sorted((each.model.name, each.method) for each in shipped_files())
+    listed = [row for row in rows if row["source"].startswith("shipped: ")]
+    assert sorted((row["model"], row["method"]) for row in listed) == files
+    assert all("held-out facts" in row["evidence"] for row in listed) and len(listed) > 1
 
 
 def test_many_are_edited_in_batches(shell: Shell, tmp_path: Path) -> None:

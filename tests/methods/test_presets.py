@@ -15,7 +15,13 @@ from errata.methods import METHODS
 from errata.methods import presets as presets_module
 from errata.methods.edit import prepare
 from errata.methods.preset_files import ModelIdentity, PresetFile, read_preset
-from errata.methods.presets import architectures, presets, published, settings_for
+from errata.methods.presets import (
+    architectures,
+    presets,
+    published,
+    settings_for,
+    shipped_settings,
+)
 from errata.patches.edited_model import EditedModel
 from laws.bench import edited_model
 from tiny import FACTS
@@ -90,6 +96,49 @@ def test_a_preset_is_found_by_architecture_and_size_with_a_note() -> None:
 
 
 @pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch) -> EditedModel:
+    """A pico Llama whose calibrated preset ships with errata."""
+    edited = edited_model("llama")
+    files = (preset(edited, model={"name": "smollm2"}, weight=7.0),)
+    monkeypatch.setattr(presets_module, "shipped_files", lambda: files)
+    return edited
+
+
+def test_a_shipped_file_is_found_by_weights_and_not_by_its_name(shipped: EditedModel) -> None:
+    assert weight_of(shipped) == (7.0, ())
+    other = edited_model("llama")
+    other.model.lm_head.weight.data.mul_(1.5)
+    for name in ("smollm2", "checkpoints/SmolLM2", "tuned"):
+        other.name = name
+        weight, (note,) = weight_of(other)
+        assert weight == 7.0 and "made for another checkpoint of this architecture" in note
+
+
+@pytest.mark.parametrize("name", ["smollm2", "checkpoints/smollm2", "pico"])
+def test_a_shipped_file_is_for_one_vocabulary_and_architecture(
+    shipped: EditedModel, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (file,) = presets_module.shipped_files()
+    size = file.model.size.model_copy(update={"vocabulary": file.model.size.vocabulary + 1})
+    files = (file.model_copy(update={"model": file.model.model_copy(update={"size": size})}),)
+    monkeypatch.setattr(presets_module, "shipped_files", lambda: files)
+    shipped.name = name
+    assert settings_for(METHODS["memit"], shipped, {})[1] == "defaults"
+    mistral = edited_model("mistral")
+    mistral.name = name
+    assert settings_for(METHODS["memit"], mistral, {})[1] == "defaults"
+
+
+def test_a_calibration_starts_from_a_shipped_file_and_not_from_the_users_own(
+    shipped: EditedModel,
+) -> None:
+    store(preset(shipped, weight=5.0))
+    method, _, notes = shipped_settings(METHODS["memit"], shipped, {})
+    assert method.model_dump()["moment_weight"] == 7.0 and notes == ()
+    assert weight_of(shipped)[0] == 5.0
+
+
+@pytest.fixture
 def xl(monkeypatch: pytest.MonkeyPatch) -> EditedModel:
     """A pico GPT-2 of the size that the presets of GPT-2 XL are declared to be for."""
     edited = edited_model("gpt2")
@@ -157,7 +206,7 @@ def test_the_name_decides_between_models_of_one_size() -> None:
     assert published(METHODS["memit"], one, known["gpt2-xl"]._replace(blocks=47)) is None
 
 
-def test_every_shipped_preset_names_an_architecture_that_has_its_blocks() -> None:
+def test_every_published_preset_names_an_architecture_that_has_its_blocks() -> None:
     assert set(presets()) == set(architectures())
     for name, methods in presets().items():
         for found in methods.values():

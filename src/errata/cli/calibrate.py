@@ -28,7 +28,7 @@ from errata.data.request_files import load_requests
 from errata.experiments.calibration.settings import Calibration
 from errata.experiments.edit_plan import EditPlan, check_batches
 from errata.methods import METHODS, Method, method_named
-from errata.methods.presets import check_settings, published_settings
+from errata.methods.presets import check_settings, shipped_settings
 
 if TYPE_CHECKING:
     from errata.core.cost import Cost
@@ -116,7 +116,7 @@ def calibrate(
     from errata.experiments.calibration.run import Choices
 
     count = limit + held_out if len(cases) >= limit + held_out else len(cases)
-    base, source, notes = published_settings(chosen, edited, fixed)
+    base, source, notes = shipped_settings(chosen, edited, fixed)
     show_warnings(_without_guess(notes))
     known = split_facts(edited, name, cases[:count], held_out)
     settings = Calibration(trials=trials)

@@ -136,23 +136,22 @@ def _families() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    shipped = [
+    published = [
         _preset_row(model, method, preset.settings, preset.source, "not recorded")
         | {"tuned with a defect": preset.defect or "none known", "notes": "; ".join(preset.notes)}
         for model, methods in presets().items()
         for method, preset in methods.items()
-        if not any((file.model.name, file.method) == (model, method) for file in shipped_files())
     ]
-    calibrated = {f"shipped: {each.model.name}": each for each in shipped_files()}
+    calibrated = [(f"shipped: {each.model.name}", each) for each in shipped_files()]
     for path, own in own_presets().items():
         if isinstance(own, ErrataError):
             console.warning(own.message)
         else:
-            calibrated[f"own: {path.name}"] = own
-    return shipped + [
+            calibrated.append((f"own: {path.name}", own))
+    return published + [
         _preset_row(each.model.name, each.method, each.settings, where, each.evidence.line())
         | {"tuned with a defect": "none known", "notes": "; ".join(each.notes)}
-        for where, each in calibrated.items()
+        for where, each in calibrated
     ]
 
 

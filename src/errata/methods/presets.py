@@ -17,7 +17,7 @@ preset, blocks are guessed from the depth, with a warning.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -52,25 +52,20 @@ class Preset(NamedTuple):
 
 @cache
 def presets() -> dict[str, dict[str, Preset]]:
-    """Return the presets that ship under a model's name, by model and then by method."""
-    data = _asset("presets.json")
-    found = {
+    """Return the published presets, by model and then by method."""
+    return {
         model: {
             name: Preset(entry["settings"], entry["source"], tuple(entry["notes"]), entry["defect"])
             for name, entry in methods.items()
         }
-        for model, methods in data.items()
+        for model, methods in _asset("presets.json").items()
     }
-    for shipped in shipped_files():
-        found.setdefault(shipped.model.name, {}).setdefault(shipped.method, _of(shipped))
-    return found
 
 
 @cache
 def architectures() -> dict[str, Architecture]:
     """Return the architecture of each model in `presets()`."""
-    own = {each.model.name: each.model.architecture for each in shipped_files()}
-    return own | {name: Architecture(**of) for name, of in _asset("preset_models.json").items()}
+    return {name: Architecture(**of) for name, of in _asset("preset_models.json").items()}
 
 
 def _asset(name: str) -> dict[str, Any]:
@@ -106,18 +101,18 @@ def settings_for(
     if preset is not None:
         found: Preset | None = _given(preset, method, identity)
     else:
-        found = _found(method, edited.name, identity)
+        found = _found(method, edited.name, identity, [*_own_files(), *_shipped_files()])
     count, misnamed = identity.size.blocks, _misnamed(edited.name, identity.architecture)
     settled, source, notes = resolve_settings(method, edited.name, count, dict(given), found)
     return settled, source, notes + (misnamed if preset is None else ())
 
 
-def published_settings(
+def shipped_settings(
     method: type[M], edited: EditedModel, given: Mapping[str, Any]
 ) -> tuple[M, str, tuple[str, ...]]:
-    """Like `settings_for`, without the user's own presets."""
+    """Like `settings_for`, without the user's preset files."""
     identity = ModelIdentity.of(edited)
-    preset = published(method, edited.name, identity.architecture)
+    preset = _found(method, edited.name, identity, _shipped_files())
     return resolve_settings(method, edited.name, identity.size.blocks, dict(given), preset)
 
 
@@ -165,9 +160,15 @@ def _given(path: Path, method: type[Method], identity: ModelIdentity) -> Preset:
     return _of(found, str(path), *(() if identity.is_model_of(found) else (_other(found),)))
 
 
-def _found(method: type[Method], name: str, identity: ModelIdentity) -> Preset | None:
+def _found(
+    method: type[Method],
+    name: str,
+    identity: ModelIdentity,
+    files: Iterable[tuple[str, PresetFile]],
+) -> Preset | None:
     """Return the preset that is known for a model, in the order of the module's docstring."""
-    fitting = [(where, each) for where, each in _files(method) if identity.fits(each)]
+    of_method = [(where, each) for where, each in files if each.method == method.name]
+    fitting = [(where, each) for where, each in of_method if identity.fits(each)]
     for where, each in fitting:
         if identity.is_model_of(each):
             return _of(each, where)
@@ -220,14 +221,14 @@ def _misnamed(name: str, architecture: Architecture) -> tuple[str, ...]:
     )
 
 
-def _files(method: type[Method]) -> Iterator[tuple[str, PresetFile]]:
-    """Yield the preset files of a method, the user's own before those that ship."""
-    for path, own in own_presets().items():
-        if isinstance(own, PresetFile) and own.method == method.name:
-            yield str(path), own
-    for shipped in shipped_files():
-        if shipped.method == method.name:
-            yield "", shipped
+def _own_files() -> list[tuple[str, PresetFile]]:
+    """Return the user's preset files that can be read, with their paths."""
+    own = own_presets().items()
+    return [(str(path), each) for path, each in own if isinstance(each, PresetFile)]
+
+
+def _shipped_files() -> list[tuple[str, PresetFile]]:
+    return [("", each) for each in shipped_files()]
 
 
 def _of(file: PresetFile, where: str = "", *notes: str) -> Preset:
