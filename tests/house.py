@@ -55,7 +55,7 @@ LIGHT = (
 HEAVY = ("torch", "transformers", "accelerate", "safetensors.torch")
 EXTRAS = (
     *("accelerate", "bitsandbytes", "datasets", "gguf", "lm_eval", "matplotlib", "nltk", "optuna"),
-    *("peft", "sklearn", "statsmodels"),
+    *("peft", "sentencepiece", "sklearn", "statsmodels"),
 )
 
 DRIVER = "ClosedForm"

@@ -16,10 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 MODULES = {"lm_eval": "lm-eval", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Imported modules whose distribution has another name."""
-NOT_IMPORTED = {
-    "sentencepiece": "transformers converts SentencePiece files with it",
-    "protobuf": "transformers reads SentencePiece files with it",
-}
+NOT_IMPORTED = {"protobuf": "transformers reads SentencePiece files with it"}
 """Dependencies that no file of ours imports, and why they are needed all the same."""
 WRITTEN = (".py", ".md", ".toml", ".cff", ".txt", ".yml", ".yaml", ".json", "Makefile", "run")
 STRANGER = re.compile(r"pip3? install[^\n`;()]*?[\s'\"]errata(?=[\[\s'\"`=<>~]|$)", re.MULTILINE)

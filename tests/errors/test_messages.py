@@ -96,6 +96,9 @@ COMMANDS: dict[str, str] = {
     "hyperparameters without end": f"edit pico {FACT} --hparams hparams-many.json",
     "hyperparameters in YAML with an alias": f"edit pico {FACT} --hparams hparams-alias.yaml",
     "hyperparameters of another method": f"edit pico {FACT} --hparams hparams-ft.yaml",
+    "hyperparameters made for another method": (
+        f"edit pico {FACT} --method rome --hparams hparams.yaml"
+    ),
     "hyperparameters in a list": f"edit pico {FACT} --hparams hparams-list.json",
     # second moments
     "no second moment": f"edit pico {FACT} {QUICK}",

@@ -98,6 +98,20 @@ def test_keys_of_another_algorithm_are_named_with_its_name(tmp_path: Path) -> No
     assert "the file is for FT, and the method is MEMIT" in caught.value.hints[0]
 
 
+def test_a_file_of_another_method_is_an_error_that_names_both(tmp_path: Path) -> None:
+    for made_for, hint in (("ROME", "--method rome"), ("PMET", "remove alg_name")):
+        values = {"alg_name": made_for, "layers": [17], "v_lr": 0.5}
+        with pytest.raises(ErrataError, match=f"is for {made_for}, not for MEMIT") as caught:
+            read_hparams(written(tmp_path, values), METHODS["memit"])
+        assert any(hint in each for each in caught.value.hints)
+    for name in ("rome", "ROME"):
+        path = written(tmp_path, {"alg_name": name, "layers": [17]})
+        assert read_hparams(path, METHODS["rome"]).unused == ("alg_name",)
+    path = written(tmp_path, {"alg_name": "AlphaEdit", "layers": [17]})
+    assert read_hparams(path, METHODS["alphaedit"]).settings == {"blocks": [17]}
+    assert read_hparams(written(tmp_path, {"layers": [17]}), METHODS["memit"]).unused == ()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

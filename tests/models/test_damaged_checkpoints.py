@@ -14,8 +14,12 @@ from safetensors.torch import load_file, save_file
 
 import errata
 from errata.core.errors import ErrataError
+from errata.data.instructions import Instruction
+from errata.data.passages import passage
+from errata.metrics.perplexity import read_texts
 from errata.models import tokenizer as tokenizer_module
 from errata.models.tokens import encode, split_target
+from errata.tuning.encode import code_rows
 from tiny import SENTENCES, VOCABULARY, tiny_model, tiny_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -203,7 +207,18 @@ class TestMoreTokensThanEmbeddings:
         assert "the tokenizer of this model" in caught.value.hints[0]
         with pytest.raises(ErrataError, match="no embedding"):
             split_target(edited.tokenizer, "The sea", "<x319>")
+        with pytest.raises(ErrataError, match="no embedding for the token '<x319>'"):
+            read_texts(edited, [passage("The sea"), passage("The <x319> sea")])
         assert encode(edited.tokenizer, "The sea").ids
+
+    def test_special_tokens_without_an_embedding_are_named(self, larger: Path) -> None:
+        edited = errata.load(larger)
+        edited.tokenizer.add_special_tokens({"bos_token": "[START]", "eos_token": "[END]"})
+        with pytest.raises(ErrataError, match=r"no embedding for the token '\[START\]'"):
+            read_texts(edited, [passage("The sea")])
+        row = Instruction(instruction="The sea", output="is wide")
+        with pytest.raises(ErrataError, match=r"no embedding for the token '\[END\]'"):
+            code_rows(edited.tokenizer, [row], "plain", 64, train_on_inputs=False)
 
 
 class TestSentencePiece:
@@ -224,8 +239,16 @@ class TestSentencePiece:
 
     def test_a_damaged_file_is_an_error(self, slow: Path) -> None:
         pytest.importorskip("sentencepiece")
-        with pytest.raises(ErrataError, match=r"the tokenizer of .* cannot be read"):
+        with pytest.raises(ErrataError, match=r"tokenizer\.model is not a SentencePiece") as caught:
             errata.load(slow)
+        assert "tiktoken" not in " ".join((caught.value.message, *caught.value.hints))
+
+    def test_a_file_of_tiktoken_needs_the_converted_tokenizer(self, slow: Path) -> None:
+        pytest.importorskip("sentencepiece")
+        (slow / "tokenizer.model").write_text("IQ== 0\nIg== 1\nIw== 2\n")
+        with pytest.raises(ErrataError, match=r"tokenizer\.model is a file of tiktoken") as caught:
+            errata.load(slow)
+        assert "tokenizer.json" in caught.value.hints[0]
 
     def test_a_file_of_sentencepiece_is_converted(self, slow: Path, tmp_path: Path) -> None:
         sentencepiece = pytest.importorskip("sentencepiece")

@@ -87,13 +87,18 @@ def read_hparams(path: Path, method: type[Method]) -> PublishedSettings:
             'write it as {"layers": [17], "v_lr": 0.5, …}',
         )
     unknown = [str(key) for key in values if key not in KEYS and key not in UNUSED]
+    made_for = values.get("alg_name")
+    other = isinstance(made_for, str) and made_for.casefold() != method.name
     if unknown:
-        made_for = values.get("alg_name")
-        other = isinstance(made_for, str) and made_for.casefold() != method.name
         raise ErrataError(
             f"{path} has keys that are not known: {', '.join(unknown)}",
             *([f"the file is for {made_for}, and the method is {method.label}"] if other else []),
             f"known keys: {', '.join(KEYS)}",
+        )
+    if other:
+        raise ErrataError(
+            f"{path} is for {made_for}, not for {method.label}",
+            _use(str(made_for), method),
         )
     settings: dict[str, Any] = {}
     unused = []
@@ -113,3 +118,11 @@ def read_hparams(path: Path, method: type[Method]) -> PublishedSettings:
                 "see a published file, such as hparams/MEMIT/gpt2-xl.json",
             ) from None
     return PublishedSettings(settings, tuple(unused))
+
+
+def _use(made_for: str, method: type[Method]) -> str:
+    from errata.methods import METHODS
+
+    if (name := made_for.casefold()) in METHODS:
+        return f"use --method {name}"
+    return f"to use its settings for {method.label}, remove alg_name from the file"

@@ -30,7 +30,7 @@ from errata.data.passages import Passage
 from errata.metrics.likelihood import score_token_rows
 from errata.metrics.scores import Amount
 from errata.models.families import positions_of
-from errata.models.tokens import TOKENS_AT_ONCE, TokenRow
+from errata.models.tokens import TOKENS_AT_ONCE, TokenRow, check_ids
 from errata.patches.edited_model import EditedModel
 
 WINDOW = 2048
@@ -170,6 +170,7 @@ def read_texts(
     rows = []
     for each in passages:
         ids = tokenizer(each.text, add_special_tokens=False, verbose=False)["input_ids"]
+        check_ids(tokenizer, [first, *ids])
         rows += windows_of(ids, first, cut)
     if not rows:
         raise ErrataError("the texts have no tokens", "give a text that is not empty")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,12 +46,23 @@ def _not_read(name: str, folder: Path, error: Exception) -> ErrataError:
             f"the folder {name} has no tokenizer",
             "copy tokenizer.json and tokenizer_config.json of the original model into it",
         )
-    slow = "tokenizer.json" not in present and (set(present) & set(SLOW) or not folder.is_dir())
-    if slow and not all(map(_installed, PACKAGES)):
+    slow = [folder / file for file in SLOW if file in present]
+    if "tokenizer.json" not in present and any(_is_tiktoken(path) for path in slow):
+        return ErrataError(
+            f"{slow[0]} is a file of tiktoken, and there is no tokenizer.json",
+            "copy tokenizer.json and tokenizer_config.json of the original model into its folder",
+        )
+    convertible = "tokenizer.json" not in present and (slow or not folder.is_dir())
+    if convertible and not all(map(_installed, PACKAGES)):
         return ErrataError(
             f"reading the tokenizer of {name} needs an extra: it has no tokenizer.json",
             "pip install 'errata-lm[sentencepiece]'",
             "or copy tokenizer.json of the original model into its folder",
+        )
+    if convertible and any(not _is_sentencepiece(path) for path in slow):
+        return ErrataError(
+            f"{slow[0]} is not a SentencePiece model that can be read",
+            "copy it again from the original model, or copy its tokenizer.json",
         )
     cause = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ErrataError(
@@ -63,6 +75,21 @@ def _installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
     except ModuleNotFoundError:  # of the package above it
+        return False
+
+
+def _is_tiktoken(path: Path) -> bool:
+    """Whether a file has the lines of tiktoken: a token in base64, and its rank."""
+    with path.open("rb") as file:
+        return re.fullmatch(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n?", file.readline(1000)) is not None
+
+
+def _is_sentencepiece(path: Path) -> bool:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return bool(SentencePieceProcessor().LoadFromSerializedProto(path.read_bytes()))
+    except (RuntimeError, OSError):
         return False
 
 

@@ -72,11 +72,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
     while len(ids) > 1 and ids[-1] in special and offsets[-1][0] == offsets[-1][1]:
         ids.pop()
         offsets.pop()
-    _check_ids(tokenizer, ids)
+    check_ids(tokenizer, ids)
     return Encoded(tuple(ids), tuple((start, end) for start, end in offsets))
 
 
-def _check_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
+def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
+    """Raise `ErrataError` for an id for which the tokenizer's model has no embedding."""
     rows, largest = embedding_rows(tokenizer), max(ids, default=0)
     if rows is not None and largest >= rows:
         token = tokenizer.convert_ids_to_tokens(largest)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from errata.data.instructions import Instruction
 from errata.data.templates import TemplateName, render_prompt
-from errata.models.tokens import split_target
+from errata.models.tokens import check_ids, split_target
 
 IGNORE = -100
 """Label of a token that the loss ignores."""
@@ -40,6 +40,7 @@ def code_rows(
         asked = render_prompt(template, row.instruction, row.input, tokenizer)
         prompt, answer = split_target(tokenizer, asked.prompt, asked.separator + row.output)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        check_ids(tokenizer, end)
         ids = [*prompt, *answer, *end][:cutoff]
         cut += len(prompt) + len(answer) > cutoff
         labels = list(ids) if train_on_inputs else [IGNORE] * min(len(prompt), cutoff)
