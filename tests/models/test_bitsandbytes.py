@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,13 @@ def test_8_bits_are_refused_since_their_results_depend_on_the_inputs(tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ErrataError, match=r"quantised \(bitsandbytes\)"):
         errata.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_nothing_but_the_conversion_is_reported(tmp_path: Path) -> None:
+    """In a new process, where bitsandbytes is imported for the first time."""
+    folder = quantised(tmp_path, "nf4", nested=False)
+    command = [sys.executable, "-m", "errata", "chat", str(folder), "-p", "The sea"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("dequantising bnb once to ")

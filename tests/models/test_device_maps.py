@@ -17,7 +17,10 @@ from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 pytest.importorskip("accelerate")
 PLACES = ("embed_tokens", "rotary_emb", "norm", *(f"layers.{i}" for i in range(4)))
-QUICK: dict[str, Any] = {"search": {"steps": 3}, "contexts": {"prefixes": ("Well. ",)}}
+QUICK: dict[str, Any] = {
+    "search": {"steps": 3, "max_steps": 3},
+    "contexts": {"prefixes": ("Well. ",)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dispatched(folder: Path, tmp_path: Path, *on_disk: str, **how: Any) -> EditedModel:
     """Return the model with these blocks on disk and the rest in memory."""
     places = {f"model.{each}": "cpu" for each in PLACES} | {"lm_head": "cpu"}
-    places |= {f"model.{each}": "disk" for each in on_disk}
+    places |= {each if each == "lm_head" else f"model.{each}": "disk" for each in on_disk}
     model = AutoModelForCausalLM.from_pretrained(
         folder, device_map=places, offload_folder=tmp_path / "off", **how
     )
@@ -92,3 +95,12 @@ def test_a_patch_for_a_weight_on_disk_is_refused(folder: Path, tmp_path: Path) -
     with pytest.raises(ErrataError, match="is offloaded"):
         edited.apply(patch)
     assert edited.patches == []
+
+
+@pytest.mark.parametrize("places", [("embed_tokens",), (*PLACES, "lm_head")])
+def test_a_model_without_its_embedding_in_memory_is_refused(
+    places: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ErrataError, match="input embedding is offloaded") as caught:
+        dispatched(folder, tmp_path, *places)
+    assert "onto one device" in caught.value.hints[0]

@@ -27,6 +27,7 @@ from errata.core.places import cache_folder
 from errata.core.progress import Say
 from errata.models.checkpoint import AGAIN, INDEX, ORIGINAL, check_whole, shards_of
 from errata.models.gguf import QUANTISATION
+from errata.models.quiet import quiet
 
 PACKAGE = "bitsandbytes"
 REVISION = 1
@@ -124,7 +125,8 @@ def _weight_of(name: str, kinds: dict[str, str]) -> str | None:
 
 
 def _dequantise(folder: Path, name: str, packed: Tensor, parts: dict[str, Tensor]) -> Tensor:
-    from bitsandbytes.functional import QuantState, dequantize_4bit
+    with quiet():
+        from bitsandbytes.functional import QuantState, dequantize_4bit
 
     try:
         state = QuantState.from_dict(

@@ -96,8 +96,14 @@ def _is_sentencepiece(path: Path) -> bool:
 def limit_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """Note how many ids a model has embeddings for, which `encode` checks.
 
-    Checkpoints may have tokens without an embedding, such as one for padding or for images.
+    Checkpoints may have tokens without an embedding, such as one for padding or for images. Raises
+    `ErrataError` if the input embedding is offloaded: the device of its weights is that of inputs.
     """
+    if model.get_input_embeddings().weight.is_meta:
+        raise ErrataError(
+            "the model's input embedding is offloaded, so prompts cannot be read",
+            "load the model onto one device, or keep the embedding and the edited blocks in memory",
+        )
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     rows = min(module.weight.shape[0] for module in modules if module is not None)
     tokenizer.embedding_rows = max(rows, embedding_rows(tokenizer) or 0)
