@@ -196,3 +196,30 @@ def test_lm_eval_scores_the_model_as_it_stands(tmp_path: Path) -> None:
     assert scored(edited) == 0.0
     with pytest.raises(ErrataError, match="knows no task no_such_task"):
         run_harness(edited, ["no_such_task"])
+
+
+@pytest.mark.slow
+def test_lm_eval_generates_greedily_whatever_the_checkpoint_says(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from errata.metrics.lm_eval import run_harness
+
+    edited = pico()
+    mirror = tmp_path / "mirror" / "someone" / "towns"
+    mirror.mkdir(parents=True)
+    texts = continuations(edited.model, edited.tokenizer, SENTENCES, 5)
+    docs = [{"q": text, "a": answer} for text, answer in zip(SENTENCES, texts, strict=True)]
+    (mirror / "test.jsonl").write_text("\n".join(map(json.dumps, docs)), encoding="utf-8")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "written.yaml").write_text(
+        "task: errata_written\ndataset_path: someone/towns\noutput_type: generate_until\n"
+        'test_split: test\ndoc_to_text: "{{q}}"\ndoc_to_target: "{{a}}"\n'
+        "generation_kwargs:\n  max_gen_toks: 5\n  until: []\n"
+        "metric_list:\n  - metric: exact_match\n",
+        encoding="utf-8",
+    )
+    own = edited.model.generation_config
+    own.update(repetition_penalty=5.0, num_beams=4, suppress_tokens=list(range(100, 200)))
+    folders = {"mirror": tmp_path / "mirror", "folder": tmp_path / "tasks"}
+    found = run_harness(edited, ["errata_written"], **folders)["errata_written"]
+    assert found["exact_match"].value == 1.0
+    assert edited.model.generation_config is own

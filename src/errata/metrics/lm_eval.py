@@ -16,6 +16,7 @@ from typing import Any
 from errata.core.errors import ErrataError
 from errata.data.hub import mirrored
 from errata.metrics.scores import Z95, Amount, Score, share
+from errata.models.generation import default_settings, ends_of_sequence
 from errata.models.hooks import frozen
 from errata.patches.edited_model import EditedModel
 
@@ -63,7 +64,8 @@ def run_harness(
             batch_size=batch_size,
             add_bos_token=add_bos,
         )
-        with _reading(mirror):
+        ends = ends_of_sequence(edited.model, edited.tokenizer)
+        with _reading(mirror), default_settings(edited.model, eos_token_id=ends or None):
             try:
                 found = lm_eval.simple_evaluate(
                     model=model, tasks=list(tasks), task_manager=manager, limit=limit,

@@ -7,7 +7,8 @@ are also continued until the model emits an end-of-sequence token, in batches pa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,9 +99,7 @@ def _settings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, stop: bool, **values: Any
 ) -> dict[str, Any]:
     """Return the complete generation settings, none left to the checkpoint's defaults."""
-    end = model.generation_config.eos_token_id
-    ends = end if isinstance(end, list) else [tokenizer.eos_token_id if end is None else end]
-    ends = [token for token in ends if token is not None]
+    ends = ends_of_sequence(model, tokenizer)
     return {
         "do_sample": False,
         "num_beams": 1,
@@ -115,6 +114,26 @@ def _settings(
     }
 
 
+def ends_of_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of the tokens that end a text: the checkpoint's, else the tokenizer's."""
+    end = model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [tokenizer.eos_token_id if end is None else end]
+    return [token for token in ends if isinstance(token, int) and token >= 0]
+
+
+@contextmanager
+def default_settings(model: PreTrainedModel, **values: Any) -> Iterator[None]:
+    """Replace the generation settings of the checkpoint by `values` within a `with` block.
+
+    `generate` fills the settings that it is not given from those of the checkpoint.
+    """
+    original, model.generation_config = model.generation_config, GenerationConfig(**values)
+    try:
+        yield
+    finally:
+        model.generation_config = original
+
+
 @torch.no_grad()
 def _generate(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], settings: dict[str, Any]
@@ -123,15 +142,10 @@ def _generate(
     width, pad = max(map(len, rows)), settings["pad_token_id"]
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    # `generate` fills unset values from the checkpoint's own settings.
-    original, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        with frozen(model):
-            out: Tensor = model.generate(
-                input_ids=torch.tensor(ids, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                generation_config=GenerationConfig(**settings),
-            )
-    finally:
-        model.generation_config = original
+    with frozen(model), default_settings(model):
+        out: Tensor = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=GenerationConfig(**settings),
+        )
     return out[:, width:]

@@ -12,11 +12,14 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from errata.core.errors import ErrataError
+from errata.core.files import parse_json
 from errata.core.progress import Say, say_nothing
 from errata.models.bitsandbytes import dequantised, is_four_bit
 from errata.models.checkpoint import AGAIN, check_files
@@ -32,6 +35,9 @@ from errata.models.sources import (
 )
 from errata.models.tokenizer import load_tokenizer
 
+GENERATION = "generation_config.json"
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Generation settings that are kept where Transformers refuses others."""
 GATED = "gated repo"
 """Part of the Hub client's error for a model whose licence was not accepted."""
 
@@ -63,9 +69,14 @@ def pretrained(
         check_files(Path(source))
     with quiet(), _load_errors(name):
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            source,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            generation_config=_ends_alone(source),
         )
     _check_complete(name, model, info)
+    _set_plain_outputs(model)
     return model, tokenizer
 
 
@@ -80,6 +91,29 @@ def _load_errors(name: str) -> Iterator[None]:
         if ran_out_of_memory(error):
             raise
         raise _not_loaded(name, error) from None
+
+
+def _ends_alone(source: str) -> GenerationConfig | None:
+    """Return the special tokens of generation settings that Transformers refuses, else None.
+
+    It checks all of them when a model is loaded, of which errata uses the ends of sequence alone.
+    """
+    try:
+        GenerationConfig.from_pretrained(source)
+    except OSError:  # none, which Transformers allows
+        return None
+    except (ValueError, TypeError):
+        path = cached_file(source, GENERATION)
+        values = parse_json(Path(str(path)).read_text(encoding="utf-8-sig"))
+        return GenerationConfig(**{key: values[key] for key in SPECIAL if key in values})
+    return None
+
+
+def _set_plain_outputs(model: PreTrainedModel) -> None:
+    """Let forward passes return what they do by default, whatever a checkpoint says."""
+    for config in (model.config, model.config.get_text_config()):
+        config.return_dict = True
+        config.output_attentions = config.output_hidden_states = False
 
 
 def _check_complete(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:

@@ -118,4 +118,4 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, *others: int | None) -> int:
     """Return the first of its padding id, `others` and 0 for which the model has an embedding."""
     rows = embedding_rows(tokenizer)
     ids = [token for token in (tokenizer.pad_token_id, *others) if token is not None]
-    return next((token for token in ids if rows is None or token < rows), 0)
+    return next((token for token in ids if 0 <= token and (rows is None or token < rows)), 0)
