@@ -53,8 +53,8 @@ def main() -> None:
     else:
         edited = load(name, dtype="float32", say=console.progress_line)
         console.verb(f"errata on a real model: {name}")
-        cases = _known_cases(edited)
-        _measure_missing(edited, store)
+        cases = known_cases(edited)
+        measure_missing(edited, store)
     ready = [_ready(edited, method, store) for method in METHODS.values()]
     console.fact(ready[-1].facts[-1])
     patches = _one_fact(edited, ready, cases[0])
@@ -67,7 +67,7 @@ def main() -> None:
     )
 
 
-def _known_cases(edited: EditedModel) -> list[Case]:
+def known_cases(edited: EditedModel) -> list[Case]:
     """Return one case of each relation of which the model knows facts."""
     known = known_facts(edited)
     console.fact(f"it knows {len(known)} of {len(common_facts())} common facts")
@@ -80,7 +80,7 @@ def _known_cases(edited: EditedModel) -> list[Case]:
     return cases
 
 
-def _measure_missing(edited: EditedModel, store: Store) -> None:
+def measure_missing(edited: EditedModel, store: Store) -> None:
     """Make a quick estimate of the second moments that neither are stored nor ship with errata.
 
     The text is Python's own documentation, which every Python has.
