@@ -42,7 +42,7 @@ ATTENTION = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 def counted(work: object) -> int:
     """What PyTorch counts, attention's own products left out as ours are."""
     counter = FlopCounterMode(display=False)
-    with counter:
+    with counter, torch.backends.mkldnn.flags(enabled=False):  # its products are not counted
         work()  # type: ignore[operator]
     found = counter.get_flop_counts()["Global"]
     return sum(flops for product, flops in found.items() if product not in ATTENTION)

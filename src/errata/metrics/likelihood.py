@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
 from errata.models.families import positions_of
-from errata.models.hooks import frozen, logits_at
+from errata.models.hooks import frozen, logits_at, replaced
+from errata.models.products import fast_products
 from errata.models.tokens import (
     TOKENS_AT_ONCE,
     TokenRow,
@@ -81,7 +82,7 @@ def score_token_rows(
     """
     found: dict[int, Likelihood] = {}
     shared = _shared(rows)
-    with frozen(model):
+    with frozen(model), replaced(fast_products(model)):
         for held in _batches(rows, list(shared), budget):
             members = [(line, i) for line, holder in enumerate(held) for i in shared[holder]]
             ids = pad_right([rows[i].ids for i in held], model.device)

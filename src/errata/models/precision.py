@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from errata.core.errors import ErrataError
+from errata.models.hooks import replaced
+from errata.models.products import fast_products
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc", re.I)
 """Messages of PyTorch's allocators; only CUDA's raises an exception type of its own."""
@@ -34,7 +36,7 @@ def computing(precision: str, model: PreTrainedModel) -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = original or precision == "tf32"
     products = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "autocast")
     try:
-        with widened(model, precision), products:
+        with widened(model, precision), products, replaced(fast_products(model)):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = original
