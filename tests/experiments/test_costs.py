@@ -139,3 +139,22 @@ def test_the_disk_of_a_run_is_about_what_was_said(tmp_path: Path) -> None:
         if path.suffix in (".safetensors", ".jsonl")
     )
     assert said == pytest.approx(used, rel=0.5)
+
+
+def test_a_dry_run_runs_few_tokens() -> None:
+    edited = edited_model("llama")
+    method, many = quick("memit", search={"steps": 25, "max_steps": 100}), CASES * 8
+    passed: list[int] = []
+    handle = edited.model.model.layers[-1].register_forward_hook(
+        lambda _, args, out: passed.append(args[0].shape[0] * args[0].shape[1])
+    )
+    try:
+        edit_costs(edited, method, many, EditPlan())
+        dry = sum(passed)
+        passed.clear()
+        score_cases(edited, many)
+        score_cases(edited, many)
+        method.find_targets(edited.model, method.rewrites(edited, [c.request for c in many]))
+    finally:
+        handle.remove()
+    assert dry < 0.05 * sum(passed)

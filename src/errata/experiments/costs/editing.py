@@ -35,8 +35,8 @@ from errata.statistics.cost import pass_cost_of, seconds_of
 from errata.statistics.store import Store
 from errata.statistics.text import text_of
 
-SAMPLE_CASES = 8
-"""Cases that are evaluated as a sample."""
+SAMPLE_CASES = 2
+"""Cases that are evaluated as a sample, once; a dry run must cost little of the run."""
 SAMPLE_TOKENS = 1024
 """Tokens of a corpus that are run as a sample."""
 
@@ -124,9 +124,8 @@ def evaluation_cost(
     with edited.without_patches():
         plain = EditedModel(edited.model, edited.tokenizer, edited.name)
         sampled = asking_flops(shape, plain, metrics, few)
-        evaluate_model(plain, few)
         found: list[Evaluation] = []
-        taken = least_seconds(lambda: found.append(evaluate_model(plain, few)))
+        taken = least_seconds(lambda: found.append(evaluate_model(plain, few)), rounds=1)
         seconds = taken * flops / sampled
         if asking.generate:
             writing = least_seconds(lambda: evaluate_model(plain, few, asking), rounds=1) - taken

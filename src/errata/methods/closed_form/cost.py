@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from errata.methods.closed_form.driver import ClosedForm
 
 SAMPLE_REQUESTS = 16
+"""Requests whose tokens are counted."""
+TIMED_REQUESTS = 2
 """Requests that are searched for a few steps."""
-STEPS = (2, 5)
+STEPS = (1, 3)
 """Steps of the two searches whose difference is the cost of a step."""
 HEADER_BYTES, REQUEST_BYTES = 2500, 200
 """Approximate bytes of a patch file besides its tensors: in total, and per request."""
@@ -54,8 +56,11 @@ def closed_form_costs(
     together = min(len(requests), method.grouped(model, rewrites).requests_at_once or 1)
     held = group_bytes(model, blocks[-1], rewrites, together)
     held += widened_bytes(model, method.search.precision)
-    searched = _search_seconds(edited, method, rewrites)
-    searching = search_flops(shape, rewrites, blocks[-1], method.search.steps)
+    timed = spread(rewrites, TIMED_REQUESTS)
+    searching, of_timed = (
+        search_flops(shape, some, blocks[-1], method.search.steps) for some in (rewrites, timed)
+    )
+    searched = _search_seconds(edited, method, timed) * searching / of_timed
     reading = reading_flops(model, rewrites, blocks) * scale
     cached = reading_bytes(model, rewrites, size / len(few)) if len(blocks) > 1 else 0
     solving = solving_flops(model, method, batch_sizes)
@@ -140,13 +145,13 @@ def solving_bytes(model: PreTrainedModel, method: ClosedForm, n: int) -> int:
 
 def _search_seconds(edited: EditedModel, method: ClosedForm, rewrites: Sequence[Rewrite]) -> float:
     """Time two short searches; return the extrapolated seconds of a full one."""
-    search = {**method.search.model_dump(), "stop_at": 0.0}
+    search = {**method.search.model_dump(), "stop_at": 0.0, "max_steps": None}
 
     def run(steps: int) -> None:
         short = method.with_values(search={**search, "steps": steps})
         short.find_targets(edited.model, rewrites)
 
-    taken = [least_seconds(partial(run, steps)) for steps in STEPS]
+    taken = [least_seconds(partial(run, steps), rounds=1) for steps in STEPS]
     step = max(taken[1] - taken[0], 0.0) / (STEPS[1] - STEPS[0])
     return taken[0] + (method.search.steps - STEPS[0]) * step
 
