@@ -22,10 +22,11 @@ from errata.methods.closed_form.memory import group_bytes
 from errata.methods.closed_form.rewrite import Rewrite
 from errata.methods.closed_form.target_loss import tokens_searched
 from errata.models.families import family_of, oriented
+from errata.models.hooks import frozen
 from errata.models.layerwise import STATE_BYTES, LayerwiseReader
 from errata.models.precision import solving_device, widened_bytes
 from errata.models.shape import ModelShape
-from errata.models.tokens import TOKENS_AT_ONCE
+from errata.models.tokens import TOKENS_AT_ONCE, encode
 from errata.patches.edited_model import EditedModel
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def closed_form_costs(
     """Return the costs of search, keys and solve (see `Method.costs`)."""
     model, shape, blocks = edited.model, ModelShape.of(edited.model), method.edited_blocks
     few = spread(requests, min(SAMPLE_REQUESTS, method.requests_at_once or SAMPLE_REQUESTS))
-    rewrites = method.rewrites(edited, few)
+    sampling, alike = _sampling(edited, method)
+    rewrites = alike.rewrites(edited, few)
     scale, size = len(requests) / len(few), max(batch_sizes)
     together = min(len(requests), method.grouped(model, rewrites).requests_at_once or 1)
     held = group_bytes(model, blocks[-1], rewrites, together)
@@ -66,7 +68,7 @@ def closed_form_costs(
     solving = solving_flops(model, method, batch_sizes)
     disk = sum(patch_bytes(model, method, n) for n in batch_sizes)
     return [
-        Cost("search", searching * scale, searched * scale, held, 0),
+        Cost("search", searching * scale, sampling + searched * scale, held, 0),
         Cost("keys", reading, reading * scoring.seconds / scoring.flops,
              scoring.memory + cached, 0),
         Cost("solve", solving, solving / _solving_rate(model.device),
@@ -141,6 +143,20 @@ def solving_bytes(model: PreTrainedModel, method: ClosedForm, n: int) -> int:
     shapes = written_shapes(model, method)
     most = max(2 * d_in**2 + 4 * d_in * n + 2 * d_out * d_in for d_out, d_in in shapes)
     return 8 * most + sum(12 * d_in**2 for _, d_in in shapes)  # C in float32, and its factor
+
+
+def _sampling(edited: EditedModel, method: ClosedForm) -> tuple[float, ClosedForm]:
+    """Return the seconds of sampling prefixes, and the method with others that are as long."""
+    contexts = method.contexts
+    if contexts.prefixes is not None:
+        return 0.0, method
+    alike = ["The" + " the" * length + ". " for length in contexts.prefix_lengths]
+    text = encode(edited.tokenizer, max(alike, key=len, default="The")).ids
+    ids = torch.tensor([text], device=edited.model.device)
+    with frozen(edited.model), torch.no_grad():
+        one = least_seconds(lambda: edited.model(input_ids=ids, use_cache=False), rounds=1)
+    settled = method.with_values(contexts={**contexts.model_dump(), "prefixes": alike})
+    return one * sum(contexts.prefix_lengths), settled
 
 
 def _search_seconds(edited: EditedModel, method: ClosedForm, rewrites: Sequence[Rewrite]) -> float:
