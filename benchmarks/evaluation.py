@@ -21,11 +21,11 @@ from errata.metrics.teacher_forced import score_cases
 from errata.models.hooks import frozen
 from errata.models.tokens import pad_right
 from errata.patches.edited_model import EditedModel
+from flops import flops_of
 from measure import (
     Timing,
     cpu_seconds,
     data_folder,
-    flops_of,
     gpt2_small,
     llama_128k,
     main,

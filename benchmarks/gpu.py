@@ -36,7 +36,8 @@ from errata.models.hooks import frozen
 from errata.models.precision import widened_bytes
 from errata.patches.update import Update
 from errata.statistics.second_moment import SecondMoment
-from measure import flops_of, machine, plain, rewrites
+from flops import flops_of
+from measure import machine, plain, rewrites
 
 SHAPES = {
     "llama-3-8b": {

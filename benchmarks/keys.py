@@ -19,7 +19,8 @@ from errata.methods.closed_form.rewrite import Rewrite
 from errata.models.families import family_of
 from errata.models.hooks import frozen
 from errata.models.tokens import pad_right
-from measure import Timing, cpu_seconds, flops_of, gpt2_small, llama_128k, main, rewrites
+from flops import flops_of
+from measure import Timing, cpu_seconds, gpt2_small, llama_128k, main, rewrites
 
 BLOCKS = {"gpt2-small": (3, 4, 5, 6, 7), "llama-128k": (2, 3, 4)}
 REQUESTS = 100

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -92,13 +91,6 @@ def medians(*works: Work, rounds: int = 3) -> list[tuple[float, Any]]:
             seconds, results[index] = cpu_seconds(work)
             taken[index].append(seconds)
     return [(statistics.median(t), result) for t, result in zip(taken, results, strict=True)]
-
-
-def flops_of(work: Work) -> float:
-    """Return how many multiplications and additions of matrix products `work` makes."""
-    with FlopCounterMode(display=False) as counter, torch.backends.mkldnn.flags(enabled=False):
-        work()  # oneDNN's products are not counted
-    return float(counter.get_total_flops())
 
 
 Cases = Mapping[str, Callable[[], Timing]]

@@ -18,7 +18,8 @@ from errata.methods.closed_form.settings import Search
 from errata.methods.closed_form.target_search import Targets, search_targets
 from errata.models.families import family_of
 from errata.models.hooks import Site, frozen
-from measure import Timing, cpu_seconds, flops_of, gpt2_small, llama_128k, main, plain, rewrites
+from flops import flops_of
+from measure import Timing, cpu_seconds, gpt2_small, llama_128k, main, plain, rewrites
 
 SEARCH = Search(steps=20, clamp=0.75)
 """As published for MEMIT on GPT-2 XL and GPT-J."""

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from errata.data.request import EditRequest
 from errata.tracing.causal import trace_question
@@ -25,6 +24,7 @@ from errata.tracing.corruption import kept_deviation, noise_of
 from errata.tracing.question import Question, ask_model
 from errata.tracing.settings import Kind, TraceSettings
 from errata.tracing.trace import Trace
+from flops import flops_of
 from measure import Timing, gpt2_small, main, medians, requests, tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -57,15 +57,12 @@ def timed(kind: Kind, window: int | None = None) -> Timing:
             found.append([cell(*args, *at, width).numpy() for at in chosen])
         return found
 
-    def counted(samples: int) -> int:
+    def counted(samples: int) -> float:
         few = settings.with_values(samples=samples)
-        with FlopCounterMode(display=False) as counter:
-            for question in questions:
-                trace_question(model, coder, question, few, level)
-        return counter.get_total_flops()
+        return flops_of(lambda: [trace_question(model, coder, q, few, level) for q in questions])
 
     one = counted(1)  # the work grows by the same with every corrupted run
-    flops = float(one + (settings.samples - 1) * (counted(2) - one))
+    flops = one + (settings.samples - 1) * (counted(2) - one)
     (plain_seconds, told), (seconds, traces) = medians(plain, ours)
     total = sum(question.length * blocks for question in questions)
     difference = max(
