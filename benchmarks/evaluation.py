@@ -8,7 +8,7 @@ rewrite, two paraphrases and ten neighbours a case, two targets each.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -22,16 +22,9 @@ from errata.models.hooks import frozen
 from errata.models.tokens import pad_right
 from errata.patches.edited_model import EditedModel
 from flops import flops_of
-from measure import (
-    Timing,
-    cpu_seconds,
-    data_folder,
-    gpt2_small,
-    llama_128k,
-    main,
-    requests,
-    tokenizer,
-)
+from measure import Cases, Timing, cpu_seconds, main
+from prompts import data_folder, requests
+from subjects import GPT2_SMALL, LLAMA_128K, SMOLLM2, Subject
 
 CASES_ASKED = 32
 SAMPLE = 3
@@ -84,9 +77,9 @@ def plain_scores(
     return found
 
 
-def case(build: Callable[[], PreTrainedModel]) -> Timing:
+def case(subject: Subject, count: int = CASES_ASKED) -> Timing:
     """Time the scores of all cases, in turns with the plain ones of a few."""
-    model, reads, asked = build(), tokenizer(), cases(CASES_ASKED)
+    (model, reads), asked = subject.load(), cases(count)
     sample = asked[:SAMPLE]
     prompts = sum(len(prompts_of(each)) for each in asked)
     share = prompts / sum(len(prompts_of(each)) for each in sample)
@@ -103,20 +96,27 @@ def case(build: Callable[[], PreTrainedModel]) -> Timing:
                 ours = [s.nll for score in scores for s in (score.new, score.true) if s is not None]
                 apart = max(apart, *(abs(one - two) for one, two in zip(ours, wanted, strict=True)))
         flops = flops_of(partial(score_cases, EditedModel(model, reads, "benchmark"), asked))
+    few = f"plain: {SAMPLE} cases, scaled by the number of prompts"
     return Timing(
         plain_seconds=statistics.median(theirs),
         seconds=statistics.median(mine),
         difference=apart,
         flops=flops,
-        sampled=f"plain: {SAMPLE} cases, scaled by the number of prompts",
+        sampled=few if count > SAMPLE else None,
         more={"cases": len(asked), "prompts": prompts},
     )
 
 
 CASES = {
-    f"gpt2-small n={CASES_ASKED}": partial(case, gpt2_small),
-    f"llama-128k n={CASES_ASKED}": partial(case, llama_128k),
+    f"gpt2-small n={CASES_ASKED}": partial(case, GPT2_SMALL),
+    f"llama-128k n={CASES_ASKED}": partial(case, LLAMA_128K),
 }
 
+
+def smollm2(count: int) -> Cases:
+    """Return the case of SmolLM2 on `count` cases."""
+    return {f"smollm2 n={count}": partial(case, SMOLLM2, count)}
+
+
 if __name__ == "__main__":
-    main(CASES, __doc__)
+    main(CASES, __doc__, smollm2, (CASES_ASKED,))

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from errata.methods import Memit
@@ -37,7 +36,8 @@ from errata.models.precision import widened_bytes
 from errata.patches.update import Update
 from errata.statistics.second_moment import SecondMoment
 from flops import flops_of
-from measure import machine, plain, rewrites
+from measure import machine, plain
+from prompts import rewrites
 
 SHAPES = {
     "llama-3-8b": {
@@ -253,7 +253,7 @@ def main() -> None:
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "card": card,
-        "machine": {**machine(), "transformers": transformers.__version__},
+        "machine": machine(),
         "shape": given.shape,
     }
     model = built(given.shape, device)

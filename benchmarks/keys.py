@@ -7,7 +7,7 @@ one padded forward pass of the whole model, logits included.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -20,9 +20,10 @@ from errata.models.families import family_of
 from errata.models.hooks import frozen
 from errata.models.tokens import pad_right
 from flops import flops_of
-from measure import Timing, cpu_seconds, gpt2_small, llama_128k, main, rewrites
+from measure import Timing, cpu_seconds, main
+from prompts import rewrites
+from subjects import GPT2_SMALL, LLAMA_128K, Subject
 
-BLOCKS = {"gpt2-small": (3, 4, 5, 6, 7), "llama-128k": (2, 3, 4)}
 REQUESTS = 100
 SAMPLE = 3
 """Requests that the plain way is timed on, in each of three rounds."""
@@ -46,9 +47,10 @@ def plain_keys(model: PreTrainedModel, wanted: Sequence[Rewrite], block: int) ->
     return torch.stack(found)
 
 
-def case(name: str, build: Callable[[], PreTrainedModel], count: int) -> Timing:
+def case(subject: Subject, count: int) -> Timing:
     """Time the keys of `count` requests at every block, as an edit reads them."""
-    model, wanted, blocks = build(), rewrites(count), BLOCKS[name]
+    (model, reads), blocks = subject.load(), subject.blocks
+    wanted = rewrites(count, reads)
     sample = wanted[: min(count, SAMPLE)]
 
     def ours(chosen: Sequence[Rewrite]) -> list[Tensor]:
@@ -81,8 +83,8 @@ def case(name: str, build: Callable[[], PreTrainedModel], count: int) -> Timing:
 
 
 CASES = {
-    f"{name} n={count}": partial(case, name, build, count)
-    for name, build in (("gpt2-small", gpt2_small), ("llama-128k", llama_128k))
+    f"{subject.name} n={count}": partial(case, subject, count)
+    for subject in (GPT2_SMALL, LLAMA_128K)
     for count in (REQUESTS, 1)
 }
 

@@ -21,7 +21,9 @@ from transformers import PreTrainedModel
 from errata.models.families import family_of
 from errata.statistics.cost import pass_cost_of, seconds_of
 from errata.statistics.measure import measure, token_rows
-from measure import Timing, gpt2_small, gpt2_xl_widths, main, medians, texts, tokenizer
+from measure import Timing, main, medians
+from prompts import texts, tokenizer
+from subjects import gpt2_small, gpt2_xl_widths
 
 Rows = list[tuple[int, ...]]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ from errata.tracing.question import Question, ask_model
 from errata.tracing.settings import Kind, TraceSettings
 from errata.tracing.trace import Trace
 from flops import flops_of
-from measure import Timing, gpt2_small, main, medians, requests, tokenizer
+from measure import Cases, Timing, main, medians
+from prompts import requests
+from subjects import GPT2_SMALL, SMOLLM2, Subject
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from plain_trace import cell, noisy
@@ -34,11 +37,17 @@ SAMPLED = 6
 """Cells of each fact that the plain side is timed on."""
 
 
-def timed(kind: Kind, window: int | None = None) -> Timing:
+def timed(
+    kind: Kind,
+    window: int | None = None,
+    subject: Subject = GPT2_SMALL,
+    count: int = 2,
+    rounds: int = 3,
+) -> Timing:
     """Time traces of one kind, both ways, in turns."""
-    model, coder, facts = gpt2_small(), tokenizer(), _facts()
+    (model, coder), facts = subject.load(), _facts(count)
     settings = TraceSettings(kinds=(kind,), window=window)
-    blocks = model.config.n_layer
+    blocks, width_of_states = model.config.num_hidden_layers, model.config.hidden_size
     width = settings.window_for(blocks)
     level = 3 * kept_deviation(model, coder, [fact.subject for fact in facts])
     questions = [ask_model(model, coder, fact.text, fact.span) for fact in facts]
@@ -51,7 +60,7 @@ def timed(kind: Kind, window: int | None = None) -> Timing:
         found = []
         for question, chosen in zip(questions, cells, strict=True):
             first, end = question.subject
-            noise = torch.tensor(level * noise_of(settings, end - first, model.config.n_embd))
+            noise = torch.tensor(level * noise_of(settings, end - first, width_of_states))
             corrupt = noisy(model, question.subject, noise)
             args = (model, question.ids, question.targets, corrupt, settings.samples, kind)
             found.append([cell(*args, *at, width).numpy() for at in chosen])
@@ -63,7 +72,7 @@ def timed(kind: Kind, window: int | None = None) -> Timing:
 
     one = counted(1)  # the work grows by the same with every corrupted run
     flops = one + (settings.samples - 1) * (counted(2) - one)
-    (plain_seconds, told), (seconds, traces) = medians(plain, ours)
+    (plain_seconds, told), (seconds, traces) = medians(plain, ours, rounds=rounds)
     total = sum(question.length * blocks for question in questions)
     difference = max(
         float(np.abs(trace.scores[kind][at] / scores - 1).max())
@@ -80,11 +89,13 @@ def timed(kind: Kind, window: int | None = None) -> Timing:
     )
 
 
-def _facts() -> list[EditRequest]:
-    """Return the first fact with its subject inside, and the first that begins with it if any."""
-    several = requests(40)
-    first = next((fact for fact in several if fact.span[0] == 0), several[1])
-    return [next(fact for fact in several if fact.span[0] > 0), first]
+def _facts(count: int) -> list[EditRequest]:
+    """Return facts: the first with its subject inside, the first that begins with it, others."""
+    several = requests(40 + count)
+    inside = next(fact for fact in several if fact.span[0] > 0)
+    begins = next((fact for fact in several if fact.span[0] == 0), several[1])
+    others = [fact for fact in several if fact not in (inside, begins)]
+    return [inside, begins, *others][:count]
 
 
 def _some_cells(question: Question, blocks: int) -> list[tuple[int, int]]:
@@ -101,5 +112,14 @@ CASES = {
     "attn w10": lambda: timed("attn", 10),
 }
 
+
+def smollm2(count: int) -> Cases:
+    """Return the traces of `count` facts on SmolLM2, run once."""
+    kinds: tuple[Kind, ...] = ("hidden", "mlp", "attn")
+    return {
+        f"smollm2 {kind} n={count}": partial(timed, kind, None, SMOLLM2, count, 1) for kind in kinds
+    }
+
+
 if __name__ == "__main__":
-    main(CASES, __doc__)
+    main(CASES, __doc__, smollm2, (1,))
