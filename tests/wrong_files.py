@@ -128,6 +128,9 @@ def write_models(folder: Path) -> None:
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "gptq").mkdir()
     (folder / "gptq" / "config.json").write_text(json.dumps(config))
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "own-code").mkdir()
+    (folder / "own-code" / "config.json").write_text(json.dumps(own))
     (folder / "cut-weights").mkdir()
     for path in (folder / "pico").iterdir():
         size = 3000 if path.suffix == ".safetensors" else None

@@ -56,6 +56,7 @@ COMMANDS: dict[str, str] = {
     "a file of weights": "chat pico/model.safetensors -p x",
     "a GGUF file that is nowhere": "chat nowhere.gguf -p x",
     "quantised weights": "chat gptq -p x",
+    "a model with its own code": "chat own-code -p x",
     "weights for another library": "chat onnx -p x",
     "a folder of GGUF files": "chat ggufs -p x",
     "weights for a larger vocabulary": "chat resized -p x",

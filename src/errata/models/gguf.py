@@ -163,9 +163,13 @@ def _convert(path: Path, reader: GGUFReader, folder: Path) -> None:
             config = completed_config(reader, place)
             check_type(config.model_type)
             model, info = AutoModelForCausalLM.from_pretrained(
-                **place, config=config, dtype=torch.float32, output_loading_info=True
+                **place,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(**place)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(**place, trust_remote_code=False)
     except UNREADABLE as error:
         raise ErrataError(
             f"cannot load {path}: {(str(error).strip() or type(error).__name__).splitlines()[0]}",

@@ -44,7 +44,7 @@ def completed_config(reader: GGUFReader, place: dict[str, str]) -> PreTrainedCon
 
     `place` holds the arguments by which Transformers finds the file.
     """
-    config = AutoConfig.from_pretrained(**place)
+    config = AutoConfig.from_pretrained(**place, trust_remote_code=False)
     architecture = str(value_of(reader, "general.architecture"))
     for key, field in UNREAD.get(architecture, {}).items():
         if (value := value_of(reader, f"{architecture}.{key}")) is not None:

@@ -24,6 +24,7 @@ from errata.core.progress import Say, say_nothing
 from errata.models.bitsandbytes import dequantised, is_four_bit
 from errata.models.checkpoint import AGAIN, check_files
 from errata.models.families import check_type, family_of
+from errata.models.own_code import own_code
 from errata.models.precision import ran_out_of_memory
 from errata.models.quiet import quiet
 from errata.models.sources import (
@@ -58,7 +59,7 @@ def pretrained(
     with quiet():
         source = source_of(name, say)
     with quiet(), _load_errors(name):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     check_type(config.model_type)  # before gigabytes are read
     if is_four_bit(getattr(config, "quantization_config", None)) and os.path.isdir(source):
         source = str(dequantised(Path(source), say))
@@ -72,6 +73,7 @@ def pretrained(
             source,
             dtype=dtype,
             output_loading_info=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             generation_config=_ends_alone(source),
         )
@@ -159,8 +161,8 @@ def _not_loaded(name: str, error: Exception) -> ErrataError:
             f"{name} is gated: it can be loaded only after accepting its licence",
             f"accept it on https://huggingface.co/{name}, then log in here: hf auth login",
         )
-    if foreign := foreign_format(name):
-        return foreign
+    if found := own_code(name, error) or foreign_format(name):
+        return found
     if Path(name).is_dir():
         missing = [] if (Path(name) / "config.json").is_file() else ["it has no config.json"]
         return ErrataError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.core.errors import ErrataError
+from errata.models.own_code import own_code
 from errata.models.quiet import quiet
 
 FILES = (
@@ -30,7 +31,9 @@ def load_tokenizer(name: str, source: str) -> PreTrainedTokenizerBase:
     """
     try:
         with quiet():
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=False
+            )
             return found
     except MemoryError:
         raise
@@ -40,6 +43,8 @@ def load_tokenizer(name: str, source: str) -> PreTrainedTokenizerBase:
 
 def _not_read(name: str, folder: Path, error: Exception) -> ErrataError:
     """Return the error that explains why a tokenizer cannot be loaded."""
+    if own := own_code(name, error):
+        return own
     present = [file for file in FILES if (folder / file).is_file()]
     if folder.is_dir() and not set(present) - {"tokenizer_config.json"}:
         return ErrataError(
