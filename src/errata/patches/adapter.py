@@ -5,7 +5,7 @@
 
 Adapters are merged because editing methods read and write plain weights at their usual names.
 PEFT merges in the model's dtype and leaves the adapted parameters frozen; `merge_adapter` restores
-their `requires_grad`.
+their `requires_grad`. An adapter on one of two tied embeddings unties them (see `models.tied`).
 
 An adapter that was tuned on an edited model belongs on top of that model's patches. A record in
 its folder names them (`below`), and the patches to add again after merging (`above`). In a fully
@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel
 
 from errata.core.errors import ErrataError, Hint
 from errata.core.files import parse_json
 from errata.models.families import weight_of
 from errata.models.identity import model_hash, same_weights
+from errata.models.tied import join_or_untie, separate, tied_weight
 from errata.patches.base import ALLOW_BASE, Edit, load_edit
 from errata.patches.weight_patch import add, weight_patches, write
 
@@ -34,6 +36,8 @@ ADAPTER_KINDS = ("lora", "dora")
 RECORD = "errata.json"
 """File that records the origin of an adapter or checkpoint made by `errata tune`."""
 CONFIG_FILE = "adapter_config.json"
+ABOUT_TYING = "Model (with|has) `tie_word_embeddings|Input and output embeddings are no longer"
+"""PEFT's warnings about adapters on tied embeddings, which `merge_adapter` unties."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -179,17 +183,26 @@ def merge_adapter(model: PreTrainedModel, adapter: str, config: Any) -> PreTrain
     """
     from peft import PeftModel
 
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    parameters = model.named_parameters(remove_duplicate=False)
+    flags = {name: parameter.requires_grad for name, parameter in parameters}
+    embeddings, shared = _embeddings(model), tied_weight(model)
     config.inference_mode = True
     try:
         with warnings.catch_warnings():
             # PEFT calls deprecated functions of Transformers, which users cannot change.
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", ABOUT_TYING, UserWarning)
             wrapped = PeftModel(model, config)
             found = wrapped.load_adapter(adapter, "default", is_trainable=False)
-        if lost := [*found.missing_keys, *found.unexpected_keys]:
-            raise ValueError(f"{len(lost)} of its tensors do not fit, such as {lost[0]}")
-        merged = wrapped.merge_and_unload(safe_merge=True)
+            if lost := [*found.missing_keys, *found.unexpected_keys]:
+                raise ValueError(f"{len(lost)} of its tensors do not fit, such as {lost[0]}")
+            if _embeddings(model) == embeddings:  # PEFT wrapped neither of them
+                shared = None
+            if shared is not None:
+                separate(wrapped, shared)
+            merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
+            if shared is not None:
+                join_or_untie(merged)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ErrataError(
             f"cannot merge the adapter {adapter!r} into this model: {_reason(error)}",
@@ -199,6 +212,10 @@ def merge_adapter(model: PreTrainedModel, adapter: str, config: Any) -> PreTrain
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(flags.get(name, parameter.is_floating_point()))
     return merged
+
+
+def _embeddings(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
 
 
 def _kind_of(config: Any) -> str | None:
