@@ -8,6 +8,7 @@ import errata
 from errata.data.datasets import load_cases
 from errata.methods import METHODS
 from errata.methods.closed_form.driver import ClosedForm
+from errata.methods.closed_form.settings import MAX_STEPS
 from errata.methods.edit import compute_edit
 from errata.methods.moments import moments_for
 from errata.metrics.teacher_forced import score_cases
@@ -44,3 +45,16 @@ def test_edits_with_default_settings_take(name: str) -> None:
 
 def test_the_weight_published_for_one_model_fails_on_another() -> None:
     assert share_edited("memit", moment_weight=15000.0) < SHARE
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_that_are_given_are_the_most_unless_max_steps_is_given_too(name: str) -> None:
+    method = METHODS[name]
+    for given, most in (({}, None), ({"steps": 5}, 5), ({"steps": 5, "max_steps": 7}, 7)):
+        settled = method.settled(method.defaults_for(8), {"search": given} if given else {})
+        assert isinstance(settled, ClosedForm)
+        search = settled.search
+        assert search.most_steps == (MAX_STEPS if most is None else most)
+    reached = method.settled(method.defaults_for(8), {"search": {"clamp": 3.0}})
+    assert isinstance(reached, ClosedForm)
+    assert reached.search.most_steps == MAX_STEPS

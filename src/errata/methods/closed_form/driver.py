@@ -7,8 +7,7 @@
     read           → A, the directions of input that retrieve R; Δ = R A
     finished       what is done to Δ afterwards
 
-A method defines `read` and may override any other step. Blocks are edited from the lowest up;
-the keys of a block are read with the blocks below it already edited.
+A method defines `read` and may override other steps. Blocks are edited lowest first; keys see it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,15 @@ from pydantic import Field, field_validator
 from errata.core.errors import ErrataError
 from errata.data.request import EditRequest
 from errata.methods.base import Job, Method
-from errata.methods.closed_form.settings import Contexts, Search, check_blocks
+from errata.methods.closed_form.settings import (
+    MAX_STEPS,
+    Contexts,
+    Search,
+    ascending,
+    blocks_by_depth,
+    check_blocks,
+    exact_steps,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +45,6 @@ if TYPE_CHECKING:
     from errata.patches.update import Update
     from errata.patches.weight_patch import WeightPatch
     from errata.statistics.second_moment import SecondMoment
-
-MAX_STEPS = 100
-"""Limit of the steps of a search that goes on until targets hold, for models without a preset."""
 
 
 class ClosedForm(Method):
@@ -72,11 +76,10 @@ class ClosedForm(Method):
     @field_validator("blocks")
     @classmethod
     def _ascending(cls, blocks: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if blocks is not None and (not blocks or len(set(blocks)) < len(blocks)):
-            raise ValueError("name at least one block, and none twice")
-        if blocks is not None and len(blocks) > 1 and cls.place == "mlp":
+        found = None if blocks is None else ascending(blocks)
+        if found and len(found) > 1 and cls.place == "mlp":
             raise ValueError(f"{cls.label} writes one block; name one")
-        return None if blocks is None else tuple(sorted(blocks))
+        return found
 
     @property
     def edited_blocks(self) -> tuple[int, ...]:
@@ -96,16 +99,18 @@ class ClosedForm(Method):
     @classmethod
     def defaults_for(cls, block_count: int) -> dict[str, Any]:
         """Return blocks by `depth`, and a search that goes on until targets hold."""
-        first, last = (min(int(share * block_count), block_count - 1) for share in cls.depth)
-        blocks = tuple(range(first, last + 1))
+        blocks = blocks_by_depth(*cls.depth, block_count)
         return {"blocks": blocks, "search": {"max_steps": MAX_STEPS}}
+
+    @classmethod
+    def settled(cls, *layers: Mapping[str, Any]) -> Self:
+        """Return the method with each layer over the last; `steps` without `max_steps` is exact."""
+        return super().settled(*map(exact_steps, layers))
 
     def check_model(self, block_count: int) -> tuple[str, ...]:
         """Raise `ErrataError` for blocks that the model lacks; warn of inexact products."""
         check_blocks(self.edited_blocks, self.search.loss_block, block_count)
-        products = f"target values are searched with {self.search.precision} products: "
-        inexact = (f"{products}faster on some devices, and not exact",)
-        return () if self.search.precision == "full" else inexact
+        return self.search.warnings()
 
     def check(self, moment: SecondMoment) -> None:
         """Raise `ErrataError` for a singular second moment, before targets are searched."""
@@ -238,9 +243,8 @@ class ClosedForm(Method):
         from errata.methods.closed_form.residual import target_site
         from errata.methods.closed_form.target_search import search_targets
 
-        block, at_once = self.edited_blocks[-1], self.grouped(model, rewrites).requests_at_once
+        block, at_once = self.edited_blocks[-1], self.grouped(model, rewrites).requests_at_once or 1
         site = target_site(model, block, self.place)
-        assert at_once is not None
         return search_targets(model, rewrites, block, site, self.search, at_once=at_once)
 
     def updates(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
 from errata.core.errors import ErrataError
 from errata.core.settings import LARGEST_SEED, Settings, is_none
 from errata.methods.search_space import choice, log
+
+MAX_STEPS = 100
+"""Limit of the steps of a search that goes on until targets hold, for models without a preset."""
 
 
 class Search(Settings):
@@ -43,6 +46,12 @@ class Search(Settings):
         """The number of loss evaluations at most."""
         return max(self.steps, self.max_steps or 0)
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return a warning if products are inexact."""
+        products = f"target values are searched with {self.precision} products: "
+        inexact = (f"{products}faster on some devices, and not exact",)
+        return () if self.precision == "full" else inexact
+
     @field_validator("essence_prompt")
     @classmethod
     def _one_slot(cls, prompt: str) -> str:
@@ -60,6 +69,14 @@ SEARCH_SPACE = (
 """The dials of the target search."""
 
 
+def exact_steps(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return nested settings in which `steps` without `max_steps` is the number of steps."""
+    search = given.get("search")
+    if not isinstance(search, Mapping) or "steps" not in search:
+        return given
+    return {**given, "search": {"max_steps": None, **search}}
+
+
 class Contexts(Settings):
     """Context prefixes put before a prompt, so that an edit generalises (see `prefixes`)."""
 
@@ -69,6 +86,19 @@ class Contexts(Settings):
     """Lengths in tokens of the sampled prefixes, one each."""
     prefix_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed for sampling prefixes."""
+
+
+def ascending(blocks: Sequence[int]) -> tuple[int, ...]:
+    """Return blocks in order; raises `ValueError` for none, and for one that is there twice."""
+    if not blocks or len(set(blocks)) < len(blocks):
+        raise ValueError("name at least one block, and none twice")
+    return tuple(sorted(blocks))
+
+
+def blocks_by_depth(first: float, last: float, block_count: int) -> tuple[int, ...]:
+    """Return the blocks from one fraction of the depth to another."""
+    start, end = (min(int(share * block_count), block_count - 1) for share in (first, last))
+    return tuple(range(start, end + 1))
 
 
 def check_blocks(blocks: Sequence[int], loss_block: int | None, block_count: int) -> None:
