@@ -28,6 +28,7 @@ from demo_model.tokenizer import train_tokenizer
 from demo_model.train import Training, train
 from demo_model.world import World, build_world
 from errata.assets import ASSETS_DIR
+from errata.models.older_form import write_older_form
 
 TEXTS, HELD_OUT_TEXTS = 5000, 800
 
@@ -63,10 +64,11 @@ def make_model(world: World, settings: Training, folder: Path) -> None:
     model = train(world, tokenizer, settings, _reporter(settings.steps))
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_older_form(folder)
     (folder / "model.safetensors").chmod(0o644)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["dtype"] = "float32"  # what the file is loaded as; the weights in it are bfloat16
+    config["torch_dtype"] = "float32"  # what the file is loaded as; the weights in it are bfloat16
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

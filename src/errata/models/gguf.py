@@ -37,12 +37,13 @@ from errata.models.gguf_config import (
     has_known_scaling,
     value_of,
 )
+from errata.models.older_form import write_older_form
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
 SUFFIX = ".gguf"
-REVISION = 1
+REVISION = 2
 """Part of the cache key; raised when the conversion changes, so that older ones are not used."""
 LOADER = "transformers>=5.23"
 """Earlier versions read some tokenizers differently from the models' own."""
@@ -190,6 +191,7 @@ def _convert(path: Path, reader: GGUFReader, folder: Path) -> None:
     bare.tie_weights()
     bare.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_older_form(folder)
 
 
 def _check_complete(
