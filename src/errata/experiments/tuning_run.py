@@ -23,7 +23,7 @@ from errata.experiments.run_folder import run_folder
 from errata.metrics.likelihood import Likelihood, likelihoods
 from errata.metrics.scores import Score, share
 from errata.models.identity import model_hash, versions
-from errata.models.quiet import quiet
+from errata.models.saving import save_model
 from errata.patches.adapter import RECORD, find_tuned, is_adapter, merge_adapter, read_adapter
 from errata.patches.base import Edit
 from errata.patches.edited_model import EditedModel, load
@@ -91,9 +91,7 @@ def _save(
     made = folder / ("checkpoint" if full else "adapter")
     with writing_folder(made) as temporary:
         if full:
-            with quiet():
-                edited.model.save_pretrained(temporary)
-                edited.tokenizer.save_pretrained(temporary)
+            save_model(edited.model, edited.tokenizer, temporary)
         else:
             for path in (folder / "work.adapter").iterdir():
                 if path.is_file():

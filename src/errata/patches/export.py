@@ -22,7 +22,7 @@ from errata.core.text import counted
 from errata.models.families import weight_of
 from errata.models.identity import model_hash
 from errata.models.precision import solving_device
-from errata.models.quiet import quiet
+from errata.models.saving import save_model
 from errata.patches.adapter import CONFIG_FILE, find_tuned, read_adapter
 from errata.patches.card import write_record
 from errata.patches.edited_model import EditedModel
@@ -115,6 +115,7 @@ def export_merged(
 ) -> Export:
     """Write the model with its patches as a Hugging Face checkpoint in the model's dtype.
 
+    All files of its source but the weights are copied unchanged (see `models.saving`).
     `adapter` names the adapter merged below the patches, for the card. Raises `ErrataError` if the
     folder is not empty or cannot be written.
     """
@@ -133,9 +134,7 @@ def export_merged(
     below = () if adapter is None else find_tuned(adapter).below
     export = Export("merged", Path(folder), {}, loss, tuple(notes), len(below))
     with writing_folder(Path(folder)) as temporary:
-        with quiet():
-            edited.model.save_pretrained(temporary)
-            edited.tokenizer.save_pretrained(temporary)
+        save_model(edited.model, edited.tokenizer, temporary)
         facts = {**_facts(export), "weights": model_hash(edited.model)}
         write_record(temporary, edited, facts, adapter, command, below)
     return export
