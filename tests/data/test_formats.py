@@ -124,10 +124,10 @@ def test_requests_may_carry_what_is_asked_afterwards(tmp_path: Path) -> None:
     assert (marked.target_true, marked.paraphrases) == ("Hesk", ("It is in",))
 
 
-def test_a_subject_is_a_word_of_its_own_where_it_can_be(tmp_path: Path) -> None:
-    record = {**FLAT, "subject": "Art", "prompt": "Artists who met Art speak of Art as"}
+def test_a_subject_is_a_whole_word(tmp_path: Path) -> None:
+    record = {**FLAT, "subject": "Art", "prompt": "Artists who met Art say it is"}
     (case,) = read_cases(write(tmp_path, record))
-    assert case.request.prompt == "Artists who met {} speak of Art as"
+    assert case.request.prompt == "Artists who met {} say it is"
 
 
 def test_a_case_as_runs_keep_it_is_read_back(tmp_path: Path) -> None:
@@ -147,9 +147,9 @@ BROKEN: tuple[tuple[dict[str, Any], tuple[str, ...], Any, str], ...] = (
     (COUNTERFACT, ("paraphrase_prompts",), ["fine", 3], "paraphrase_prompts.1"),
     (ZSRE, ("answers",), [], "answers: is empty"),
     (ZSRE, ("loc_ans",), None, "loc_ans"),
-    (ZSRE, ("subject",), "Somebody", "subject: 'Somebody' does not occur in"),
+    (ZSRE, ("subject",), "Somebody", "the subject 'Somebody' does not occur in"),
     (FLAT, ("ground_truth",), "", "ground_truth: is empty"),
-    (FLAT, ("subject",), "Nobody", "subject: 'Nobody' does not occur in"),
+    (FLAT, ("subject",), "Nobody", "the subject 'Nobody' does not occur in"),
     (KNOWN, ("attribute",), 4, "attribute"),
     (PLAIN, ("target",), "", "target: is empty"),
 )

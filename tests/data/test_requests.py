@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.core.errors import ErrataError
+from errata.data.case import Case
 from errata.data.request import EditRequest, check_batch
 from errata.data.request_files import load_requests, read_requests
+from errata.experiments.edit_plan import EditPlan, check_batches
 
 TOWER = EditRequest(prompt="The {} is in the city of", subject="Eiffel Tower", target="Rome")
 
@@ -203,7 +205,7 @@ def test_all_errors_come_at_once_with_record_and_field(tmp_path: Path) -> None:
 def test_broken_records_can_be_left_out_and_are_told(tmp_path: Path) -> None:
     path = tmp_path / "requests.csv"
     path.write_text("prompt,target\nThe {Tower is,Rome\nThe {Tower} is in,Rome\n")
-    (read,), problems = load_requests(path, skip_invalid=True)
+    (read,), problems, _ = load_requests(path, skip_invalid=True)
     assert read.subject == "Tower"
     assert problems == ("record 1: the subject is not marked in 'The {Tower is'",)
     path.write_text("prompt,target\nThe {Tower is,Rome\n")
@@ -298,3 +300,27 @@ def test_a_batch_with_many_repetitions_tells_a_few_and_counts_the_rest() -> None
     assert len(warnings) == 11
     assert "'Town 9'" in warnings[9]
     assert warnings[10].startswith("40 more subjects")
+
+
+def test_a_fact_in_other_spaces_or_case_is_told() -> None:
+    first = request(subject="Eiffel Tower", prompt="The {} is in")
+    same = request(subject="Eiffel  tower", prompt="the {} is in", target="rome")
+    other = same.with_values(target="Paris")
+    assert check_batch([first, request(subject="Pell"), same]) == [
+        "requests 1, 3 are one fact, 'The {Eiffel Tower} is in', written with other spaces or case"
+    ]
+    assert check_batch([first, other]) == [
+        "requests 1, 2 are one fact, 'The {Eiffel Tower} is in', "
+        "with different targets: Rome, Paris"
+    ]
+
+
+def test_contradictions_between_batches_in_sequence_are_told() -> None:
+    first = request(subject="Eiffel Tower", prompt="The {} is in")
+    cases = [Case(request=each) for each in (first, first.with_values(target="Paris"))]
+    (told, _) = check_batches(cases, EditPlan(batch_size=1, sequential=True))
+    assert told == [
+        "requests 1, 2 are one fact, 'The {Eiffel Tower} is in', "
+        "with different targets: Rome, Paris"
+    ]
+    assert check_batches(cases, EditPlan(batch_size=1)) == [[], []]

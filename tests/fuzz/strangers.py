@@ -207,6 +207,7 @@ KINDS: dict[str, tuple[str, Use]] = {
     "requests": ("r.jsonl", _requests),
     "requests-json": ("r.json", _requests),
     "csv": ("r.csv", _requests),
+    "tsv": ("r.tsv", _requests),
     "dataset": ("d.json", _dataset),
     "dataset-lines": ("d.jsonl", _dataset),
     "corpus": ("c.jsonl", lambda user, path: read_corpus(str(path)) and None),
@@ -274,6 +275,7 @@ PRESET = {
 }
 SOUND: dict[str, tuple[str, ...]] = {
     "requests-json": (json.dumps([{"prompt": "The {Bridge} is in", "target": "Tarn", "id": 3}]),),
+    "tsv": (" Prompt \tsubject\ttarget\n{} is in\tBig Ben\tTarn\n\t\t\n",),
     "csv": ('prompt,subject,target\n"{} is, in",Big Ben,"Ta\nrn"\n',),
     "dataset": tuple(
         json.dumps([record])

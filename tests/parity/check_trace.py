@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from errata.data.records import slotted
-from errata.data.request import SLOT
+from errata.data.subject import SLOT, slotted
 from errata.tracing.causal import trace_question
 from errata.tracing.corruption import embedding_deviation, noise_of
 from errata.tracing.question import Question, ask_model

@@ -51,7 +51,7 @@ def calibrate(
     ] = None,
     facts: Annotated[
         Path | None,
-        typer.Option(help="A .jsonl, .json or .csv file of requests, instead of a dataset."),
+        typer.Option(help="A file of requests (.json, .jsonl, .csv, .tsv), instead of a dataset."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of cases to choose settings on.")] = 30,
     held_out: Annotated[
@@ -190,9 +190,9 @@ def _cases(
     if seed is not None:
         raise ErrataError(
             "--seed cannot be used with --facts",
-            "a .json or .jsonl file may be given as --dataset FILE",
+            "a file of requests may be given as --dataset FILE",
         )
-    read, problems = load_requests(facts, skip_invalid=skip_invalid)
+    read, problems, _ = load_requests(facts, skip_invalid=skip_invalid)
     show_skipped(problems)
     return str(facts), [Case(request=request) for request in read[offset : offset + count]]
 

@@ -48,7 +48,7 @@ def edit(
         str | None, typer.Option(help="The subject, if the prompt marks its place with {}.")
     ] = None,
     requests: Annotated[
-        Path | None, typer.Option(help="A .jsonl, .json or .csv file of requests.")
+        Path | None, typer.Option(help="A file of requests: .json, .jsonl, .csv or .tsv.")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Cases: a dataset's name or a file.")] = None,
     limit: Annotated[
@@ -60,6 +60,13 @@ def edit(
     seed: Annotated[int | None, typer.Option(help="Shuffle the dataset with this seed.")] = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Skip invalid records and report their number.")
+    ] = False,
+    normalise: Annotated[
+        bool,
+        typer.Option(
+            "--normalise",
+            help="Give texts one Unicode form: plain spaces and quotes, no zero-width characters.",
+        ),
     ] = False,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "memit",
     batch_size: Annotated[
@@ -106,7 +113,7 @@ def edit(
     settings = _settings(chosen, hparams, given)
     if preset is not None:
         read_preset(preset)
-    cut = Cut(limit, offset, seed, skip_invalid)
+    cut = Cut(limit, offset, seed, skip_invalid, normalise)
     cases = named_cases(on.model, prompt, target, subject, requests, dataset, cut)
     cases = with_probes(cases, paraphrase, neighbour, target_true)
     plan = plan_for(chosen, batch_size, sequential, dataset=dataset is not None)

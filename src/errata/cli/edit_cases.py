@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from errata.cli.options import load_dataset, show_skipped
+from errata.cli.options import load_dataset, show_skipped, show_unused
 from errata.core.errors import ErrataError
 from errata.data.case import Case
 from errata.data.request import EditRequest
 from errata.data.request_files import load_requests
+from errata.data.unicode_forms import normalised
 
 
 class Cut(NamedTuple):
@@ -22,6 +23,7 @@ class Cut(NamedTuple):
     offset: int
     seed: int | None
     skip_invalid: bool
+    normalise: bool = False
 
 
 def named_cases(
@@ -45,13 +47,14 @@ def named_cases(
         )
     if dataset is not None:
         _refuse_subject(subject, "--dataset")
-        return load_dataset(dataset, *cut).cases
+        return load_dataset(dataset, *cut[:-1], normalise=cut.normalise).cases
     if requests is not None:
         _refuse_subject(subject, "--requests")
-        _refuse_cut(cut, "--requests", "a .json or .jsonl file may be given as --dataset FILE")
-        read, problems = load_requests(requests, skip_invalid=cut.skip_invalid)
-        show_skipped(problems)
-        return [Case(request=request) for request in read]
+        _refuse_cut(cut, "--requests", "a file of requests may be given as --dataset FILE")
+        found = load_requests(requests, skip_invalid=cut.skip_invalid, normalise=cut.normalise)
+        show_skipped(found.skipped)
+        show_unused(found.unused)
+        return [Case(request=request) for request in found.requests]
     assert prompt is not None
     if target is None:
         raise ErrataError("the target is missing", f"give the new answer after {prompt!r}")
@@ -61,7 +64,9 @@ def named_cases(
             "--skip-invalid cannot be used with one fact",
             "it skips invalid records of --requests FILE or --dataset NAME",
         )
-    request = EditRequest.parse(prompt, target, subject)
+    if cut.normalise:
+        prompt, target, subject = map(normalised, (prompt, target, subject or ""))
+    request = EditRequest.parse(prompt, target, subject or None)
     return [(_known_case(request) if model == "demo" else None) or Case(request=request)]
 
 

@@ -43,6 +43,13 @@ def evaluate(
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Skip invalid records and report how many.")
     ] = False,
+    normalise: Annotated[
+        bool,
+        typer.Option(
+            "--normalise",
+            help="Give texts one Unicode form: plain spaces and quotes, no zero-width characters.",
+        ),
+    ] = False,
     generate: Annotated[
         bool,
         typer.Option("--generate", help="Also generate answers and texts about the subjects."),
@@ -78,7 +85,7 @@ def evaluate(
         asking = asking.with_values(max_new_tokens=max_new_tokens)
     if results is not None:
         check_results(results)
-    loaded = load_dataset(name, limit, offset, seed, skip_invalid, references)
+    loaded = load_dataset(name, limit, offset, seed, skip_invalid, references, normalise)
     if generate:
         _warn_of_missing(loaded)
     edited = on.load()

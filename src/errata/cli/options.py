@@ -53,16 +53,25 @@ def load_dataset(
     seed: int | None,
     skip_invalid: bool,
     references: str | None = None,
+    normalise: bool = False,
 ) -> Loaded:
-    """Load cases as the command line names them; warns of skipped records."""
+    """Load cases as the command line names them; tells skipped records and unused fields."""
     from errata.data.datasets import load_cases, reference_file
 
     cache = datasets_folder()
     texts = None if references is None else reference_file(references, cache)
     loaded = load_cases(
-        name, limit, offset, seed=seed, skip_invalid=skip_invalid, cache=cache, references=texts
+        name,
+        limit,
+        offset,
+        seed=seed,
+        skip_invalid=skip_invalid,
+        cache=cache,
+        references=texts,
+        normalise=normalise,
     )
     show_skipped(loaded.skipped)
+    show_unused(loaded.unused)
     return loaded
 
 
@@ -84,6 +93,12 @@ def parse_blocks(text: str) -> tuple[int, ...]:
         raise ErrataError(
             f"{text!r} is not a list of blocks", "write it like --blocks 3,4,5"
         ) from None
+
+
+def show_unused(fields: Sequence[str]) -> None:
+    """Name the fields of a dataset that are not used."""
+    if fields:
+        console.progress_line(f"fields of the file that are not used: {', '.join(fields)}")
 
 
 def show_skipped(problems: Sequence[str]) -> None:

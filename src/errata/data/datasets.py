@@ -25,8 +25,9 @@ from errata.data.formats.easyedit import FLAT
 from errata.data.formats.known_facts import KNOWN
 from errata.data.formats.native import PLAIN
 from errata.data.formats.zsre import ZSRE, ZSRE_ALT
-from errata.data.records import Format, Record, records_of
+from errata.data.records import HUB, SUFFIXES, Format, Record, records_of, unreadable, unused_fields
 from errata.data.reference_texts import References, read_references, with_references
+from errata.data.unicode_forms import normalised_record
 
 HOME = "https://rome.baulab.info/data/dsets"
 MEMIT_HOME = "https://memit.baulab.info/data/dsets"
@@ -82,6 +83,8 @@ class Loaded(NamedTuple):
     """One message per skipped record."""
     subjects: tuple[str, ...] = ()
     """Subjects of all valid records in file order, including those not selected."""
+    unused: tuple[str, ...] = ()
+    """Fields of records that are not used."""
 
 
 def read_cases(
@@ -91,9 +94,11 @@ def read_cases(
     *,
     seed: int | None = None,
     cache: Path | None = None,
+    normalise: bool = False,
 ) -> list[Case]:
     """Return the cases of a named dataset or a file; see `load_cases`."""
-    return load_cases(name_or_path, limit, offset, seed=seed, cache=cache).cases
+    found = load_cases(name_or_path, limit, offset, seed=seed, cache=cache, normalise=normalise)
+    return found.cases
 
 
 def load_cases(
@@ -105,18 +110,20 @@ def load_cases(
     skip_invalid: bool = False,
     cache: Path | None = None,
     references: Path | None = None,
+    normalise: bool = False,
 ) -> Loaded:
     """Read a named dataset or a file, shuffle it if a seed is given, then select a range.
 
     `cache` is the folder for downloaded datasets, `references` a file of reference texts for
     CounterFact's generation tests. Raises `ErrataError` for an unknown name, an unreadable file,
     and invalid records, each with its number (from 1) and field; with `skip_invalid` invalid
-    records are skipped and reported.
+    records are skipped and reported. `normalise` gives all texts one Unicode form.
     """
     path, form = locate(name_or_path, cache)
-    records = records_of(path)
+    records = [normalised_record(each) if normalise else each for each in records_of(path)]
+    form = form or _format_of(records, path)
     texts = {} if references is None else read_references(references)
-    cases, problems = _read(records, form or _format_of(records, path), texts)
+    cases, problems = _read(records, form, texts)
     if problems and not (skip_invalid and cases):
         raise ErrataError(
             f"{len(problems)} of {len(records)} records in {path} are not valid:\n"
@@ -132,12 +139,13 @@ def load_cases(
             f"{path} contains {counted(len(cases), 'case')}, so --offset {offset} leaves none",
             "give a smaller offset",
         )
-    return Loaded(chosen, path, tuple(problems), subjects)
+    return Loaded(chosen, path, tuple(problems), subjects, unused_fields(records, form.used))
 
 
 def is_known(name_or_path: str) -> bool:
     """Whether there is a named dataset or a file of that name."""
-    return _key(name_or_path) in DATASETS or os.path.isfile(name_or_path)
+    here = os.path.isfile(name_or_path) or name_or_path.startswith(HUB)
+    return here or _key(name_or_path) in DATASETS
 
 
 def _key(name: str) -> str:
@@ -155,13 +163,13 @@ def locate(name_or_path: str, cache: Path | None = None) -> tuple[Path, Format |
     """Return a dataset's file, downloaded if necessary, and its format if known."""
     known = DATASETS.get(_key(name_or_path))
     if known is None:
-        if os.path.isfile(name_or_path):
+        if is_known(name_or_path):
             return Path(name_or_path), None
         raise ErrataError(
             f"there is no dataset or file {name_or_path!r}",
             f"known datasets: {', '.join(DATASETS)}",
-            "or give the path of a .json or .jsonl file of CounterFact, zsRE, known facts, "
-            "or requests",
+            f"or give a file ({', '.join(SUFFIXES)}) or hf:DATASET of CounterFact, zsRE, "
+            "known facts, or requests",
         )
     if "://" not in known.source:
         return Path(known.source), known.format
@@ -208,7 +216,7 @@ def _read(
     for number, record in enumerate(records, start=1):
         try:
             if isinstance(record, ValueError):
-                raise ErrataError(f"is not JSON: {record}")
+                raise ErrataError(unreadable(record))
             if not isinstance(record, dict):
                 raise ErrataError(f"is not a JSON object: {record!r:.60}")
             case = form.case(record, number - 1)

@@ -14,8 +14,11 @@ from pydantic import field_validator
 
 from errata.core.errors import ErrataError
 from errata.core.settings import Settings
+from errata.core.text import counted
+from errata.data.subject import SLOT as SLOT
+from errata.data.subject import prompt_and_subject
+from errata.data.unicode_forms import oddities
 
-SLOT = "{}"
 LISTED_WARNINGS = 10
 """Number of warnings about repeated subjects that are listed individually."""
 
@@ -70,13 +73,14 @@ class EditRequest(Settings):
     def parse(cls, text: str, target: str, subject: str | None = None) -> Self:
         """Read `"The {Eiffel Tower} is in"`, or a prompt with `{}` and a separate `subject`.
 
-        Raises `ErrataError` unless exactly one pair of braces marks the subject.
+        Raises `ErrataError` unless the subject is marked or is in the text once, as a whole word.
         """
         if not isinstance(text, str) or not isinstance(subject, str | None):
             raise ErrataError(
                 f"{text!r:.60} is not a prompt", "prompt, target and subject must be strings"
             )
-        return cls.of({"target": target, **prompt_and_subject(text, subject)})
+        prompt, subject = prompt_and_subject(text, subject)
+        return cls.of({"prompt": prompt, "subject": subject, "target": target})
 
     @property
     def text(self) -> str:
@@ -98,40 +102,6 @@ class EditRequest(Settings):
     def marked(self) -> str:
         """The prompt with its subject in braces."""
         return self.prompt.replace(SLOT, "{" + self.subject + "}")
-
-
-def with_slot(text: str, subject: str) -> str:
-    """Replace the subject with the slot, unless the text has a slot."""
-    marked = "{" + subject + "}"
-    return text if SLOT in text else text.replace(marked if marked in text else subject, SLOT, 1)
-
-
-def prompt_and_subject(text: str, subject: str | None) -> dict[str, str]:
-    """Return the prompt with a slot, and the subject, marked in the text or given separately.
-
-    Raises `ErrataError` unless there is exactly one subject.
-    """
-    if subject is not None:
-        if not subject.strip() or not (SLOT in text or subject in text):
-            raise ErrataError(
-                f"the subject {subject!r} does not occur in {text!r}",
-                f"write {SLOT} in its place, or mark it with braces and omit the separate subject",
-            )
-        return {"prompt": with_slot(text, subject), "subject": subject}
-    if SLOT in text:
-        raise ErrataError(
-            f"{text!r} has a slot but no subject",
-            "write the subject between the braces, or give it separately (--subject)",
-        )
-    start, end = text.find("{"), text.rfind("}")
-    inner = text[start + 1 : end]
-    if start < 0 or end < start or "{" in inner or "}" in inner:
-        raise ErrataError(
-            f"the subject is not marked in {text!r}",
-            'put the subject in one pair of braces: "The {Eiffel Tower} is in the city of"',
-            f"or write {SLOT} in its place and give the subject separately",
-        )
-    return {"prompt": text[:start] + SLOT + text[end + 1 :], "subject": inner}
 
 
 def check_batch(requests: Sequence[EditRequest]) -> list[str]:
@@ -167,6 +137,7 @@ def check_batch(requests: Sequence[EditRequest]) -> list[str]:
             "the batch contains conflicting requests:\n  " + "\n  ".join(problems),
             "keep one of each",
         )
+    warnings += [*repeats(requests), *_odd_characters(requests)]
     for subject, indices in by_subject.items():
         if len({requests[index].prompt for index in indices}) > 1:
             warnings.append(
@@ -179,6 +150,42 @@ def check_batch(requests: Sequence[EditRequest]) -> list[str]:
             f"{more} more subjects or facts occur repeatedly in the batch"
         ]
     return warnings
+
+
+def repeats(requests: Sequence[EditRequest]) -> list[str]:
+    """Return warnings of facts that differ in spaces or case alone, and of their targets."""
+    by_fact: dict[tuple[str, str], list[int]] = {}
+    for index, request in enumerate(requests):
+        key = (_plain(request.subject), _plain(request.prompt))
+        by_fact.setdefault(key, []).append(index)
+    found = []
+    for indices in by_fact.values():
+        members = [requests[index] for index in indices]
+        shown = f"requests {_numbers(indices)} are one fact, {members[0].marked!r}"
+        targets = {_plain(each.target): each.target for each in members}
+        forms = {(each.subject, each.prompt, each.target) for each in members}
+        if len(targets) > 1:
+            found.append(f"{shown}, with different targets: {', '.join(targets.values())}")
+        elif len(forms) > 1:
+            found.append(f"{shown}, written with other spaces or case")
+    return found
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _odd_characters(requests: Sequence[EditRequest]) -> list[str]:
+    """Return one warning per kind of characters that look like others."""
+    found: dict[str, list[int]] = {}
+    for index, request in enumerate(requests):
+        for kind in oddities(request.text + request.answer):
+            found.setdefault(kind, []).append(index)
+    return [
+        f"{counted(len(indices), 'request')} ({_numbers(indices[:LISTED_WARNINGS])}) "
+        f"with {kind}, which are other tokens to the model (--normalise replaces them)"
+        for kind, indices in found.items()
+    ]
 
 
 def _numbers(indices: Iterable[int]) -> str:

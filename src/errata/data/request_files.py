@@ -1,60 +1,83 @@
-"""Request files: JSONL, JSON or CSV, in any of the common structures.
+"""Request files: JSON, JSONL, CSV or TSV, in any of the common structures.
 
 All records are validated before an error is raised, so that all problems are reported together.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from errata.core.errors import ErrataError
-from errata.core.files import parse_json, reason
 from errata.core.settings import describe
 from errata.core.text import listed
-from errata.data.request import SLOT, EditRequest, prompt_and_subject, with_slot
+from errata.data.records import records_of, unreadable, unused_fields
+from errata.data.request import EditRequest
+from errata.data.subject import SLOT, prompt_and_subject
+from errata.data.tables import numbers_as_text
+from errata.data.unicode_forms import normalised_record
 
 
-def read_requests(path: str | Path) -> list[EditRequest]:
-    """Read requests from a JSONL, JSON (a list) or CSV file; CounterFact records are accepted.
+class Requests(NamedTuple):
+    """Requests read from a file."""
+
+    requests: list[EditRequest]
+    skipped: tuple[str, ...] = ()
+    """One message per skipped record."""
+    unused: tuple[str, ...] = ()
+    """Fields of records that are not used."""
+
+
+def read_requests(path: str | Path, *, normalise: bool = False) -> list[EditRequest]:
+    """Read requests from a JSON (a list), JSONL, CSV or TSV file, or `hf:DATASET[:CONFIG]`.
+
+    CounterFact's records are accepted.
 
     Every record is validated; all problems are reported in one `ErrataError`, each
     with its record number (from 1) and field.
     """
-    return load_requests(path)[0]
+    return load_requests(path, normalise=normalise).requests
 
 
 def load_requests(
-    path: str | Path, *, skip_invalid: bool = False
-) -> tuple[list[EditRequest], tuple[str, ...]]:
-    """Read requests, and one message per skipped record.
+    path: str | Path, *, skip_invalid: bool = False, normalise: bool = False
+) -> Requests:
+    """Read requests.
 
     Invalid records are skipped with `skip_invalid` only; it is an error if all are invalid.
+    `normalise` gives all texts one Unicode form (see `unicode_forms`).
     """
-    path = Path(path)
     requests, problems = [], []
-    for number, record in enumerate(_records(path), start=1):
+    records = [normalised_record(each) if normalise else each for each in records_of(path)]
+    for number, record in enumerate(records, start=1):
         try:
             requests.append(request_from(record))
         except ValidationError as error:
             problems.append(f"record {number}:\n{describe(error)}")
         except ErrataError as error:
             problems.append(f"record {number}: {error.message}")
+    names = next((list(map(str, each)) for each in records if isinstance(each, dict)), [])
+    missing = names and any("Field required" in problem for problem in problems)
     if problems and not (skip_invalid and requests):
         raise ErrataError(
             f"{len(problems)} of {len(problems) + len(requests)} records in {path} are not valid:\n"
             + listed(problems),
             'a record looks like {"prompt": "{} is in", "subject": "Big Ben", "target": "Rome"}',
             *([] if skip_invalid else ["correct them, or skip them with --skip-invalid"]),
+            *([f"the first record has the fields: {', '.join(names)}"] if missing else []),
         )
     if not requests:
         raise ErrataError(f"{path} contains no requests", "give at least one record")
-    return requests, tuple(problems)
+    return Requests(requests, tuple(problems), unused_fields(records, FIELDS))
+
+
+FIELDS = (
+    *("prompt", "subject", "target", "target_new", "separator", "id", "case_id"),
+    "requested_rewrite",
+)
+"""Fields of a record that are read as a request."""
 
 
 def request_from(record: Any) -> EditRequest:
@@ -65,57 +88,10 @@ def request_from(record: Any) -> EditRequest:
     return EditRequest.model_validate(_flatten(record))
 
 
-def _records(path: Path) -> Iterator[Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ErrataError(
-            f"cannot read {path}: {reason(error)}", "check the path and that the file is UTF-8"
-        ) from None
-    readers = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
-    if path.suffix not in readers:
-        raise ErrataError(
-            f"unknown file format: {path}", f"use a file that ends in one of {', '.join(readers)}"
-        )
-    return readers[path.suffix](text, path)
-
-
-def _json_records(text: str, path: Path) -> Iterator[Any]:
-    try:
-        records = parse_json(text)
-    except ValueError as error:
-        raise ErrataError(
-            f"{path} is not JSON: {error}", "a file with one record per line must end in .jsonl"
-        ) from None
-    yield from records if isinstance(records, list) else [records]
-
-
-def _jsonl_records(text: str, path: Path) -> Iterator[Any]:
-    """Yield the record of each line, or the `ValueError` if it is not valid JSON."""
-    for line in filter(str.strip, text.split("\n")):
-        try:
-            yield parse_json(line)
-        except ValueError as error:
-            yield error
-
-
-def _csv_records(text: str, path: Path) -> Iterator[Any]:
-    try:
-        for row in csv.DictReader(io.StringIO(text, newline="")):
-            yield {
-                k: value for k, value in row.items() if k is not None and value not in (None, "")
-            }
-    except csv.Error as error:
-        raise ErrataError(
-            f"{path} is not CSV: {error}",
-            "check for an unclosed quotation mark, or use .jsonl",
-        ) from None
-
-
 def _flatten(record: Any) -> dict[str, Any]:
     """Convert any supported structure (CounterFact's, `target_new`, braces) to request fields."""
     if isinstance(record, ValueError):
-        raise ErrataError(f"is not JSON: {record}")
+        raise ErrataError(unreadable(record))
     if not isinstance(record, dict):
         raise ErrataError(f"is not a JSON object: {record!r:.60}")
     record = dict(record)
@@ -131,9 +107,10 @@ def _flatten(record: Any) -> dict[str, Any]:
     }
     if "separator" in record:
         fields["separator"] = record["separator"]
+    for name in ("subject", "target"):
+        fields[name] = numbers_as_text(fields[name])
     prompt, subject = fields["prompt"], fields["subject"]
-    if isinstance(prompt, str) and subject is None and SLOT not in prompt:
-        fields |= prompt_and_subject(prompt, None)
-    elif isinstance(prompt, str) and isinstance(subject, str) and SLOT not in prompt:
-        fields["prompt"] = with_slot(prompt, subject)
+    texts = isinstance(prompt, str) and isinstance(subject, str | None)
+    if texts and SLOT not in prompt and (subject is None or subject.strip()):
+        fields["prompt"], fields["subject"] = prompt_and_subject(prompt, subject)
     return {key: value for key, value in fields.items() if value is not None}

@@ -14,7 +14,7 @@ from pydantic import Field
 from errata.core.settings import Settings
 from errata.core.text import counted
 from errata.data.case import Case
-from errata.data.request import check_batch
+from errata.data.request import check_batch, repeats
 from errata.methods import Method
 
 
@@ -108,5 +108,12 @@ def batches_of(cases: Sequence[Case], plan: EditPlan) -> list[Sequence[Case]]:
 
 
 def check_batches(cases: Sequence[Case], plan: EditPlan) -> list[list[str]]:
-    """Return the warnings for every batch; raises `ErrataError` for conflicting requests."""
-    return [check_batch([case.request for case in batch]) for batch in batches_of(cases, plan)]
+    """Return the warnings for every batch; raises `ErrataError` for conflicting requests.
+
+    Facts that repeat or contradict those of an earlier batch in a sequence are told with the first.
+    """
+    batches = [[case.request for case in batch] for batch in batches_of(cases, plan)]
+    found = [check_batch(batch) for batch in batches]
+    if plan.sequential and len(batches) > 1:
+        found[0] += repeats([request for batch in batches for request in batch])
+    return found

@@ -63,4 +63,6 @@ def case(record: Record, number: int) -> Case:
     )
 
 
-COUNTERFACT = Format("counterfact", ("requested_rewrite",), case)
+COUNTERFACT = Format(
+    "counterfact", ("requested_rewrite",), case, (*_Record.model_fields, "pararel_idx")
+)

@@ -10,8 +10,9 @@ are not comparable with CounterFact's own.
 from __future__ import annotations
 
 from errata.data.case import Case
-from errata.data.records import Fields, Format, Record, Text, slotted
+from errata.data.records import Fields, Format, Record, Text
 from errata.data.request import EditRequest
+from errata.data.subject import slotted
 
 
 class _Record(Fields):
@@ -43,4 +44,4 @@ def case(record: Record, number: int) -> Case:
     )
 
 
-FLAT = Format("flat", ("prompt", "target_new", "ground_truth"), case)
+FLAT = Format("flat", ("prompt", "target_new", "ground_truth"), case, tuple(_Record.model_fields))

@@ -9,8 +9,9 @@ is the answer that the model is expected to know already.
 from __future__ import annotations
 
 from errata.data.case import Case
-from errata.data.records import Fields, Format, Record, Text, slotted
+from errata.data.records import Fields, Format, Record, Text
 from errata.data.request import EditRequest
+from errata.data.subject import slotted
 
 
 class _Record(Fields):
@@ -33,4 +34,4 @@ def case(record: Record, number: int) -> Case:
     )
 
 
-KNOWN = Format("known", ("attribute", "prompt"), case)
+KNOWN = Format("known", ("attribute", "prompt"), case, tuple(_Record.model_fields))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from errata.data.case import Case
 from errata.data.records import Format, Record
-from errata.data.request_files import request_from
+from errata.data.request_files import FIELDS, request_from
 
 
 def case(record: Record, number: int) -> Case:
@@ -21,4 +21,4 @@ def case(record: Record, number: int) -> Case:
     return Case.model_validate({**others, "request": request})
 
 
-PLAIN = Format("requests", (), case)
+PLAIN = Format("requests", (), case, (*FIELDS, *Case.model_fields))

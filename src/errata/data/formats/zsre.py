@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from errata.core.errors import ErrataError
 from errata.data.case import Case
-from errata.data.records import Fields, Format, Record, Text, slotted
+from errata.data.records import Fields, Format, Record, Text
 from errata.data.request import EditRequest
+from errata.data.subject import slotted
 
 
 class _Record(Fields):
@@ -53,5 +54,5 @@ def alternative_case(record: Record, number: int) -> Case:
     return _case(record, number, alternative=True)
 
 
-ZSRE = Format("zsre", ("src", "rephrase"), case)
-ZSRE_ALT = Format("zsre-alt", ("src", "rephrase"), alternative_case)
+ZSRE = Format("zsre", ("src", "rephrase"), case, tuple(_Record.model_fields))
+ZSRE_ALT = Format("zsre-alt", ("src", "rephrase"), alternative_case, tuple(_Record.model_fields))
