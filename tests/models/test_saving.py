@@ -28,10 +28,15 @@ OTHERS = {
     "tokenizer.model": b"\x0a\x0d\x00\xff",
     "LICENSE": "Überlassung\n".encode(),
     "original/params.json": b"{}",
+    "original/README.md": b"another card",
+    "original/patches/list.txt": b"",
 }
 NOT_COPIED = {
     "flax_model.msgpack": b"x",
+    "rust_model.ot": b"x",
+    "64-8bits.tflite": b"x",
     "onnx/model.onnx": b"x",
+    "onnx/model.onnx_data_1": b"x",
     "checkpoint-5/config.json": b"{}",
     ".cache/file": b"x",
     "errata.json": b"{}",
@@ -46,7 +51,7 @@ def source(model_type: str, folder: Path, size: str = "50GB", *, bins: bool = Fa
     tiny_model(model_type).save_pretrained(folder, max_shard_size=size)
     write_older_form(folder)
     for name, content in (OTHERS | NOT_COPIED).items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     (folder / "README.md").write_text("the card of the base")
     if bins:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from errata.models.tied import FLAG
 CONFIG = "config.json"
 WEIGHTS = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx"),
-    *("*.onnx_data", "*.gguf", "*.npz", "*.pkl", "*.index.json"),
+    *("*.onnx_data*", "*.gguf", "*.npz", "*.pkl", "*.ot", "*.tflite", "*.index.json"),
 )
 """Names of files with weights, in any format, and of their indices."""
 OWN = ("errata.json", "patches")
@@ -55,7 +55,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
             path.unlink()
         _save_anew(model, folder)
         write_older_form(folder)
-    _copy_files(source, folder)
+    kept = (source / BASE_CARD).is_file()  # the source is itself an export
+    names = {CARD: CARD if kept else BASE_CARD} | dict.fromkeys(OWN)
+    _copy_files(source, folder, names)
 
 
 def source_folder(model: PreTrainedModel) -> Path | None:
@@ -113,22 +115,21 @@ def _declared(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
                 yield values, field
 
 
-def _copy_files(source: Path, folder: Path) -> None:
+def _copy_files(source: Path, folder: Path, names: Mapping[str, str | None]) -> None:
     """Copy all files without weights that are not there yet.
 
-    Folders within are copied too, except hidden ones and those that hold another model.
+    `names` gives another name to some, or None to those left out. Folders within are copied too,
+    except hidden ones and those that hold another model.
     """
     for path in sorted(source.iterdir()):
-        target = folder / path.name
-        if path.name == CARD and not (source / BASE_CARD).is_file():
-            target = folder / BASE_CARD
-        if path.name in OWN or target.exists():
+        name = names.get(path.name, path.name)
+        if name is None or (target := folder / name).exists():
             continue
         if path.is_file() and not any(fnmatch(path.name, pattern) for pattern in WEIGHTS):
             shutil.copyfile(path, target)
         elif path.is_dir() and not _left_out(path):
             target.mkdir()
-            _copy_files(path, target)
+            _copy_files(path, target, {})
             if not any(target.iterdir()):
                 target.rmdir()
 
