@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from errata.core.errors import ErrataError
 from errata.patches.edited_model import load
-from errata.patches.export import export_lora
+from errata.patches.export import export_lora, export_merged
 from errata.patches.lora import served_rank, stacked
 from errata.patches.update import Update
 from errata.patches.weight_patch import WeightPatch
@@ -56,6 +58,23 @@ def test_a_lora_loads_on_top_of_a_model_and_can_be_edited_further(
     assert far(logits(loaded.model), before) > 1e-3
     loaded.undo()
     assert torch.equal(logits(loaded.model), before)
+
+
+@over_shapes
+def test_peft_and_transformers_alone_load_what_was_exported(
+    model_type: str, tmp_path: Path
+) -> None:
+    edited = load(str(saved_base(model_type, tmp_path / "base")))
+    before = logits(edited.model)
+    edited.apply(random_patch(edited, 1))
+    wanted = logits(edited.model)
+    export_lora(edited, tmp_path / "lora")
+    export_merged(edited, tmp_path / "merged")
+    lora = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora")  # loads the base by itself
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert far(wanted, before) > 1e-3
+    assert far(logits(lora.eval()), wanted) < 1e-5
+    assert torch.equal(logits(merged.eval()), wanted)
 
 
 @over_shapes
