@@ -16,7 +16,7 @@ from errata.core.errors import ErrataError
 from errata.experiments.recipe.schema import EvalStage, Recipe, read_recipe, recipe_of
 from errata.experiments.recipe.yaml_text import change_value
 from errata.methods import METHODS
-from errata.patches.edited_model import DTYPES
+from errata.models.loading import DTYPES
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 PLAIN = """

@@ -9,7 +9,12 @@ import pytest
 from errata.data.case import Case
 from errata.data.common_facts import Fact
 from errata.data.templates import chat_prompt
+from errata.methods import METHODS
+from errata.methods.edit import compute_edit, prepare
+from errata.metrics.likelihood import likelihoods
+from errata.patches.chat_form import ChatForm
 from errata.patches.edited_model import EditedModel
+from errata.statistics.store import Store
 from real.conftest import Command
 
 pytestmark = pytest.mark.real
@@ -45,6 +50,22 @@ def test_chat_continues_a_prompt_with_the_new_answer(
     name: str, patches: dict[str, Path], cases: list[Case], errata: Command
 ) -> None:
     request = cases[0].request
-    said = errata("chat", name, "-p", request.text, "--patch", patches["rome"])["answers"]
+    call = ("chat", name, "-p", request.text, "--patch", patches["rome"])
+    said = errata(*call, "--template", "none")["answers"]
     assert said[0]["before"].strip().startswith(cases[0].target_true)
     assert said[0]["after"].strip().startswith(request.target)
+
+
+def test_an_edit_holds_in_plain_text_and_in_a_chat(
+    edited: EditedModel, cases: list[Case], store: Store
+) -> None:
+    if not edited.tokenizer.chat_template:
+        pytest.skip("this model has no chat template")
+    ready = prepare(edited, METHODS["memit"], {}, store=store)
+    requests = [case.request for case in cases]
+    edited.apply(compute_edit(edited, requests, ready.method, moments=ready.moments))
+    pairs = [(each.text, each.answer) for each in requests]
+    assert all(found.likeliest for found in likelihoods(edited, pairs))
+    with edited.asked(ChatForm()):
+        in_chat = [found.likeliest for found in likelihoods(edited, pairs)]
+    assert all(in_chat)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +11,13 @@ import typer
 
 from errata.cli import console
 from errata.cli.model_options import OnModel, on_model
+from errata.core.errors import ErrataError
 
 if TYPE_CHECKING:
-    from errata.experiments.conversation import Speaker
     from errata.patches.edited_model import EditedModel
+
+NOTHING = "(nothing)"
+"""Shown in place of an answer that is empty or white space."""
 
 
 @on_model("results")
@@ -27,6 +30,17 @@ def chat(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")
     ] = 32,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Answer prompts as messages in a chat (the default if the tokenizer has a "
+            "template), or continue them as text (none).",
+            metavar="none|chat",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System message of the chat (default: the template's own).")
+    ] = None,
     conversation: Annotated[
         bool,
         typer.Option(
@@ -34,31 +48,59 @@ def chat(
         ),
     ] = False,
 ) -> None:
-    """Continue prompts by greedy decoding; with patches, before and after side by side.
+    """Answer prompts by greedy decoding; with patches, before and after side by side.
 
-    With an adapter or a run of `errata tune` on an edited model, shows the base, the edited and
-    the tuned model. Without -p, prompts are read from standard input, one per line.
+    A model with a chat template answers each prompt as a message; others continue it. With an
+    adapter or a run of `errata tune` on an edited model, shows the base, the edited and the tuned
+    model. Without -p, prompts are read from standard input, one per line.
 
     Example: errata chat demo --adapter results/tune/run_000 -p "Selma Zeller works as a"
     """
-    from errata.experiments.conversation import speakers_of
+    from errata.experiments.conversation import Speaker, speakers_of
 
     edited = on.load()
     before = None
     if on.adapter is not None:
         before = _below(on, on.adapter)
-    speakers = speakers_of(edited, before)
+    in_chat = _in_chat(edited, template, system, conversation)
+    speakers = [
+        replace(each, template=in_chat, system=system) for each in speakers_of(edited, before)
+    ]
+    how = Speaker.reply if conversation else Speaker.asked if in_chat else Speaker.answer
     rows = []
     if not on.json:
         console.verb(f"errata chat {on.model}")
     for text in prompt or _typed():
-        rows.append({"prompt": text, **_answers(speakers, text, conversation, max_new_tokens)})
+        answers = {each.name: how(each, text, max_new_tokens) for each in speakers}
+        rows.append({"prompt": text, **answers})
         if not on.json and prompt is None:
-            console.text("\n".join(f"{key}: {value.strip()}" for key, value in rows[-1].items()))
+            console.text("\n".join(f"{key}: {_shown(value)}" for key, value in rows[-1].items()))
     if on.json:
         console.as_json({"model": on.model, "patches": on.patches, "answers": rows})
     elif prompt is not None:
-        console.table(list(rows[0]), [[value.strip() for value in row.values()] for row in rows])
+        console.table(list(rows[0]), [[_shown(value) for value in row.values()] for row in rows])
+
+
+def _in_chat(
+    edited: EditedModel, template: str | None, system: str | None, conversation: bool
+) -> bool:
+    """Return whether prompts are messages in the tokenizer's chat template."""
+    if template not in (None, "none", "chat"):
+        raise ErrataError(f"unknown template {template!r}", "choose none or chat")
+    has_one = bool(edited.tokenizer.chat_template)
+    if template == "chat" and not has_one:
+        raise ErrataError(f"{edited.name} has no chat template", "leave --template out")
+    in_chat = has_one and template != "none"
+    if system is not None and not (in_chat or conversation):
+        raise ErrataError(
+            "a system message needs a chat", "use a model with a chat template, or --conversation"
+        )
+    return in_chat
+
+
+def _shown(text: str) -> str:
+    """Return a cell of the table, which is never blank."""
+    return text.strip() or NOTHING
 
 
 def _below(on: OnModel, adapter: str) -> EditedModel | None:
@@ -82,15 +124,6 @@ def _below(on: OnModel, adapter: str) -> EditedModel | None:
     for each in below:
         edited.apply(each, allow_base=on.allow_base)
     return edited
-
-
-def _answers(
-    speakers: Sequence[Speaker], text: str, conversation: bool, tokens: int
-) -> dict[str, str]:
-    return {
-        each.name: each.reply(text, tokens) if conversation else each.answer(text, tokens)
-        for each in speakers
-    }
 
 
 def _typed() -> Iterator[str]:

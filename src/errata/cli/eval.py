@@ -58,6 +58,13 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Maximum length of a generated answer, in tokens (default: 32)."),
     ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Ask as text (none, the default) or in a chat.", metavar="none|chat"),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System message of the chat (default: the template's own).")
+    ] = None,
     references: Annotated[
         str | None,
         typer.Option(
@@ -80,7 +87,8 @@ def evaluate(
         raise ErrataError("no dataset is named", "name one: --dataset counterfact")
     if not generate:
         _refuse_without_generation({"--references": references, "--max-new-tokens": max_new_tokens})
-    asking = EvalSettings(generate=generate, seed=seed or 0)
+    form = {"template": template, "system": system}
+    asking = EvalSettings.of({"generate": generate, "seed": seed or 0, **form})
     if max_new_tokens is not None:
         asking = asking.with_values(max_new_tokens=max_new_tokens)
     if results is not None:
@@ -89,6 +97,10 @@ def evaluate(
     if generate:
         _warn_of_missing(loaded)
     edited = on.load()
+    if template is None and edited.tokenizer.chat_template:
+        console.progress_line(
+            "prompts are plain text, though the tokenizer has a chat template: --template chat"
+        )
     source = {"name": name, "path": str(loaded.path), "limit": limit, "offset": offset}
     source |= {"seed": seed, "skipped": len(loaded.skipped)}
     folder = None

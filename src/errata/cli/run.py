@@ -40,7 +40,8 @@ def run(
     A recipe holds `model:` (a name, or name, path, adapter, adapter_kind, dtype, device, patches,
     allow_base), `edit:` (dataset, limit, offset, seed, skip_invalid, method, settings, hparams,
     batch_size, sequential, corpus, tokens), `tune:` (data, preset, settings, mirror), `eval:`, one
-    or a list of (dataset, limit, offset, seed, skip_invalid, generate, max_new_tokens, references)
+    or a list of (dataset, limit, offset, seed, skip_invalid, generate, max_new_tokens, references,
+    template, system)
     and `survival:` (methods, edits, tunings, seeds, dataset, controls, data, hold_out, tasks,
     task_data, task_limit, max_new_tokens, text, preset, tune, settings, corpus).
     """  # fmt: skip

@@ -8,7 +8,7 @@ template, `plain` the instruction alone. Nothing here imports torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from errata.core.errors import ErrataError
 
@@ -76,12 +76,19 @@ def chat_message(instruction: str, context: str) -> str:
     return f"{instruction}\n\n{context}" if context else instruction
 
 
-def chat_prompt(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
+def chat_prompt(
+    turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **arguments: Any
+) -> str:
     """Render a conversation with the tokenizer's chat template, up to the next answer.
 
-    A leading BOS token is removed if encoding the text adds it.
+    `arguments` are those of the template. A leading BOS token is removed if encoding the text
+    adds it.
     """
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    text = str(
+        tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, **arguments
+        )
+    )
     bos = tokenizer.bos_token
     return text.removeprefix(bos) if isinstance(bos, str) and _sets_bos(tokenizer) else text
 

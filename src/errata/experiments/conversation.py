@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from errata.data.templates import chat_prompt
 from errata.patches.edited_model import EditedModel
 
-USER, ASSISTANT = "User:", "Assistant:"
+SYSTEM, USER, ASSISTANT = "System:", "User:", "Assistant:"
 
 
 @dataclass
@@ -23,6 +23,10 @@ class Speaker:
     edited: EditedModel
     plain: bool = False
     """Whether its patches are disabled."""
+    template: bool = True
+    """Whether the tokenizer's chat template is used, if it has one."""
+    system: str | None = None
+    """System message (default: the template's own)."""
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def answer(self, prompt: str, max_new_tokens: int) -> str:
@@ -30,15 +34,24 @@ class Speaker:
         with self._patched():
             return self.edited.generate(prompt, max_new_tokens)
 
+    def asked(self, message: str, max_new_tokens: int) -> str:
+        """Answer a message that begins a conversation of its own."""
+        self.turns.clear()
+        return self.reply(message, max_new_tokens)
+
     def reply(self, message: str, max_new_tokens: int) -> str:
         """Answer the next message of the conversation."""
         self.turns.append({"role": "user", "content": message})
         with self._patched():  # prompt patches apply to the first message, not to the template
             text = self.edited.generate(self._transcript(), max_new_tokens, render=False)
-        if not self.edited.tokenizer.chat_template:
+        if not self._templated:
             text = text.split(f"\n{USER}")[0]
         self.turns.append({"role": "assistant", "content": text.strip()})
         return text
+
+    @property
+    def _templated(self) -> bool:
+        return self.template and bool(self.edited.tokenizer.chat_template)
 
     def _patched(self) -> AbstractContextManager[None]:
         """Disable the patches within a `with` block if the speaker is `plain`."""
@@ -46,11 +59,13 @@ class Speaker:
 
     def _transcript(self) -> str:
         """Return the conversation so far as a prompt."""
-        first = {**self.turns[0], "content": self.edited.rendered(self.turns[0]["content"])}
-        turns = [first, *self.turns[1:]]
-        if self.edited.tokenizer.chat_template:
+        message = self.edited.with_prompt_patches(self.turns[0]["content"])
+        turns = [{**self.turns[0], "content": message}, *self.turns[1:]]
+        if self.system is not None:
+            turns.insert(0, {"role": "system", "content": self.system})
+        if self._templated:
             return chat_prompt(turns, self.edited.tokenizer)
-        labels = {"user": USER, "assistant": ASSISTANT}
+        labels = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
         lines = [f"{labels[turn['role']]} {turn['content']}" for turn in turns]
         return "\n".join([*lines, ASSISTANT])
 

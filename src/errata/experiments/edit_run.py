@@ -86,8 +86,9 @@ def run_edits(
 
     The run's folder is made under `results`, or found there if the same run was interrupted.
     `notes` are what `check_batches` returned for this plan, where it was called before; `scored`
-    is called with the scores before, while the model is still unedited. Raises `ErrataError` for
-    conflicting requests in a batch, before the folder is made.
+    is called with the scores before, while the model is still unedited. Prompts are asked in the
+    first form in which requests are edited. Raises `ErrataError` for conflicting requests in a
+    batch, before the folder is made.
     """
     notes = check_batches(cases, plan) if notes is None else notes
     method = method.sampled(edited)
@@ -109,7 +110,8 @@ def run_edits(
     begun = params | {"plan": together.model_dump()}
     if plan.by_default and is_unfinished(results, method.label, begun):
         plan, params, notes = together, begun, check_batches(cases, together)
-    with run_folder(results, method.label, params, command) as (folder, resumed):
+    asked = edited.asked(method.forms(edited)[0])
+    with asked, run_folder(results, method.label, params, command) as (folder, resumed):
         run = Run(folder, resumed, plan, plan.words(len(cases), len(edited.patches)))
         job = _begun(method, edited, cases, Parts(folder / "parts", json_format()))
         work = _Work(edited, cases, method, job, moments, plan, run, notes, command, progress)

@@ -97,7 +97,8 @@ def evaluate_model(
 
     With a folder `parts`, finished groups of cases are stored there and read back from there.
     """
-    metrics = prepared_metrics(cases, asking or EvalSettings())
+    asking = asking or EvalSettings()
+    metrics = prepared_metrics(cases, asking)
     plan = stack_words([len(patch.provenance.requests) for patch in edited.patches])
     stored, halves = score_parts(metrics, parts), 2 if edited.patches else 1
 
@@ -108,10 +109,12 @@ def evaluate_model(
         )
 
     before = None
-    if edited.patches:
-        with edited.without_patches():
-            before = score("before", 0)
-    return Evaluation(cases, score("after", (halves - 1) * len(cases)), before, plan)
+    with edited.asked(asking.form(edited)):
+        if edited.patches:
+            with edited.without_patches():
+                before = score("before", 0)
+        after = score("after", (halves - 1) * len(cases))
+    return Evaluation(cases, after, before, plan)
 
 
 def run_evaluation(

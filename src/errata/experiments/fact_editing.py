@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from errata.core.progress import Progress, Say
 from errata.data.case import Case
@@ -20,9 +20,11 @@ from errata.experiments.edit_plan import EditPlan
 from errata.experiments.edit_run import Run, as_json, run_edits
 from errata.methods import Method
 from errata.methods.edit import prepare
+from errata.metrics.likelihood import likelihoods
 from errata.metrics.prompts import PROMPT_KINDS
 from errata.metrics.teacher_forced import PromptScore
 from errata.models.generation import continuations
+from errata.patches.chat_form import ChatForm
 from errata.patches.edited_model import EditedModel
 from errata.statistics.store import Store
 
@@ -32,6 +34,7 @@ PROBES_SHOWN = 4
 """Paraphrases and neighbours of a single case whose answers are generated."""
 ANSWER_TOKENS = 12
 """Maximum length of a generated answer."""
+UNUSED = "prompts are plain text; --template both also edits them as messages in a chat"
 LOST = 0.01
 """Share of the change lost in the model's dtype above which a warning is given."""
 
@@ -113,10 +116,13 @@ def edit_facts(
         )
     for warning in ready.warnings:
         feedback.warn(warning)
-    prompts, before = list[tuple[str, str]](), list[str]()
+    prompts, before = list[Shown](), list[Answered]()
+    asked, *others = ready.method.forms(edited)
+    also = (others or [ChatForm()])[0] if edited.tokenizer.chat_template else None
 
     def scored(run: Run) -> None:
-        prompts.extend(shown_prompts(cases) if run.plan.is_stacked(len(cases)) else ())
+        if run.plan.is_stacked(len(cases)):
+            prompts.extend(shown_prompts(cases, asked, also))
         for warning in known_answers(cases, run):
             feedback.warn(warning)
         before.extend(_answers(edited, prompts))
@@ -134,50 +140,78 @@ def edit_facts(
             progress=progress,
             scored=scored,
         )
-    rows = answer_rows(prompts, before, _answers(edited, prompts), run)
+    rows = answer_rows(prompts, before, _answers(edited, prompts))
     for warning in shortfalls(edited, run):
         feedback.warn(warning)
-    return FactEdits(edited, ready.method, ready.facts, run, rows)
+    facts = (*ready.facts, *([UNUSED] if also is not None and asked is None and not others else []))
+    return FactEdits(edited, ready.method, facts, run, rows)
 
 
-def shown_prompts(cases: Sequence[Case]) -> list[tuple[str, str]]:
-    """Return kind and text of the prompts whose answers are shown.
+class Shown(NamedTuple):
+    """A prompt whose answers are shown, and the form in which it is asked."""
 
-    All kinds for a single case; the requests alone for the first of several.
+    kind: str
+    prompt: str
+    target: str
+    """The new answer, with its separator."""
+    chat: ChatForm | None
+
+
+class Answered(NamedTuple):
+    """What a model answers to a prompt."""
+
+    text: str
+    p_new: float
+    """Probability of the new answer: the geometric mean over its tokens."""
+
+
+def shown_prompts(
+    cases: Sequence[Case], asked: ChatForm | None, also: ChatForm | None
+) -> list[Shown]:
+    """Return the prompts whose answers are shown.
+
+    All kinds for a single case, asked in the form that is scored, and the request once more in
+    the form `also`; the requests alone for the first of several.
     """
+    chosen = cases[:PROMPTS_SHOWN]
+    facts = [Shown("fact", case.request.text, case.request.answer, asked) for case in chosen]
     if len(cases) > 1:
-        return [("fact", case.request.text) for case in cases[:PROMPTS_SHOWN]]
-    case = cases[0]
-    return [
-        ("fact", case.request.text),
-        *(("paraphrase", text) for text in case.paraphrases[:PROBES_SHOWN]),
-        *(("neighbour", text) for text in case.neighbours[:PROBES_SHOWN]),
-    ]
+        return facts
+    (fact,), case = facts, cases[0]
+    chat = [fact._replace(kind="in chat", chat=also)] if also is not None and asked is None else []
+    probes = [("paraphrase", text) for text in case.paraphrases[:PROBES_SHOWN]]
+    probes += [("neighbour", text) for text in case.neighbours[:PROBES_SHOWN]]
+    return [fact, *chat, *(fact._replace(kind=kind, prompt=text) for kind, text in probes)]
 
 
-def _answers(edited: EditedModel, prompts: Sequence[tuple[str, str]]) -> list[str]:
-    texts = [edited.rendered(text) for _, text in prompts]
-    return continuations(edited.model, edited.tokenizer, texts, ANSWER_TOKENS) if texts else []
+def _answers(edited: EditedModel, shown: Sequence[Shown]) -> list[Answered]:
+    """Answer prompts, those of each form in one batch."""
+    found: dict[Shown, Answered] = {}
+    for form in {each.chat: None for each in shown}:
+        group = [each for each in shown if each.chat == form]
+        with edited.asked(form):
+            texts = [edited.rendered(each.prompt) for each in group]
+            said = continuations(edited.model, edited.tokenizer, texts, ANSWER_TOKENS)
+            scores = likelihoods(edited, [(each.prompt, each.target) for each in group])
+        for each, text, score in zip(group, said, scores, strict=True):
+            found[each] = Answered(text.strip(), math.exp(-score.nll))
+    return [found[each] for each in shown]
 
 
 def answer_rows(
-    prompts: Sequence[tuple[str, str]], before: Sequence[str], after: Sequence[str], run: Run
+    shown: Sequence[Shown], before: Sequence[Answered], after: Sequence[Answered]
 ) -> list[dict[str, Any]]:
     """Return one row per prompt: answers, and the new target's probability, before and after."""
-    numbers: dict[str, tuple[float, float]] = {}
-    for then, now in zip(run.before.scores, run.after.scores, strict=True):
-        for old, new in zip(then, now, strict=True):
-            numbers[old.prompt] = (math.exp(-old.new.nll), math.exp(-new.new.nll))
     return [
         {
-            "kind": kind,
-            "prompt": text,
-            "before": old.strip(),
-            "after": new.strip(),
-            "p_new_before": numbers[text][0],
-            "p_new_after": numbers[text][1],
+            "kind": each.kind,
+            "prompt": each.prompt,
+            "before": old.text,
+            "after": new.text,
+            "p_new_before": old.p_new,
+            "p_new_after": new.p_new,
         }
-        for (kind, text), old, new in zip(prompts, before, after, strict=True)
+        for each, old, new in zip(shown, before, after, strict=True)
     ]
 
 

@@ -113,8 +113,9 @@ def ask(
     `span` is the subject's character range in `prompt`; the question's positions are those in
     the rendered prompt. See `ask_model`.
     """
-    text, place = edited.rendered(prompt), edited.rendered_span(span)
-    return ask_model(edited.model, edited.tokenizer, text, place, answer)
+    text, place = edited.rendered(prompt), edited.rendered_span(prompt, span)
+    follows = None if answer is None else edited.following(prompt, answer)
+    return ask_model(edited.model, edited.tokenizer, text, place, follows)
 
 
 def answer_of(case: Case) -> str:

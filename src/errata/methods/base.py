@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from errata.patches.base import Edit, Provenance
+    from errata.patches.chat_form import ChatForm
     from errata.patches.edited_model import EditedModel
     from errata.statistics.second_moment import SecondMoment
 
@@ -187,6 +188,13 @@ class Method(Settings):
         The result identifies a run: a killed run is found again by these settings.
         """
         return self
+
+    def forms(self, edited: EditedModel) -> list[ChatForm | None]:
+        """Return the forms in which a request is edited, the one that is scored first.
+
+        By default that in which the model is asked.
+        """
+        return [edited.chat]
 
     def begin(
         self,

@@ -13,10 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
-from errata.core.settings import Settings
+from pydantic import Field
+
+from errata.core.settings import Settings, is_none
 from errata.data.case import Case
 from errata.metrics.likelihood import Likelihood, likelihoods
 from errata.metrics.scores import Amount, Score, grouped_mean, grouped_share
+from errata.patches.chat_form import ChatForm
 from errata.patches.edited_model import EditedModel
 
 Unit = Literal["share", "amount"]
@@ -29,6 +32,8 @@ LARGEST = 1e100
 class EvalSettings(Settings):
     """Settings of an evaluation."""
 
+    title: ClassVar[str] = "the evaluation"
+
     generate: bool = False
     """Also generate text: greedy answers to all prompts, and sampled texts about the subjects."""
     max_new_tokens: int = 32
@@ -37,6 +42,17 @@ class EvalSettings(Settings):
     """Length of the sampled texts, in tokens, prompt included."""
     seed: int = 0
     """Random seed of the sampled texts."""
+    template: Literal["none", "chat"] | None = Field(None, exclude_if=is_none)
+    """Ask prompts as plain text, or in the tokenizer's chat template (default: as the model is
+    asked)."""
+    system: str | None = Field(None, exclude_if=is_none)
+    """System message of the chat (default: the template's own)."""
+
+    def form(self, edited: EditedModel) -> ChatForm | None:
+        """Return the form in which prompts are asked; None for plain text."""
+        if self.template is None:
+            return edited.chat
+        return ChatForm(self.system) if self.template == "chat" else None
 
 
 class Pair(NamedTuple):

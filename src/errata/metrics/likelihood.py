@@ -63,7 +63,10 @@ def likelihoods(
 
 def answer_rows(edited: EditedModel, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
     """Encode (prompt, answer) pairs; prompts pass through `EditedModel.rendered`."""
-    return [answer_row(edited.tokenizer, edited.rendered(prompt), end) for prompt, end in pairs]
+    return [
+        answer_row(edited.tokenizer, edited.rendered(prompt), edited.following(prompt, answer))
+        for prompt, answer in pairs
+    ]
 
 
 def answer_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> TokenRow:

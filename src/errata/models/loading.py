@@ -36,6 +36,8 @@ from errata.models.sources import (
 )
 from errata.models.tokenizer import load_tokenizer
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Supported dtypes of weights."""
 GENERATION = "generation_config.json"
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Generation settings that are kept where Transformers refuses others."""
@@ -204,3 +206,14 @@ def _device_errors(device: str | torch.device) -> Iterator[None]:
             f"the model cannot be moved to {str(device)!r}: {str(error).splitlines()[0]}",
             "choose an available device, listed by `errata env`: --device cpu",
         ) from None
+
+
+def dtype_named(dtype: torch.dtype | str) -> torch.dtype | str:
+    """Return a dtype by its name, or `auto`; raises `ErrataError` for any not in `DTYPES`."""
+    named = {str(each).removeprefix("torch."): each for each in DTYPES}
+    found = named.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if found == "auto" or found in DTYPES:
+        return found
+    raise ErrataError(
+        f"unsupported dtype {str(dtype)!r} for weights", f"choose one of auto, {', '.join(named)}"
+    )

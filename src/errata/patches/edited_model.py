@@ -24,11 +24,12 @@ from errata.models.families import family_of, positions_of, weight_of
 from errata.models.generation import continuations
 from errata.models.gguf import quantisation
 from errata.models.identity import check_finite, model_hash, same_weights
-from errata.models.loading import check_device, first_device, pretrained, to_device
+from errata.models.loading import check_device, dtype_named, first_device, pretrained, to_device
 from errata.models.tokenizer import limit_ids
 from errata.models.tokens import encode
 from errata.patches.adapter import check_kind, find_tuned, is_adapter, merge_tuned, read_adapter
 from errata.patches.base import ALLOW_BASE, Base, Edit, load_edit
+from errata.patches.chat_form import ChatForm
 from errata.patches.module_patch import ModulePatch
 from errata.patches.prompt_patch import PromptPatch
 from errata.patches.weight_patch import (
@@ -40,9 +41,6 @@ from errata.patches.weight_patch import (
     write,
 )
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""Supported dtypes of weights."""
-
 
 @dataclass(eq=False, repr=False)
 class EditedModel:
@@ -52,6 +50,8 @@ class EditedModel:
     tokenizer: PreTrainedTokenizerBase
     name: str
     """Name or path from which it was loaded; presets and corpora are looked up by it."""
+    chat: ChatForm | None = field(default=None, kw_only=True)
+    """How prompts are asked: as messages in a chat, or as they are (None)."""
     patches: list[Edit] = field(default_factory=list, init=False)
     _originals: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _handles: list[RemovableHandle] = field(default_factory=list, init=False, repr=False)
@@ -95,16 +95,36 @@ class EditedModel:
         """The prompt patches that act now, in order."""
         return [patch for patch in self._shown if isinstance(patch, PromptPatch)]
 
-    def rendered(self, prompt: str) -> str:
+    def with_prompt_patches(self, prompt: str) -> str:
         """Return a prompt with all prompt patches applied, the last one outermost."""
         for patch in self.prompt_patches:
             prompt = patch.render(prompt)
         return prompt
 
-    def rendered_span(self, span: tuple[int, int]) -> tuple[int, int]:
+    def rendered(self, prompt: str) -> str:
+        """Return a prompt as the model receives it: with prompt patches, and in `chat` if set."""
+        prompt = self.with_prompt_patches(prompt)
+        return prompt if self.chat is None else self.chat.render(prompt, self.tokenizer)
+
+    def rendered_span(self, prompt: str, span: tuple[int, int]) -> tuple[int, int]:
         """Return where a character range of a prompt is in the rendered prompt."""
         offset = sum(patch.offset for patch in self.prompt_patches)
+        if self.chat is not None:
+            offset += self.chat.offset(self.with_prompt_patches(prompt), self.tokenizer)
         return span[0] + offset, span[1] + offset
+
+    def following(self, prompt: str, answer: str) -> str:
+        """Return an answer with its separator as it follows the rendered prompt."""
+        return answer if self.chat is None else self.chat.following(prompt, answer)
+
+    @contextmanager
+    def asked(self, chat: ChatForm | None) -> Iterator[None]:
+        """Ask prompts in another form within a `with` block."""
+        before, self.chat = self.chat, chat
+        try:
+            yield
+        finally:
+            self.chat = before
 
     def apply(self, patch: Edit, *, allow_base: bool = False) -> dict[str, float]:
         """Apply an edit on top of the stack; return, per weight, the share of Δ lost to rounding.
@@ -251,7 +271,7 @@ def load(
     whole = None if tuned is None else tuned.checkpoint
     merged = None if whole is not None else tuned
     config = None if merged is None else read_adapter(str(merged.adapter), kind)
-    dtype = _dtype(dtype)
+    dtype = dtype_named(dtype)
     if name == "demo" and whole is None and dtype == "auto":
         dtype = torch.float32
     given = [each if isinstance(each, Edit) else load_edit(each) for each in patches]
@@ -273,17 +293,6 @@ def load(
     for patch in given:
         edited.apply(patch, allow_base=allow_base)
     return edited
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype | str:
-    """Return a dtype by its name, or `auto`; raises `ErrataError` for any not in `DTYPES`."""
-    named = {str(each).removeprefix("torch."): each for each in DTYPES}
-    found = named.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if found == "auto" or found in DTYPES:
-        return found
-    raise ErrataError(
-        f"unsupported dtype {str(dtype)!r} for weights", f"choose one of auto, {', '.join(named)}"
-    )
 
 
 def _given(value: str | Path | None) -> str | None:

@@ -276,5 +276,9 @@ def _evaluate(
 def asking_of(stage: EvalStage) -> EvalSettings:
     """Return the settings of an evaluation stage."""
     return EvalSettings(
-        generate=stage.generate, max_new_tokens=stage.max_new_tokens, seed=stage.seed or 0
+        generate=stage.generate,
+        max_new_tokens=stage.max_new_tokens,
+        seed=stage.seed or 0,
+        template=stage.template,
+        system=stage.system,
     )

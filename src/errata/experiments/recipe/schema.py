@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from errata.core.errors import ErrataError
 from errata.core.files import reason
-from errata.core.settings import LARGEST_SEED, Settings, describe
+from errata.core.settings import LARGEST_SEED, Settings, describe, is_none
 from errata.data.datasets import is_known
 from errata.experiments.edit_plan import EditPlan, plan_for
 from errata.experiments.recipe.yaml_text import change_value, plain_yaml
@@ -114,6 +114,10 @@ class EvalStage(CaseChoice):
     """Maximum length of a generated answer, in tokens."""
     references: str | None = None
     """Reference texts for CounterFact: a file, or `published`."""
+    template: Literal["none", "chat"] | None = Field(None, exclude_if=is_none)
+    """Ask prompts as plain text (the default), or in the tokenizer's chat template."""
+    system: str | None = Field(None, exclude_if=is_none)
+    """System message of the chat (default: the template's own)."""
 
     @model_validator(mode="after")
     def _generates(self) -> Self:

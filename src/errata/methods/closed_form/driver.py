@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from errata.methods.closed_form.rewrite import Rewrite
     from errata.methods.closed_form.target_search import Targets
     from errata.models.layerwise import LayerwiseReader
+    from errata.patches.chat_form import ChatForm
     from errata.patches.edited_model import EditedModel
     from errata.patches.update import Update
     from errata.patches.weight_patch import WeightPatch
@@ -99,12 +100,12 @@ class ClosedForm(Method):
     @classmethod
     def defaults_for(cls, block_count: int) -> dict[str, Any]:
         """Return blocks by `depth`, and a search that goes on until targets hold."""
-        blocks = blocks_by_depth(*cls.depth, block_count)
-        return {"blocks": blocks, "search": {"max_steps": MAX_STEPS}}
+        others = {"search": {"max_steps": MAX_STEPS}, "contexts": {"template": "auto"}}
+        return {"blocks": blocks_by_depth(*cls.depth, block_count), **others}
 
     @classmethod
     def settled(cls, *layers: Mapping[str, Any]) -> Self:
-        """Return the method with each layer over the last; `steps` without `max_steps` is exact."""
+        """Merge settings, the last ones first; `steps` without `max_steps` is exact."""
         return super().settled(*map(exact_steps, layers))
 
     def check_model(self, block_count: int) -> tuple[str, ...]:
@@ -137,17 +138,15 @@ class ClosedForm(Method):
         return (*ways, "more --steps", "other --blocks")
 
     def sampled(self, edited: EditedModel) -> Self:
-        """Return the method with its context prefixes sampled."""
+        """Return the method with its context prefixes sampled, and its template settled."""
         from errata.methods.closed_form.prefixes import prefixes_of
 
         prefixes = prefixes_of(self.contexts, edited.model, edited.tokenizer)
-        return self.with_values(contexts={**self.contexts.model_dump(), "prefixes": prefixes})
+        found = {"prefixes": prefixes, "template": self.contexts.template_for(edited)}
+        return self.with_values(contexts={**self.contexts.model_dump(), **found})
 
     def begin(
-        self,
-        edited: EditedModel,
-        requests: Sequence[EditRequest],
-        group_size: int | None = None,
+        self, edited: EditedModel, requests: Sequence[EditRequest], group_size: int | None = None
     ) -> ClosedFormJob:
         """Return a job that encodes each request once and searches targets in groups."""
         from errata.methods.closed_form.job import ClosedFormJob
@@ -183,7 +182,7 @@ class ClosedForm(Method):
     ) -> WeightPatch:
         """Return the patch that makes the model answer `requests` (see `Method.edit`)."""
         from errata.methods.closed_form.job import ClosedFormJob
-        from errata.models.families import family_of
+        from errata.methods.closed_form.updates import moment_notes
         from errata.patches.weight_patch import WeightPatch
 
         for block in moments.keys() & set(self.moment_blocks):
@@ -197,10 +196,7 @@ class ClosedForm(Method):
         earlier = tuple(edited.weight_patches)
         updates = method.updates(edited.model, searched.rewrites, targets, moments, earlier)
         used = {block: moments[block] for block in self.moment_blocks}
-        for block, moment in used.items():
-            update = updates[family_of(edited.model).weight_name(block)]
-            assert update.K is not None
-            remarks += [f"block {block}: {note}" for note in self.notes(moment, update.K)]
+        remarks += moment_notes(self, edited.model, updates, used)
         settings = self.with_values(requests_at_once=method.requests_at_once)
         provenance = self.provenance(
             edited,
@@ -215,6 +211,10 @@ class ClosedForm(Method):
             command=command,
         )
         return WeightPatch(updates, provenance)
+
+    def forms(self, edited: EditedModel) -> list[ChatForm | None]:
+        """Return plain text, a chat or both, as `contexts.template` says."""
+        return self.contexts.forms(edited)
 
     def rewrites(
         self, edited: EditedModel, requests: Sequence[EditRequest], first: int = 1

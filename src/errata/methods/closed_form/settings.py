@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
 from errata.core.errors import ErrataError
 from errata.core.settings import LARGEST_SEED, Settings, is_none
 from errata.methods.search_space import choice, log
+
+if TYPE_CHECKING:
+    from errata.patches.chat_form import ChatForm
+    from errata.patches.edited_model import EditedModel
 
 MAX_STEPS = 100
 """Limit of the steps of a search that goes on until targets hold, for models without a preset."""
@@ -86,6 +90,26 @@ class Contexts(Settings):
     """Lengths in tokens of the sampled prefixes, one each."""
     prefix_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed for sampling prefixes."""
+    template: Literal["auto", "none", "chat", "both"] | None = Field(None, exclude_if=is_none)
+    """Edit the request as plain text (none), as a user's message in a chat, or as both; auto is
+    both if the tokenizer has a chat template (default: auto, but none for published settings)."""
+    system: str | None = Field(None, exclude_if=is_none)
+    """System message of the chat (default: the template's own)."""
+
+    def template_for(self, edited: EditedModel) -> Literal["none", "chat", "both"] | None:
+        """Return the template for a model: `auto` is both, if there is a choice."""
+        if self.template != "auto":
+            return self.template
+        return "both" if edited.tokenizer.chat_template and edited.chat is None else None
+
+    def forms(self, edited: EditedModel) -> list[ChatForm | None]:
+        """Return the forms in which a request is edited, by default as the model is asked."""
+        from errata.patches.chat_form import ChatForm
+
+        chat = ChatForm(self.system)
+        forms: dict[str | None, list[ChatForm | None]]
+        forms = {None: [edited.chat], "none": [None], "chat": [chat], "both": [None, chat]}
+        return forms[self.template_for(edited)]
 
 
 def ascending(blocks: Sequence[int]) -> tuple[int, ...]:

@@ -71,6 +71,21 @@ def write_blocks(
     }
 
 
+def moment_notes(
+    method: ClosedForm,
+    model: PreTrainedModel,
+    updates: Mapping[str, Update],
+    moments: Mapping[int, SecondMoment],
+) -> list[str]:
+    """Return the method's notes on the second moments and keys of all blocks."""
+    found = []
+    for block, moment in moments.items():
+        K = updates[family_of(model).weight_name(block)].K
+        assert K is not None
+        found += [f"block {block}: {note}" for note in method.notes(moment, K)]
+    return found
+
+
 def _factors(
     method: ClosedForm,
     model: PreTrainedModel,
