@@ -53,7 +53,10 @@ def _processor() -> str:
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ + b for x (…, d_in) and W (d_out, d_in); gradients reach x alone, and once."""
+    """x Wᵀ + b for x (n, d_in) and W (d_out, d_in); gradients reach x alone, and once.
+
+    For x of other dimensions oneDNN returns a view, which nothing may change in place.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -81,8 +84,9 @@ def _forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
         trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held)
         if trained or torch.is_autocast_enabled("cpu") or not all(map(_suits, [x, *held])):
             return own(module, x)
-        found: Tensor = _Product.apply(x, weight.T if type(module) is Conv1D else weight, bias)
-        return found
+        matrix = weight.T if type(module) is Conv1D else weight
+        found: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), matrix, bias)
+        return found.view(*x.shape[:-1], -1)
 
     return run
 
