@@ -41,9 +41,17 @@ def place_of(model: PreTrainedModel, block: int, place: Place) -> nn.Module:
     return family.block(model, block) if place == "block" else family.mlp(model, block)
 
 
-def state_of(output: Any) -> Tensor:
-    """Return the hidden state of a module's output."""
-    return output[0] if isinstance(output, tuple) else output
+def state_of(output: Any, rows: int = 1) -> Tensor:
+    """Return the hidden state of a module's output: (rows, tokens, d)."""
+    state: Tensor = output[0] if isinstance(output, tuple) else output
+    return state.view(rows, -1, state.shape[-1])
+
+
+def with_state(output: Any, state: Tensor) -> Any:
+    """Return a module's output with another hidden state."""
+    if isinstance(output, tuple):
+        return (state.view(output[0].shape), *output[1:])
+    return state.view(output.shape)
 
 
 @contextmanager
@@ -76,10 +84,10 @@ def search(
     seen: list[Tensor] = []
 
     def push(_: nn.Module, args: Any, output: Any) -> Any:
-        state = state_of(output)
+        state = state_of(output, len(lines))
         seen.append(state[0, positions[0]].detach().clone())
         moved = state.index_put((line, positions), delta.expand(len(lines), -1), accumulate=True)
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+        return with_state(output, moved)
 
     handle = place_of(model, block, place).register_forward_hook(push)
     losses, before = [], None
@@ -139,8 +147,8 @@ def read(model: PreTrainedModel, module: nn.Module, side: str, row: TokenRow) ->
     def keep(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         value = state_of(output)
         if side == "input":
-            value = args[0] if args else kwargs["hidden_states"]
-        seen.append(value[0, row.position])
+            value = state_of(args[0] if args else kwargs["hidden_states"])
+        seen.append(value[0, row.position].clone())
 
     handle = module.register_forward_hook(keep, with_kwargs=True)
     try:
@@ -210,7 +218,8 @@ def put_out(model: PreTrainedModel, rewrite: Rewrite, value: Tensor, block: int)
     row = rewrite.keys[0][0]
 
     def say(_: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output.index_put((torch.tensor([0]), torch.tensor([row.position])), value)
+        place = (torch.tensor([0]), torch.tensor([row.position]))
+        return with_state(output, state_of(output).index_put(place, value))
 
     handle = family_of(model).mlp_out(model, block).register_forward_hook(say)
     try:
@@ -227,6 +236,8 @@ def before_norm(model: PreTrainedModel, rewrite: Rewrite, change: Tensor, block:
     """
     family, row = family_of(model), rewrite.keys[0][0]
     y = read(model, family.mlp_out(model, block), "output", row).double()
+    if family.scale is not None:
+        return change.double() / getattr(model.config, family.scale)
     norm = family.block(model, block).get_submodule(str(family.block_post_norm))
     gain = (norm(y.float()).double() / y).diag()  # n(y) = gain @ y for all y of this length
     goal, unit = gain @ y + change.double(), torch.eye(len(y), dtype=torch.float64)
@@ -247,10 +258,10 @@ def edit_blocks(
 ) -> dict[int, Tensor]:
     """Spread target values (n, d) over blocks from below; `solve(K, R, block)` gives each Δ.
 
-    In a post-norm family they are what the last block's matrix shall say.
+    Behind a norm or a factor they are what the last block's matrix shall say.
     """
     family, deltas = family_of(model), {}
-    if family.block_post_norm is not None:
+    if not family.adds_unchanged:
         saying = [
             put_out(model, r, value, blocks[-1]) for r, value in zip(rewrites, wanted, strict=True)
         ]
@@ -261,7 +272,7 @@ def edit_blocks(
             K = torch.stack([key(model, rewrite, block) for rewrite in rewrites], dim=1)
             says = [read(model, last, "output", rewrite.keys[0][0]) for rewrite in rewrites]
             R = (wanted - torch.stack(says)).T / (len(blocks) - done)
-            if family.block_post_norm is not None:
+            if not family.adds_unchanged:
                 shares = zip(rewrites, R.T, strict=True)
                 R = torch.stack([before_norm(model, r, share, block) for r, share in shares], dim=1)
             deltas[block] = solve(K, R, block)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from errata.models.families import family_of
-from plain import state_of
+from plain import state_of, with_state
 
 Change = Callable[[Tensor], None]
 
@@ -28,19 +28,19 @@ def module_of(model: PreTrainedModel, kind: str, block: int) -> nn.Module:
         return family.block(model, block)
     if kind == "mlp":
         return family.mlp(model, block)
-    return family.block(model, block).get_submodule(family.block_attention)
+    return family.attention(model, block)
 
 
 @contextmanager
-def changed(changes: Sequence[tuple[nn.Module, Change]]) -> Iterator[None]:
+def changed(changes: Sequence[tuple[nn.Module, Change]], rows: int) -> Iterator[None]:
     """Apply each change in place to its module's output."""
     with ExitStack() as stack:
         for module, change in changes:
 
             def hook(_: nn.Module, args: Any, output: Any, change: Change = change) -> Any:
-                state = state_of(output).clone()
+                state = state_of(output, rows).clone()
                 change(state)
-                return (state, *output[1:]) if isinstance(output, tuple) else state
+                return with_state(output, state)
 
             stack.callback(module.register_forward_hook(hook).remove)
         yield
@@ -84,7 +84,7 @@ def answers(
 ) -> Tensor:
     """Return the probability of the targets at the end of each row: (1 + samples,)."""
     rows = torch.tensor([list(ids)] * (1 + samples))
-    with changed(changes):
+    with changed(changes, len(rows)):
         said = model(input_ids=rows, use_cache=False).logits.softmax(-1)
     places = range(len(ids) - len(targets), len(ids))
     return torch.stack([said[:, i, t] for i, t in zip(places, targets, strict=True)]).prod(0)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, OPTConfig
+from transformers import AutoModelForCausalLM, BioGptConfig
 
 from errata import EditRequest, load
 from errata.data.corpus import Corpus
@@ -98,8 +98,8 @@ def write_models(folder: Path) -> None:
     """Write pico models: two valid ones, two with NaN weights, one of an unsupported type."""
     models = {name: tiny_model("llama") for name in ("pico", "nan", "infinite")}
     models["other"] = tiny_model("gpt2")
-    opt = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = OPTConfig(vocab_size=320, word_embed_proj_dim=16, **opt)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BioGptConfig(vocab_size=320, intermediate_size=32, **sizes)
     models["stranger"] = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, wrong in (("nan", float("nan")), ("infinite", float("-inf"))):

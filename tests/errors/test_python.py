@@ -63,9 +63,9 @@ def test_one_request_need_not_be_a_list() -> None:
 def test_a_type_that_is_no_family_is_told_before_weights_are_read(tmp_path: Path) -> None:
     tiny_model("llama").config.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"model_type": "opt", "architectures": ["OPTForCausalLM"]}
+    config |= {"model_type": "biogpt", "architectures": ["BioGptForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ErrataError, match="models of type 'opt' are not supported yet"):
+    with pytest.raises(ErrataError, match="models of type 'biogpt' are not supported yet"):
         errata.load(str(tmp_path))
 
 

@@ -150,7 +150,7 @@ def rewrites_of(
 
 def bits(tensor: Tensor) -> bytes:
     """Return a tensor's bytes, whatever its dtype."""
-    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def weights(model: nn.Module) -> dict[str, bytes]:

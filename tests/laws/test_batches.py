@@ -55,8 +55,8 @@ over_places = pytest.mark.parametrize(
             (name, place)
             for name in CONFIGS
             for place in ("block", "mlp")
-            # Behind its norm a post-norm family has no place to search at: the law below.
-            if place == "mlp" or FAMILIES[name.partition(",")[0]].block_post_norm is None
+            # Behind a norm or factor there is no place to search at: the law below.
+            if place == "mlp" or FAMILIES[name.partition(",")[0]].adds_unchanged
         ],
     ),
 )
@@ -267,7 +267,7 @@ def inputs_of(model: PreTrainedModel, rows: Sequence[tuple[int, ...]], block: in
     """Return what the MLP output matrix reads, row by row: (tokens, d_in)."""
     seen: list[Tensor] = []
     write = family_of(model).mlp_out(model, block)
-    handle = write.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    handle = write.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
     for row in rows:
         model(input_ids=torch.tensor([row]))
     handle.remove()

@@ -16,7 +16,8 @@ from errata.models.products import fast_products
 from tiny import tiny_model
 
 IDS = torch.tensor([[3, 5, 7, 11], [2, 9, 4, 6]])
-MODELS = pytest.mark.parametrize("model_type", ["gpt2", "llama", "phi"])
+FAMILIES = ["gpt2", "llama", "phi", "olmo"]  # olmo clips a product in place
+MODELS = pytest.mark.parametrize("model_type", FAMILIES)
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN"

@@ -93,7 +93,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def bits(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def exported(base: Path, out: Path, *, times: int = 1, **given: Any) -> EditedModel:

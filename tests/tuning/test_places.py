@@ -12,6 +12,7 @@ from errata.core.errors import ErrataError
 from errata.models.families import FAMILIES, family_of
 from errata.tuning.modules import moving
 from errata.tuning.train import tune
+from laws.bench import TYPICAL, by_default
 from tiny import BLOCKS
 from tuning.pico import EDITED, ROWS, moved, pico, pico_patch, quick, weights
 
@@ -100,7 +101,7 @@ def test_every_family_is_tuned_where_it_was_edited(
     assert moved(before, edited) == set(patch.updates)
 
 
-@pytest.mark.parametrize("model_type", list(FAMILIES))
+@pytest.mark.parametrize("model_type", by_default(TYPICAL, list(FAMILIES)))
 def test_every_family_tells_its_matrices(model_type: str) -> None:
     edited = pico(model_type)
     found = moving(edited.model, quick(modules="q,k,v,o,up,down"), ())

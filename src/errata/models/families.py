@@ -11,10 +11,22 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from errata.core.errors import ErrataError
+
+
+class Scale(nn.Module):
+    """Multiply by a constant: what Granite does to the output of an MLP."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return `factor` times `hidden`."""
+        return hidden * self.factor
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,20 @@ class Family:
     """The token embedding."""
     block_post_norm: str | None = None
     """The RMS norm between the MLP and the residual stream; None in most families."""
+    scale: str | None = None
+    """Field of the configuration: the factor of the MLP's output before the residual stream."""
+    block_attention_out: str | None = None
+    """The module with the attention's output, where that of `block_attention` is a sum with the
+    residual stream."""
+    block_recurrent: str | None = None
+    """The module in place of attention in blocks of layer type `linear_attention`."""
+    needs: tuple[tuple[str, object, str], ...] = ()
+    """Fields of the configuration that must have a value: name, value, and what it stands for."""
+
+    @property
+    def adds_unchanged(self) -> bool:
+        """Whether the MLP's output is added to the residual stream without a norm or a factor."""
+        return self.block_post_norm is None and self.scale is None
 
     def block_count(self, model: PreTrainedModel) -> int:
         """Return the number of blocks of the model."""
@@ -53,18 +79,30 @@ class Family:
         return self.block(model, index).get_submodule(self.block_mlp)
 
     def attention(self, model: PreTrainedModel, index: int) -> nn.Module:
-        """Return the attention of block `index`."""
-        return self.block(model, index).get_submodule(self.block_attention)
+        """Return the module whose output the attention of block `index` adds to the stream."""
+        path = self.attention_path(model, index)
+        if path == self.block_attention and self.block_attention_out is not None:
+            path = self.block_attention_out
+        return self.block(model, index).get_submodule(path)
+
+    def attention_path(self, model: PreTrainedModel, index: int) -> str:
+        """Return the path within block `index` of its attention, or of what is in its place."""
+        if self.block_recurrent is None:
+            return self.block_attention
+        kind = model.config.get_text_config().layer_types[index]
+        return self.block_recurrent if kind == "linear_attention" else self.block_attention
 
     def mlp_out(self, model: PreTrainedModel, index: int) -> nn.Module:
         """Return the module that holds the MLP output matrix of block `index`."""
         return self.block(model, index).get_submodule(self.block_mlp_out)
 
-    def post_norm(self, model: PreTrainedModel, index: int) -> nn.Module | None:
-        """Return the norm after the MLP of block `index`; None where there is none."""
-        if self.block_post_norm is None:
-            return None
-        return self.block(model, index).get_submodule(self.block_post_norm)
+    def after_mlp(self, model: PreTrainedModel, index: int) -> nn.Module | None:
+        """Return the norm or `Scale` after the MLP of block `index`; None where there is none."""
+        if self.block_post_norm is not None:
+            return self.block(model, index).get_submodule(self.block_post_norm)
+        if self.scale is not None:
+            return Scale(getattr(model.config.get_text_config(), self.scale))
+        return None
 
     def weight_name(self, index: int) -> str:
         """Return the full parameter name of the MLP output matrix of block `index`."""
@@ -84,10 +122,11 @@ _LLAMA = Family(
     embedding="model.embed_tokens",
 )
 _POST_NORM = replace(_LLAMA, block_post_norm="post_feedforward_layernorm")
+_GPT2 = Family("transformer.h", "mlp", "mlp.c_proj", "attn", "transformer.wte")
 
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family("transformer.h", "mlp", "mlp.c_proj", "attn", "transformer.wte"),
-    "gptj": Family("transformer.h", "mlp", "mlp.fc_out", "attn", "transformer.wte"),
+    "gpt2": _GPT2,
+    "gptj": replace(_GPT2, block_mlp_out="mlp.fc_out"),
     "gpt_neox": Family(
         "gpt_neox.layers", "mlp", "mlp.dense_4h_to_h", "attention", "gpt_neox.embed_in"
     ),
@@ -105,6 +144,54 @@ FAMILIES: dict[str, Family] = {
         blocks="model.language_model.layers",
         embedding="model.language_model.embed_tokens",
     ),
+    "gemma": _LLAMA,
+    "smollm3": _LLAMA,
+    "olmo": _LLAMA,
+    "olmo3": _POST_NORM,
+    "granite": replace(_LLAMA, scale="residual_multiplier"),
+    "cohere": _LLAMA,
+    "cohere2": _LLAMA,
+    "stablelm": _LLAMA,
+    "glm": _LLAMA,
+    "glm4": replace(_LLAMA, block_post_norm="post_mlp_layernorm"),
+    "ernie4_5": _LLAMA,
+    "exaone4": _POST_NORM,
+    "nemotron": _LLAMA,
+    "seed_oss": _LLAMA,
+    "hunyuan_v1_dense": _LLAMA,
+    "ministral": _LLAMA,
+    "ministral3": _LLAMA,
+    "apertus": _LLAMA,
+    "arcee": _LLAMA,
+    "helium": _LLAMA,
+    "starcoder2": replace(_LLAMA, block_mlp_out="mlp.c_proj"),
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": _GPT2,
+    "falcon": Family(
+        "transformer.h",
+        "mlp",
+        "mlp.dense_4h_to_h",
+        "self_attention",
+        "transformer.word_embeddings",
+    ),
+    "bloom": Family(  # its MLP and attention add the residual stream themselves
+        "transformer.h",
+        "mlp.dense_4h_to_h",
+        "mlp.dense_4h_to_h",
+        "self_attention",
+        "transformer.word_embeddings",
+        block_attention_out="self_attention.dense",
+        needs=(("slow_but_exact", False, "matrices that run in one piece"),),
+    ),
+    "opt": Family(  # its MLP is not a module of its own
+        "model.decoder.layers",
+        "fc2",
+        "fc2",
+        "self_attn",
+        "model.decoder.embed_tokens",
+        needs=(("do_layer_norm_before", True, "norms before the MLP, not behind the sum"),),
+    ),
+    "qwen3_5_text": replace(_LLAMA, block_recurrent="linear_attn"),
 }
 """Every supported `config.model_type`. A new family is one row."""
 
@@ -123,6 +210,21 @@ def check_type(model_type: str) -> None:
             f"supported types: {', '.join(sorted(FAMILIES))}",
             "a family is one row in errata/models/families.py; CONTRIBUTING.md shows how to add it",
         )
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """Raise `ErrataError` for a configuration whose type, or a setting of it, is not supported."""
+    text = config.get_text_config()
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if causal is not None and causal.config_class is type(text):
+        config = text  # only the text model of a multimodal checkpoint is loaded
+    check_type(config.model_type)
+    for name, value, meaning in FAMILIES[config.model_type].needs:
+        if (found := getattr(text, name, value)) != value:
+            raise ErrataError(
+                f"{config.model_type} models with {name}: {found} are not supported",
+                f"errata needs {name}: {value} ({meaning}); choose another checkpoint",
+            )
 
 
 def positions_of(model: PreTrainedModel) -> int:

@@ -29,7 +29,7 @@ from errata.core.locks import locked
 from errata.core.places import cache_folder
 from errata.core.progress import Say, say_nothing
 from errata.models.checkpoint import ORIGINAL
-from errata.models.families import check_type
+from errata.models.families import check_config
 from errata.models.gguf_config import (
     FREQUENCIES,
     complete_tokenizer,
@@ -162,7 +162,7 @@ def _convert(path: Path, reader: GGUFReader, folder: Path) -> None:
     try:
         with redirect_stderr(io.StringIO()):  # the loader has a progress bar of its own
             config = completed_config(reader, place)
-            check_type(config.model_type)
+            check_config(config)
             model, info = AutoModelForCausalLM.from_pretrained(
                 **place,
                 config=config,

@@ -34,6 +34,25 @@ def first_tensor(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
 
+def with_first(value: Any, state: Tensor) -> Any:
+    """Return the output `value` of a module with another hidden state."""
+    return (state, *value[1:]) if isinstance(value, tuple) else state
+
+
+def by_rows(value: Any, rows: int) -> Any:
+    """Return a module's output or input with its state as (rows, tokens, width).
+
+    The MLPs of some families have rows and tokens in one dimension.
+    """
+    state = first_tensor(value)
+    return with_first(value, state.view(rows, -1, state.shape[-1])) if state.ndim == 2 else value
+
+
+def _own(value: Any) -> Any:
+    """Return a copy of the state in `value`, which the rest of the pass may change in place."""
+    return with_first(value, first_tensor(value).clone())
+
+
 def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else kwargs["hidden_states"]
 
@@ -50,13 +69,17 @@ def record(
 
     Inputs are recorded as tensors, outputs as the module returned them (see `first_tensor`).
     `transform` is called with a site's index and value as soon as it is computed; what it returns
-    is recorded instead. Gradient mode is left to the caller.
+    is recorded instead. States are (rows, tokens, width) also where a module has rows and tokens
+    in one dimension. Gradient mode is left to the caller.
     """
     found: dict[int, Any] = {}
 
     def store(index: int, value: Any) -> None:
         if index not in found:
+            value = by_rows(value, len(ids))
             found[index] = transform(index, value)
+            if found[index] is value and len(found) < len(sites):
+                found[index] = _own(value)
         if len(found) == len(sites):
             raise _Stop
 
@@ -104,7 +127,8 @@ def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
     def final_states(*args: Any, **kwargs: Any) -> _FinalStates:
         return _FinalStates(last_hidden_state=states[None])
 
-    with replaced({model.base_model: final_states}):
+    below = dict.fromkeys((model.base_model, model.get_decoder()), final_states)  # opt calls either
+    with replaced(below):
         ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits
@@ -128,17 +152,18 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def steered(changes: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def steered(changes: Mapping[nn.Module, Callable[[Tensor], Tensor]], rows: int) -> Iterator[None]:
     """Apply a function to the hidden state that each module outputs, within a `with` block.
 
-    Other elements of a module's output are left unchanged.
+    States are (rows, tokens, width) as in `record`; the function must not return a tensor that it
+    also stores. Other elements of a module's output are left unchanged.
     """
     with ExitStack() as stack:
         for module, change in changes.items():
 
             def hook(_: nn.Module, args: Any, out: Any, change: Any = change) -> Any:
-                state = change(first_tensor(out))
-                return (state, *out[1:]) if isinstance(out, tuple) else state
+                state = change(first_tensor(by_rows(out, rows)))
+                return with_first(out, state.view(first_tensor(out).shape))
 
             stack.callback(module.register_forward_hook(hook).remove)
         yield

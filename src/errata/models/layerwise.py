@@ -48,7 +48,7 @@ class _Chunk:
 
     def __init__(self, model: PreTrainedModel, rows: Sequence[TokenRow], budget: int) -> None:
         ids, limits = [row.ids for row in rows], [row.position for row in rows]
-        self.model, self.prefixes = model, SharedPrefixes.of(ids, limits, model.device)
+        self.model, self.prefixes = model, SharedPrefixes.of(model, ids, limits)
         lengths = self.prefixes.lengths.tolist()
         self.suffixes = [row.ids[n:] for row, n in zip(rows, lengths, strict=True)]
         self.batches = batches_by_length([len(ids) for ids in self.suffixes], budget)

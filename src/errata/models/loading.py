@@ -23,7 +23,7 @@ from errata.core.files import parse_json
 from errata.core.progress import Say, say_nothing
 from errata.models.bitsandbytes import dequantised, is_four_bit
 from errata.models.checkpoint import AGAIN, check_files
-from errata.models.families import check_type, family_of
+from errata.models.families import check_config, family_of
 from errata.models.own_code import own_code
 from errata.models.precision import ran_out_of_memory
 from errata.models.quiet import quiet
@@ -62,7 +62,7 @@ def pretrained(
         source = source_of(name, say)
     with quiet(), _load_errors(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    check_type(config.model_type)  # before gigabytes are read
+    check_config(config)  # before gigabytes are read
     if is_four_bit(getattr(config, "quantization_config", None)) and os.path.isdir(source):
         source = str(dequantised(Path(source), say))
     else:

@@ -61,9 +61,9 @@ def _config(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scaling(rotary: dict[str, Any]) -> dict[str, Any] | None:
-    if rotary.get("rope_type", "default") == "default":
-        return None
-    return {k: v for k, v in rotary.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    """Return all settings but those with a field of their own; None if nothing is scaled."""
+    rest = {k: v for k, v in rotary.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    return None if rest in ({}, {"rope_type": "default"}) else rest
 
 
 def _tokenizer(values: dict[str, Any]) -> dict[str, Any]:

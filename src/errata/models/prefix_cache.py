@@ -25,6 +25,16 @@ WORTH_A_PASS = 32
 """Tokens that cost about as much as one extra forward pass, which reads all weights again."""
 
 
+def caches_tokens(model: PreTrainedModel) -> bool:
+    """Return whether the model's cache has keys and values of each token in every block.
+
+    A block with linear attention has one recurrent state instead, from which that of an earlier
+    token cannot be read.
+    """
+    layers = DynamicCache(config=model.config).layers
+    return all(isinstance(layer, DynamicLayer) for layer in layers)
+
+
 @dataclass(frozen=True)
 class PrefixCache:
     """Keys and values of the tokens that precede each row."""
@@ -128,16 +138,19 @@ class SharedPrefixes:
 
     @classmethod
     def of(
-        cls, rows: Sequence[Sequence[int]], limits: Sequence[int], device: torch.device
+        cls, model: PreTrainedModel, rows: Sequence[Sequence[int]], limits: Sequence[int]
     ) -> SharedPrefixes:
-        """Find the prefixes that rows share; row i's ends before position `limits[i]`."""
+        """Find the prefixes that rows share; row i's ends before position `limits[i]`.
+
+        There are none for a model whose cache has no keys and values of each token.
+        """
         starts = [tuple(row[:limit]) for row, limit in zip(rows, limits, strict=True)]
-        groups = worth_sharing(starts, sum(map(len, rows)))
+        groups = worth_sharing(starts, sum(map(len, rows))) if caches_tokens(model) else []
         shared = [(0, 0)] * len(rows)
         for index, (length, members) in enumerate(groups):
             for row in members:
                 shared[row] = index, length
-        prefix, lengths = torch.tensor(shared, device=device).T
+        prefix, lengths = torch.tensor(shared, device=model.device).T
         return cls(tuple(starts[rows[0]][:n] for n, rows in groups), prefix, lengths)
 
     def read(self, cache: DynamicCache) -> SharedPrefixCache:
@@ -181,7 +194,7 @@ def cache_shared_prefixes(
     The prefix of row i ends before position `limits[i]`. The cache is empty for all rows where
     sharing would not save much.
     """
-    shared = SharedPrefixes.of(rows, limits, model.device)
+    shared = SharedPrefixes.of(model, rows, limits)
     if not shared.ids:
         return SharedPrefixCache(shared)
     cache = DynamicCache()

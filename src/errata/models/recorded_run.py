@@ -16,8 +16,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from errata.models.families import family_of
 from errata.models.hooks import Site, first_tensor, record, replaced, steered
-from errata.models.prefix_cache import PrefixCache
-from errata.models.suffix_run import SuffixRun
+from errata.models.prefix_cache import PrefixCache, caches_tokens
+from errata.models.suffix_run import SuffixRun, WholeRows
 
 Changes = Mapping[nn.Module, Callable[[Tensor], Tensor]]
 
@@ -30,6 +30,7 @@ class RecordedRun:
     ids: Tensor  # (rows, tokens)
     states: tuple[Tensor, ...]  # per block: (rows, tokens, d), its output
     cache: tuple[tuple[Tensor, Tensor], ...]  # per block: keys, values (rows, heads, tokens, d_h)
+    # empty where `caches_tokens` is false
     tuple_size: int  # elements of the tuple that a block returns; 0 for a bare tensor
 
     @classmethod
@@ -39,8 +40,9 @@ class RecordedRun:
         family, cache = family_of(model), DynamicCache()
         blocks = range(family.block_count(model))
         sites = [Site(family.block(model, index), "output") for index in blocks]
-        with steered(changes or {}):
-            outputs = record(model, ids, sites, past_key_values=cache, use_cache=True)
+        inputs = {"past_key_values": cache, "use_cache": True} if caches_tokens(model) else {}
+        with steered(changes or {}, len(ids)):
+            outputs = record(model, ids, sites, **inputs)
         last = outputs[-1]
         return cls(
             model=model,
@@ -62,13 +64,15 @@ class RecordedRun:
                 placeholder = keys.new_zeros(1, 1, 1, 1).expand(len(index), 1, position, 1)
                 layers.append((placeholder, placeholder))
         lengths = torch.full((len(index),), self.ids.shape[1] - position, device=self.ids.device)
+        states, start = self.states[block][index], torch.full_like(lengths, position)
         return SuffixRun(
             model=self.model,
             block=block,
             ids=self.ids[index, position:],
             lengths=lengths,
-            states=self.states[block][index, position:],
-            cache=PrefixCache(tuple(layers), torch.full_like(lengths, position)),
+            states=states[:, position:],
+            cache=PrefixCache(tuple(layers), start),
+            whole=None if self.cache else WholeRows(self.ids[index], states, start),
             mlp_output=None,
             tuple_size=self.tuple_size,
         )
@@ -101,9 +105,9 @@ def contributions(
 
     def exchange(state: Tensor) -> Tensor:
         if exchanging:
-            return outputs[-1][:1].expand_as(state)
+            return outputs[-1][:1].expand_as(state).clone()
         outputs.append(state)
-        return state
+        return state.clone()  # a block may add to it in place
 
     def twice(forward: Callable[..., object]) -> Callable[..., object]:
         def run(*args: object, **kwargs: object) -> object:
@@ -121,7 +125,7 @@ def contributions(
     blocks = [family.block(model, index) for index in range(family.block_count(model))]
     forwards = {block: twice(block.forward) for block in blocks}
     sites = [Site(blocks[-1], "output")]
-    with steered({**changes, **dict.fromkeys(modules, exchange)}), replaced(forwards):
+    with steered({**changes, **dict.fromkeys(modules, exchange)}, len(ids)), replaced(forwards):
         record(model, ids, sites)
     assert len(outputs) == len(exchanged) == len(blocks), (len(outputs), len(exchanged))
     return Contributions(tuple(outputs), tuple(exchanged))

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from errata.models.families import family_of, width_of
+from errata.models.prefix_cache import caches_tokens
 
 STREAMS = 14
 """Hidden-size vectors stored for backward per token and block: norms, attention, sums."""
@@ -28,7 +29,8 @@ class ModelShape:
     mlp: int
     """Input width of the MLP's output matrix."""
     cached: int
-    """Numbers per token and block in the key-value cache: keys and values of all its heads."""
+    """Numbers per token and block in the key-value cache: keys and values of all its heads; 0 for
+    a model that runs whole rows instead (see `prefix_cache.caches_tokens`)."""
     heads: int
     vocabulary: int
     """Rows of the output embedding."""
@@ -47,13 +49,15 @@ class ModelShape:
         config, family = model.config.get_text_config(), family_of(model)
         heads = config.num_attention_heads
         cached_heads = getattr(config, "num_key_value_heads", None) or heads
+        if getattr(config, "multi_query", False):  # gpt_bigcode, and falcon before its later blocks
+            cached_heads = heads if getattr(config, "new_decoder_architecture", False) else 1
         head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
         count = family.block_count(model)
         return cls(
             blocks=count,
             width=config.hidden_size,
             mlp=width_of(family.mlp_out(model, 0)),
-            cached=2 * cached_heads * head_width,
+            cached=2 * cached_heads * head_width if caches_tokens(model) else 0,
             heads=heads,
             vocabulary=model.get_output_embeddings().weight.shape[0],
             itemsize=max(model.dtype.itemsize, 4),

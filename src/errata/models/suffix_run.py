@@ -6,21 +6,61 @@ values of the tokens before p, and then runs only the blocks above b on the toke
 suffix), through the model's own forward.
 
 Suffixes of unequal length are padded on the right, which no earlier token attends to.
+
+A block with linear attention has no keys and values but one recurrent state, which cannot be read
+at any position of a finished run. Models with such blocks run the blocks above b on `WholeRows`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from errata.models.families import family_of
-from errata.models.hooks import Site, first_tensor, logits_of, record, replaced, states_at
-from errata.models.prefix_cache import PrefixCache, SharedPrefixCache, cache_shared_prefixes
+from errata.models.hooks import (
+    Site,
+    by_rows,
+    first_tensor,
+    logits_of,
+    record,
+    replaced,
+    states_at,
+    with_first,
+)
+from errata.models.prefix_cache import (
+    PrefixCache,
+    SharedPrefixCache,
+    cache_shared_prefixes,
+    caches_tokens,
+)
 from errata.models.tokens import TokenRow, pad_right
+
+
+@dataclass(frozen=True)
+class WholeRows:
+    """Rows that run from their first token on, with the states that do not change."""
+
+    ids: Tensor  # (rows, tokens)
+    states: Tensor  # (rows, tokens, d): output of the block
+    position: Tensor  # (rows,): where the suffix starts
+
+    def with_suffix(self, states: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Return states (rows, tokens, d) and mask (rows, tokens) with those of the suffix."""
+        steps = torch.arange(self.ids.shape[1], device=self.ids.device)
+        index = steps - self.position[:, None]  # (rows, tokens): place in the suffix
+        inside = (index >= 0) & (index < keep.shape[1])
+        index = index.clamp(0, keep.shape[1] - 1)
+        moved = states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
+        return torch.where(inside[..., None], moved, self.states), keep.gather(1, index) & inside
+
+    def select(self, rows: Tensor) -> WholeRows:
+        """Return the rows given by a mask or by indices."""
+        return WholeRows(self.ids[rows], self.states[rows], self.position[rows])
 
 
 @dataclass(frozen=True)
@@ -33,7 +73,8 @@ class SuffixRun:
     lengths: Tensor  # (rows,): real tokens in the suffix
     states: Tensor  # (rows, suffix, d): output of `block` from the position on
     cache: PrefixCache  # keys and values of the blocks above `block`, before the position
-    mlp_output: Tensor | None  # (rows, d): MLP output at the position, where a norm follows it
+    whole: WholeRows | None  # where there are no keys and values, so that `cache` is empty
+    mlp_output: Tensor | None  # (rows, d): MLP output at the position, where it is then changed
     tuple_size: int  # elements of the tuple that a block returns; 0 for a bare tensor
 
     @classmethod
@@ -58,26 +99,32 @@ class SuffixRun:
         lengths = torch.tensor([len(row.ids) for row in rows], device=device) - position
         done = prefix.lengths.tolist()
         ids = pad_right([row.ids[n:] for row, n in zip(rows, done, strict=True)], device)
-        inputs = prefix.forward_inputs(position + lengths - prefix.lengths, ids.shape[1])
-        normed = family.post_norm(model, block) is not None
+        inputs: dict[str, Any] = {}
+        if caches_tokens(model):
+            inputs = prefix.forward_inputs(position + lengths - prefix.lengths, ids.shape[1])
+        normed = family.after_mlp(model, block) is not None
         sites = _sites(model, block)
         sites += [Site(family.mlp_out(model, block), "output")] if normed else []
         output, *others = record(model, ids, sites, **inputs)
         steps = torch.arange(int(lengths.max()), device=device)
         index = (position - prefix.lengths)[:, None] + torch.minimum(steps, lengths[:, None] - 1)
         state, row_index = first_tensor(output), torch.arange(len(rows), device=device)
+        whole = None if caches_tokens(model) else WholeRows(ids, state, position)
         return cls(
             model=model,
             block=block,
             ids=pad_right([row.ids[row.position :] for row in rows], device),
             lengths=lengths,
             states=state.gather(1, index[..., None].expand(-1, -1, state.shape[-1])),
-            cache=PrefixCache.read(
+            cache=PrefixCache.empty(len(rows), device)
+            if whole
+            else PrefixCache.read(
                 inputs["past_key_values"],
                 prefix.width - prefix.lengths,
                 position,
                 range(block + 1, last + 1),
             ),
+            whole=whole,
             mlp_output=others[-1][row_index, index[:, 0]] if normed else None,
             tuple_size=len(output) if isinstance(output, tuple) else 0,
         )
@@ -99,6 +146,7 @@ class SuffixRun:
             lengths=self.lengths[rows],
             states=self.states[rows],
             cache=self.cache.select(rows),
+            whole=None if self.whole is None else self.whole.select(rows),
             mlp_output=None if self.mlp_output is None else self.mlp_output[rows],
         )
 
@@ -108,7 +156,7 @@ class SuffixRun:
         δ is added to the block's output or, where a norm follows the MLP, to that norm's input: the
         MLP cannot make an arbitrary change behind the norm.
         """
-        norm, change = family_of(self.model).post_norm(self.model, self.block), delta
+        norm, change = family_of(self.model).after_mlp(self.model, self.block), delta
         if norm is not None and self.mlp_output is not None:
             dtype = torch.promote_types(self.mlp_output.dtype, delta.dtype)
             output = self.mlp_output.to(dtype)
@@ -129,13 +177,17 @@ class SuffixRun:
         family = family_of(self.model)
         count = family.block_count(self.model)
         end = count if last_block is None else last_block + 1
+        if self.whole is None:
+            ids, inputs = self.ids, self.cache.forward_inputs(self.lengths, self.ids.shape[1])
+        else:
+            ids, (states, keep) = self.whole.ids, self.whole.with_suffix(states, keep)
+            inputs = {"attention_mask": torch.ones_like(ids), "use_cache": False}
         forwards = resuming(self.model, self.block, states, self.tuple_size, range(end, count))
         if end > self.block + 1:
             mlp = family.mlp(self.model, end - 1)
             forwards[mlp] = _at_mask(keep, mlp.forward)
-        inputs = self.cache.forward_inputs(self.lengths, self.ids.shape[1])
         with replaced(forwards):
-            return states_at(self.model, keep, input_ids=self.ids, **inputs)
+            return states_at(self.model, keep, input_ids=ids, **inputs)
 
 
 def resuming(
@@ -168,16 +220,27 @@ def _sites(model: PreTrainedModel, block: int) -> list[Site]:
     last = family.block_count(model) - 1
     sites = [Site(family.block(model, block), "output")]
     if block < last:  # the cache is complete once the last attention has run
-        attention = family.block(model, last).get_submodule(family.block_attention)
-        sites.append(Site(attention, "output"))
+        sites.append(Site(family.attention(model, last), "output"))
     return sites
 
 
-def _at_mask(keep: Tensor, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a `forward` that computes only the positions in `keep`; no others are read later."""
+def _at_mask(keep: Tensor, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a `forward` that computes only the positions in `keep`; no others are read later.
 
-    def run(hidden: Tensor) -> Tensor:
-        out = forward(hidden[keep][None])[0]
-        return out.new_zeros(*keep.shape, out.shape[-1]).masked_scatter(keep[..., None], out)
+    All its arguments are states.
+    """
+
+    def run(*states: Tensor) -> Any:
+        few = [by_rows(state, len(keep))[keep] for state in states]  # (n, d)
+        out = forward(
+            *(
+                each if state.ndim == 2 else each[None]
+                for each, state in zip(few, states, strict=True)
+            )
+        )
+        found = first_tensor(out).flatten(0, -2)
+        whole = found.new_zeros(*keep.shape, found.shape[-1])
+        whole = whole.masked_scatter(keep[..., None], found)
+        return with_first(out, whole.view(states[0].shape[:-1] + found.shape[-1:]))
 
     return run

@@ -227,8 +227,9 @@ class _Work:
                 states[:, 0] = self.recording.states[start][0, token]
             held = {}
             if modules is not None and parts is not None:
-                held = self._held(kind, token, some, modules, parts)
-            with steered(held):
+                place = 0 if resumed.whole is None else token
+                held = self._held(kind, token, place, some, modules, parts)
+            with steered(held, len(some)):
                 logits = resumed.run(states, self._keep(len(some), token))
             found.append(self._read(logits, len(some)))
         return torch.cat(found).view(len(cells), self.samples, -1)
@@ -237,17 +238,21 @@ class _Work:
         self,
         kind: Kind,
         token: int,
+        place: int,
         rows: Sequence[tuple[Cell, int]],
         modules: Sequence[nn.Module],
         parts: Contributions,
     ) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-        """Return the hooks that fix modules of later blocks to clean or corrupted outputs."""
+        """Return the hooks that fix modules of later blocks to clean or corrupted outputs.
+
+        `place` is the index of the token in the rows that run.
+        """
         start, device, held = rows[0][0].start, self.ids.device, {}
         for block in range(start + 1, max(cell.until for cell, _ in rows)):
             lines = [line for line, (cell, _) in enumerate(rows) if block < cell.until]
             sources = [0 if kind in ("mlp", "attn") else 1 + rows[line][1] for line in lines]
             values = parts.outputs[block][sources, token]  # (lines, d)
-            held[modules[block]] = _holding(torch.tensor(lines, device=device), values)
+            held[modules[block]] = _holding(torch.tensor(lines, device=device), place, values)
         return held
 
     def _keep(self, rows: int, token: int) -> Tensor:
@@ -263,10 +268,10 @@ class _Work:
         return logs.gather(-1, targets.expand(rows, -1)[..., None])[..., 0].cpu()
 
 
-def _holding(lines: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:
+def _holding(lines: Tensor, place: int, values: Tensor) -> Callable[[Tensor], Tensor]:
     def hold(state: Tensor) -> Tensor:
         state = state.clone()
-        state[lines, 0] = values
+        state[lines, place] = values
         return state
 
     return hold

@@ -23,7 +23,7 @@ class Room(NamedTuple):
     recorded: int
     """Recorded run: hidden states, keys and values per block, and module outputs if needed."""
     carried: int
-    """Forward pass: keys and values of all tokens, and logits."""
+    """Forward pass: keys and values of all tokens, or the whole row without these, and logits."""
     token: int
     """Forward pass, per token from the restored one on."""
 
@@ -33,10 +33,12 @@ class Room(NamedTuple):
         shape, size = ModelShape.of(model), model.dtype.itemsize
         cache = shape.blocks * tokens * shape.cached * size
         states = shape.blocks * tokens * shape.width * size
+        token = (STREAMS * shape.width + MLPS * shape.mlp) * size
+        carried = cache if shape.cached else tokens * token
         return cls(
             recorded=cache + states * (3 if contributions else 1),
-            carried=cache + LOGITS * targets * shape.vocabulary * 4,
-            token=(STREAMS * shape.width + MLPS * shape.mlp) * size,
+            carried=carried + LOGITS * targets * shape.vocabulary * 4,
+            token=token,
         )
 
     def runs_within(self, memory: int) -> int:

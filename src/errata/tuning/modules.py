@@ -21,7 +21,7 @@ from errata.tuning.settings import TuneSettings
 _IN_ATTENTION = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "out_proj": "o",
     "c_proj": "o", "dense": "o",
-    "c_attn": "qkv", "qkv_proj": "qkv", "query_key_value": "qkv",
+    "c_attn": "qkv", "qkv_proj": "qkv", "query_key_value": "qkv", "in_proj_qkv": "qkv",
 }  # fmt: skip
 _IN_MLP = {
     "up_proj": ("up",), "gate_proj": ("gate",), "gate_up_proj": ("gate", "up"), "c_fc": ("up",),
@@ -89,8 +89,9 @@ def matrices(model: PreTrainedModel, blocks: Iterable[int], roles: Sequence[str]
     family = family_of(model)
     found, missing = [], set(roles)
     for block in blocks:
+        attention = family.attention_path(model, block)
         for path, module in family.block(model, block).named_modules():
-            has = _roles(path, module, family.block_mlp_out, family.block_attention)
+            has = _roles(path, module, family.block_mlp_out, attention)
             if missing & has or has & set(roles):
                 missing -= has
                 found.append(f"{family.blocks}.{block}.{path}")

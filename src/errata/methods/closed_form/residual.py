@@ -4,7 +4,8 @@ In a pre-norm block the output of the MLP matrix is added to the residual stream
 post-norm block (Gemma 2 and 3, OLMo 2) it first passes an RMS norm n(y) = γ ⊙ y / rms(y), whose
 output has a fixed length up to γ, so that not every change is possible. There, targets are
 searched before the norm, where every target can be reached, and a block's share of a change is
-replaced by the nearest possible one.
+replaced by the nearest possible one. Granite multiplies the output by a constant; there, too,
+targets are searched before the factor, and every change is possible.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from errata.models.families import family_of
+from errata.models.families import Scale, family_of
 from errata.models.hooks import Site
 from errata.models.layerwise import LayerwiseReader, read_at
 from errata.models.tokens import TokenRow
@@ -33,10 +34,10 @@ BARELY = 1e-9
 def target_site(model: PreTrainedModel, block: int, place: Place) -> Site:
     """Return the site of target values: the output of the block or of its MLP.
 
-    In a post-norm block it is always that of the MLP.
+    Where a norm or a factor follows the MLP, it is always that of the MLP.
     """
     family = family_of(model)
-    if place == "block" and family.block_post_norm is None:
+    if place == "block" and family.adds_unchanged:
         return Site(family.block(model, block), "output")
     return Site(family.mlp_out(model, block), "output")
 
@@ -47,7 +48,7 @@ def output_wanted(
 ) -> Tensor:
     """Return the output of `block` at the rows, given its target values (n, d): (n, d)."""
     family = family_of(model)
-    norm = family.post_norm(model, block)
+    norm = family.after_mlp(model, block)
     if norm is None:
         return values
     sites = [
@@ -73,7 +74,7 @@ def residual(
     `block` and the edited blocks above it each contribute an equal share.
     """
     family = family_of(model)
-    norm = family.post_norm(model, block) if place == "block" else None
+    norm = family.after_mlp(model, block) if place == "block" else None
     last = family.block(model, blocks[-1]) if place == "block" else family.mlp_out(model, block)
     modules = [last] if norm is None else [last, family.mlp_out(model, block)]
     sites = [Site(module, "output") for module in modules]
@@ -85,13 +86,15 @@ def residual(
 
 
 def _before(norm: nn.Module, raw: Tensor, change: Tensor) -> Tensor:
-    """Return the change of `raw` for which its norm changes by `change`: (n, d) each.
+    """Return the change of `raw` for which its norm or factor changes by `change`: (n, d) each.
 
     For all y of the length of `raw`, n(y) = g ⊙ y: an ellipsoid. Its point nearest to
     w = n(raw) + `change` is y = g w / (g² + λ) with λ > -min g²; since ‖y‖ decreases in λ,
     λ is found by bisection. A w on the ellipsoid is reached exactly, and nothing is divided by
     a gain near 0, as in w / g.
     """
+    if isinstance(norm, Scale):
+        return change / norm.factor
     raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
     gains, now, raw = (x.to(change) for x in (norm(torch.ones_like(raw)), norm(raw), raw))
     gains = gains * (now.norm(dim=1) / (gains * raw).norm(dim=1).clamp(min=NOTHING))[:, None]
