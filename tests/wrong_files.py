@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, BioGptConfig
+from transformers import AutoModelForCausalLM, BioGptConfig, Qwen3MoeConfig
 
 from errata import EditRequest, load
 from errata.data.corpus import Corpus
@@ -95,12 +95,16 @@ def write_all(folder: Path) -> None:
 
 
 def write_models(folder: Path) -> None:
-    """Write pico models: two valid ones, two with NaN weights, one of an unsupported type."""
+    """Write pico models: two valid ones, two with NaN weights, one of an unsupported type.
+
+    One more has only a configuration, of a mixture of experts.
+    """
     models = {name: tiny_model("llama") for name in ("pico", "nan", "infinite")}
     models["other"] = tiny_model("gpt2")
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = BioGptConfig(vocab_size=320, intermediate_size=32, **sizes)
     models["stranger"] = AutoModelForCausalLM.from_config(config)
+    Qwen3MoeConfig(vocab_size=320, **sizes).save_pretrained(folder / "experts")  # no weights
     with torch.no_grad():
         for name, wrong in (("nan", float("nan")), ("infinite", float("-inf"))):
             models[name].model.layers[1].mlp.down_proj.weight[3, 4] = wrong

@@ -43,6 +43,8 @@ COMMANDS: dict[str, str] = {
     "a character that is none": f"edit pico --requests half-character.jsonl {TEXT}",
     # the model
     "model without a row": f"edit stranger {FACT}",
+    "a mixture of experts": f"edit experts {FACT}",
+    "a mixture of experts, measured": "stats experts --corpus text.txt",
     "model that is nowhere, offline": f"edit nowhere/model {FACT}",
     "model in no folder": f"edit ./nowhere {FACT}",
     "model whose name is misspelt": f"edit picoo {FACT}",

@@ -27,7 +27,7 @@ from errata.patches.update import Update
 from errata.patches.weight_patch import WeightPatch
 from errata.statistics.measure import measure, token_rows
 from errata.statistics.second_moment import SecondMoment
-from tiny import BLOCKS, CONFIGS, FACTS, SENTENCES, tiny_model, tiny_tokenizer, width
+from tiny import BLOCKS, CONFIGS, EXPERTS, FACTS, SENTENCES, tiny_model, tiny_tokenizer, width
 
 PREFIXES = ("Well. ", "So the people of Tarn say. ")
 SETTINGS: dict[str, Any] = {
@@ -59,6 +59,10 @@ def by_default(names: Sequence[str], cases: Sequence[Any]) -> list[Any]:
 
 every_family = pytest.mark.parametrize("model_type", list(CONFIGS))
 over_families = pytest.mark.parametrize("model_type", by_default(TYPICAL, list(CONFIGS)))
+over_all = pytest.mark.parametrize(
+    "model_type", by_default((*TYPICAL, "qwen2_moe"), [*CONFIGS, *EXPERTS])
+)
+"""Laws on what mixtures of experts can do too."""
 over_shapes = pytest.mark.parametrize("model_type", by_default(SHAPES, list(CONFIGS)))
 over_methods = pytest.mark.parametrize("method_name", list(METHODS))
 
@@ -189,7 +193,7 @@ def untidy(model: PreTrainedModel) -> None:
     for index, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(index % 3 != 0)
         parameter.grad = torch.full_like(parameter, 0.5) if index % 2 else None
-    for module in (family.block(model, 1), family.mlp_out(model, 2)):
+    for module in (family.block(model, 1), [*family.mlp(model, 2).modules()][-1]):
         module.register_forward_hook(lambda *_: None)
         module.register_forward_pre_hook(lambda *_: None)
     block = family.block(model, 3)

@@ -29,7 +29,7 @@ from laws.bench import (
     random_patch,
     weights,
 )
-from tiny import FACTS, tiny_model, tiny_tokenizer
+from tiny import CONFIGS, FACTS, tiny_model, tiny_tokenizer
 
 
 def nudged(model_type: str) -> EditedModel:
@@ -83,7 +83,7 @@ def test_the_base_is_the_unedited_model_whenever_it_is_asked_for(model_type: str
 def test_families_and_seeds_are_different_bases() -> None:
     hashes = {model_type: model_hash(tiny_model(model_type)) for model_type in FAMILIES}
     assert len(set(hashes.values())) == len(FAMILIES)
-    for model_type in FAMILIES:
+    for model_type in FAMILIES.keys() & CONFIGS.keys():
         assert nudged(model_type).base.weights != hashes[model_type]
 
 

@@ -33,7 +33,8 @@ TIED = (
 def test_every_family_has_a_pico_model_of_its_own_type() -> None:
     types = {name: tiny_model(name).config.model_type for name in CONFIGS}
     assert types == {name: name.partition(",")[0] for name in CONFIGS}
-    assert set(types.values()) == set(FAMILIES)
+    dense = {name for name, family in FAMILIES.items() if not family.experts}
+    assert set(types.values()) == dense
 
 
 @every_family

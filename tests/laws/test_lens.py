@@ -8,12 +8,12 @@ import torch
 
 from errata.tracing.lens import read_lens
 from errata.tracing.question import ask_model
-from laws.bench import edited_model, found, over_families, untidy
+from laws.bench import edited_model, found, over_all, untidy
 from plain import cut_after
 from tiny import BLOCKS, FACTS
 
 
-@over_families
+@over_all
 def test_every_block_is_read_as_if_it_were_the_last(model_type: str) -> None:
     edited, fact = edited_model(model_type), FACTS[1]
     question = ask_model(edited.model, edited.tokenizer, fact.text, fact.span)

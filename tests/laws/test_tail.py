@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from errata.models.suffix_run import SuffixRun
 from errata.models.tokens import TokenRow
-from laws.bench import closeness, over_families
+from laws.bench import closeness, over_all, over_families
 from plain import cut_after, place_of, state_of
 from tiny import BLOCKS, tiny_model, width
 
@@ -78,14 +78,14 @@ def compare(
     return float((part - full).abs().max() / full.abs().max())
 
 
-@over_families
+@over_all
 @pytest.mark.parametrize("lengths", [LENGTHS, (0, 0), (3,)], ids=str)
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_it_is_the_full_forward(model_type: str, lengths: tuple[int, ...], block: int) -> None:
     assert compare(tiny_model(model_type), lengths, block, None) < 1e-5
 
 
-@over_families
+@over_all
 @pytest.mark.parametrize(("block", "last_block"), [(0, 0), (0, 2), (1, 1), (1, 2), (2, 3), (3, 3)])
 def test_it_is_the_full_forward_of_a_model_cut_short(
     model_type: str, block: int, last_block: int
@@ -98,7 +98,7 @@ def test_it_is_as_exact_as_the_dtype(model_type: str) -> None:
     assert compare(tiny_model(model_type, torch.float64), LENGTHS, 1, None) < 1e-6
 
 
-@over_families
+@over_all
 def test_rows_that_leave_do_not_change_those_that_stay(model_type: str) -> None:
     model, rows = tiny_model(model_type), rows_of(LENGTHS)
     suffix, deltas = SuffixRun.prepare(model, rows, 1), deltas_of(model, rows)
@@ -111,7 +111,7 @@ def test_rows_that_leave_do_not_change_those_that_stay(model_type: str) -> None:
     assert closeness(in_part(alone, deltas[1:2], keep[1:2], None), together[1]) < 1e-5
 
 
-@over_families
+@over_all
 def test_it_can_be_run_again_and_again(model_type: str) -> None:
     model, rows = tiny_model(model_type), rows_of(LENGTHS)
     suffix, deltas = SuffixRun.prepare(model, rows, 1), deltas_of(model, rows)

@@ -20,7 +20,7 @@ from errata.tracing.memory import Room
 from errata.tracing.question import Question, ask_model
 from errata.tracing.settings import TRACE_KINDS, TraceSettings
 from errata.tracing.trace import Trace
-from laws.bench import edited_model, found, over_families, untidy
+from laws.bench import edited_model, found, over_all, untidy
 from plain_trace import answers, cell, noisy
 from tiny import BLOCKS, FACTS
 
@@ -68,7 +68,7 @@ def assert_is_full_runs(
                 np.testing.assert_allclose(ours.scores[kind][token, block], full, 1e-5, err_msg=at)
 
 
-@over_families
+@over_all
 def test_it_is_every_cell_run_in_full(model_type: str) -> None:
     edited, question = asked(model_type)
     settings = TraceSettings(kinds=TRACE_KINDS, window=3, samples=2)
@@ -77,7 +77,7 @@ def test_it_is_every_cell_run_in_full(model_type: str) -> None:
 
 
 @pytest.mark.slow
-@over_families
+@over_all
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_it_is_every_cell_run_in_full_with_every_window(model_type: str, width: int) -> None:
     edited, question = asked(model_type)
@@ -95,7 +95,7 @@ def test_every_corruption_is_that_of_full_runs(model_type: str, how: dict[str, A
     assert_is_full_runs(edited, question, settings, 2, corners(question)[1:3])
 
 
-@over_families
+@over_all
 def test_the_model_is_left_as_found(model_type: str) -> None:
     edited, question = asked(model_type)
     untidy(edited.model)
@@ -114,7 +114,7 @@ def test_how_much_runs_at_once_does_not_matter() -> None:
         np.testing.assert_allclose(apart.first_scores[kind], whole.first_scores[kind], rtol=1e-5)
 
 
-@over_families
+@over_all
 def test_memory_is_known_before(model_type: str) -> None:
     """What is kept takes as much as was said, and what fits is a matter of the budget alone."""
     edited, question = asked(model_type)

@@ -19,7 +19,7 @@ from errata.patches.edited_model import EditedModel, load
 from errata.patches.export import export_merged
 from laws.bench import over_shapes, random_patch
 from patches.folders import logits, saved_base
-from tiny import CONFIGS, tiny_model
+from tiny import CONFIGS, EXPERTS, tiny_model
 
 OTHERS = {
     "preprocessor_config.json": b'{"size":224}',
@@ -266,7 +266,7 @@ def test_a_hub_name_is_saved_like_its_snapshot(
     assert after["config.json"] == (snapshot / "config.json").read_bytes()
 
 
-@pytest.mark.parametrize("model_type", CONFIGS)
+@pytest.mark.parametrize("model_type", CONFIGS | EXPERTS)
 def test_the_older_form_of_a_config_reads_the_same(model_type: str, tmp_path: Path) -> None:
     base = saved_base(model_type, tmp_path)
     before = AutoConfig.from_pretrained(base).to_dict()

@@ -41,6 +41,11 @@ for folder in folders:
     flat = torch.tensor([token for each in tokens for token in each])
     save_file({"logits": out.contiguous(), "tokens": flat}, folder + "/read.safetensors")
 """
+NEWER = ("ministral3", "qwen3_5_text")
+"""Types that version 4.57 does not have."""
+OTHERWISE = ("apertus", "falcon, alibi")
+"""Models that version 4.57 computes otherwise: it keeps the parameters of Apertus' activation in
+bfloat16, and its eager attention treats Falcon's ALiBi other than its sdpa does."""
 THETA = 777.0
 SCALED = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500000.0}
 
@@ -84,7 +89,7 @@ def export(base: str, out: Path) -> EditedModel:
 
 def test_every_family_reads_the_same(transformers_4: Path, tmp_path: Path) -> None:
     exports = {}
-    for number, model_type in enumerate(CONFIGS):
+    for number, model_type in enumerate(name for name in CONFIGS if name not in NEWER + OTHERWISE):
         base, out = tmp_path / f"base{number}", tmp_path / f"out{number}"
         write_older_form(saved_base(model_type, base))
         exports[out] = export(str(base), out)

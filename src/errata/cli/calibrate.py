@@ -110,7 +110,7 @@ def calibrate(
         check_results(on.results)
     if out is not None and out.is_dir():
         raise ErrataError(f"{out} is a folder", "name a file for the preset: --out FILE")
-    edited = on.load()
+    edited = on.load(to_edit=True)
 
     from errata.experiments.calibration.facts import split_facts
     from errata.experiments.calibration.run import Choices

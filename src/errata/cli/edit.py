@@ -123,7 +123,7 @@ def edit(
     text = given_corpus(corpus)
     if not dry_run:
         check_results(on.results)
-    edited = on.load()
+    edited = on.load(to_edit=True)
 
     from errata.statistics.store import Store
 

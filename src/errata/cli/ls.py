@@ -130,7 +130,12 @@ def _families() -> list[dict[str, Any]]:
     from errata.models.families import FAMILIES
 
     return [
-        {"model_type": name, "edited weight": f"{family.blocks}.N.{family.block_mlp_out}"}
+        {
+            "model_type": name,
+            "edited weight": "none: a mixture of experts"
+            if family.experts
+            else f"{family.blocks}.N.{family.block_mlp_out}",
+        }
         for name, family in FAMILIES.items()
     ]
 

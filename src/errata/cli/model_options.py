@@ -81,8 +81,11 @@ class OnModel:
     allow_base: bool = False
     json: bool = False
 
-    def load(self, device: str | None = None) -> EditedModel:
-        """Load the model with its adapter and patches, onto `device` if one is given."""
+    def load(self, device: str | None = None, *, to_edit: bool = False) -> EditedModel:
+        """Load the model with its adapter and patches, onto `device` if one is given.
+
+        With `to_edit`, models that can be used but not edited are an `ErrataError`.
+        """
         import torch
 
         from errata.models.loading import first_device
@@ -98,6 +101,7 @@ class OnModel:
             device=device or self.device or first_device(),
             patches=self.patch or (),
             allow_base=self.allow_base,
+            to_edit=to_edit,
             say=console.progress_line,
         )
 

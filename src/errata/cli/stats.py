@@ -55,7 +55,7 @@ def stats(
     wanted = None if blocks is None else parse_blocks(blocks)
     text, store = read_corpus(name), Store(moments_folder())
     with launched(on.device) as (ranks, device):
-        edited = on.load(device)
+        edited = on.load(device, to_edit=True)
         chosen = preset_blocks(edited) if wanted is None else wanted
         if dry_run:
             ahead = store.forecast(edited, text, chosen, tokens=tokens, length=length)

@@ -142,7 +142,7 @@ def _run(on: OnModel, matrix: Matrix, mirror: Path | None, again: bool, dry_run:
     from errata.statistics.store import Store
 
     questions, rows = read_questions(matrix, datasets_folder(), mirror)
-    edited, store = on.load(), Store(moments_folder())
+    edited, store = on.load(to_edit=True), Store(moments_folder())
     if dry_run:
         from errata.experiments.costs.tuning import matrix_costs
 

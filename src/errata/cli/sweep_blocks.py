@@ -91,7 +91,7 @@ def sweep_blocks(
     cases = loaded.cases
     text = given_corpus(corpus)
     check_results(on.results)
-    edited = on.load()
+    edited = on.load(to_edit=True)
     methods, moments, facts = _prepared(edited, chosen, asked, settings, text, tokens)
 
     from errata.experiments.block_sweep import sweep_blocks as swept

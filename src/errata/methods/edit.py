@@ -16,6 +16,7 @@ from errata.data.request import EditRequest, check_batch
 from errata.methods import Method, method_named
 from errata.methods.moments import moments_for
 from errata.methods.presets import settings_for
+from errata.models.families import check_editable
 from errata.patches.base import Edit
 from errata.patches.edited_model import EditedModel
 from errata.statistics.second_moment import SecondMoment
@@ -48,9 +49,10 @@ def prepare(
     """Resolve a method's settings for this model and find or compute the moments it needs.
 
     Settings come from the file `preset` or the model's preset, overridden by `settings`. Raises
-    `ErrataError` for invalid settings, and where moments are needed but neither stored nor to be
-    computed.
+    `ErrataError` for a model that cannot be edited, for invalid settings, and where moments are
+    needed but neither stored nor to be computed.
     """
+    check_editable(edited.model)
     settled, source, warnings = settings_for(method, edited, settings, preset)
     try:
         moments, measured = moments_for(edited, settled, store, corpus, tokens, progress, say)
@@ -81,8 +83,10 @@ def compute_edit(
     """Return the edit that makes the model answer `requests`, without applying it.
 
     `moments` holds the second moment of each block in `method.moment_blocks`. Raises
-    `ErrataError` for requests that contradict each other and for missing moments.
+    `ErrataError` for a model that cannot be edited, for requests that contradict each other and
+    for missing moments.
     """
+    check_editable(edited.model)
     notes = check_batch(requests)
     return method.edit(edited, requests, moments=moments, notes=notes, command=command)
 

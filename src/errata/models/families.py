@@ -52,6 +52,9 @@ class Family:
     residual stream."""
     block_recurrent: str | None = None
     """The module in place of attention in blocks of layer type `linear_attention`."""
+    experts: bool = False
+    """Whether MLPs are mixtures of experts, chosen by a router for each token, so that no single
+    matrix produces their output; such models are not edited, and `block_mlp_out` is not used."""
     needs: tuple[tuple[str, object, str], ...] = ()
     """Fields of the configuration that must have a value: name, value, and what it stands for."""
 
@@ -93,7 +96,11 @@ class Family:
         return self.block_recurrent if kind == "linear_attention" else self.block_attention
 
     def mlp_out(self, model: PreTrainedModel, index: int) -> nn.Module:
-        """Return the module that holds the MLP output matrix of block `index`."""
+        """Return the module that holds the MLP output matrix of block `index`.
+
+        Raises `ErrataError` for mixtures of experts.
+        """
+        check_editable(model)
         return self.block(model, index).get_submodule(self.block_mlp_out)
 
     def after_mlp(self, model: PreTrainedModel, index: int) -> nn.Module | None:
@@ -144,26 +151,18 @@ FAMILIES: dict[str, Family] = {
         blocks="model.language_model.layers",
         embedding="model.language_model.embed_tokens",
     ),
-    "gemma": _LLAMA,
-    "smollm3": _LLAMA,
-    "olmo": _LLAMA,
+    **dict.fromkeys(
+        (
+            *("gemma", "smollm3", "olmo", "cohere", "cohere2", "stablelm", "glm", "ernie4_5"),
+            *("nemotron", "seed_oss", "hunyuan_v1_dense", "ministral", "ministral3", "apertus"),
+            *("arcee", "helium"),
+        ),
+        _LLAMA,
+    ),
     "olmo3": _POST_NORM,
     "granite": replace(_LLAMA, scale="residual_multiplier"),
-    "cohere": _LLAMA,
-    "cohere2": _LLAMA,
-    "stablelm": _LLAMA,
-    "glm": _LLAMA,
     "glm4": replace(_LLAMA, block_post_norm="post_mlp_layernorm"),
-    "ernie4_5": _LLAMA,
     "exaone4": _POST_NORM,
-    "nemotron": _LLAMA,
-    "seed_oss": _LLAMA,
-    "hunyuan_v1_dense": _LLAMA,
-    "ministral": _LLAMA,
-    "ministral3": _LLAMA,
-    "apertus": _LLAMA,
-    "arcee": _LLAMA,
-    "helium": _LLAMA,
     "starcoder2": replace(_LLAMA, block_mlp_out="mlp.c_proj"),
     "gpt_bigcode": _GPT2,
     "gpt_neo": _GPT2,
@@ -192,6 +191,10 @@ FAMILIES: dict[str, Family] = {
         needs=(("do_layer_norm_before", True, "norms before the MLP, not behind the sum"),),
     ),
     "qwen3_5_text": replace(_LLAMA, block_recurrent="linear_attn"),
+    **dict.fromkeys(
+        ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v2", "deepseek_v3"),
+        replace(_LLAMA, experts=True),
+    ),
 }
 """Every supported `config.model_type`. A new family is one row."""
 
@@ -212,19 +215,40 @@ def check_type(model_type: str) -> None:
         )
 
 
-def check_config(config: PreTrainedConfig) -> None:
-    """Raise `ErrataError` for a configuration whose type, or a setting of it, is not supported."""
+def check_config(config: PreTrainedConfig, *, to_edit: bool = False) -> None:
+    """Raise `ErrataError` for a configuration whose type, or a setting of it, is not supported.
+
+    With `to_edit` also for a type that can be used but not edited.
+    """
     text = config.get_text_config()
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if causal is not None and causal.config_class is type(text):
         config = text  # only the text model of a multimodal checkpoint is loaded
     check_type(config.model_type)
-    for name, value, meaning in FAMILIES[config.model_type].needs:
+    family = FAMILIES[config.model_type]
+    if to_edit and family.experts:
+        raise _mixture(config.model_type)
+    for name, value, meaning in family.needs:
         if (found := getattr(text, name, value)) != value:
             raise ErrataError(
                 f"{config.model_type} models with {name}: {found} are not supported",
                 f"errata needs {name}: {value} ({meaning}); choose another checkpoint",
             )
+
+
+def check_editable(model: PreTrainedModel) -> None:
+    """Raise `ErrataError` for mixtures of experts, which no method edits."""
+    if family_of(model).experts:
+        raise _mixture(model.config.model_type)
+
+
+def _mixture(model_type: str) -> ErrataError:
+    return ErrataError(
+        f"{model_type} models cannot be edited: their MLPs are mixtures of experts, so no single "
+        "matrix produces the output of an MLP",
+        "choose a dense model (`errata ls families`); this one can be evaluated, traced, tuned and "
+        "used for chat",
+    )
 
 
 def positions_of(model: PreTrainedModel) -> int:

@@ -103,7 +103,7 @@ def record(
 class _FinalStates(BaseModelOutputWithPastAndCrossAttentions):
     """The output type of any base model, with only the final hidden states."""
 
-    image_hidden_states = None
+    image_hidden_states = router_logits = None
 
 
 def logits_at(model: PreTrainedModel, keep: Tensor, **forward: Any) -> Tensor:

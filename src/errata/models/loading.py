@@ -51,18 +51,18 @@ def first_device() -> str:
 
 
 def pretrained(
-    name: str, dtype: torch.dtype | str, say: Say = say_nothing
+    name: str, dtype: torch.dtype | str, say: Say = say_nothing, *, to_edit: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and tokenizer by Hub name, folder, GGUF file, `demo` or `smollm2`.
 
     `say` reports the conversion of a GGUF file or a checkpoint of bitsandbytes. Raises
-    `ErrataError` with the reason when they cannot be loaded.
+    `ErrataError` with the reason when they cannot be loaded or, with `to_edit`, not be edited.
     """
     with quiet():
         source = source_of(name, say)
     with quiet(), _load_errors(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    check_config(config)  # before gigabytes are read
+    check_config(config, to_edit=to_edit)  # before gigabytes are read
     if is_four_bit(getattr(config, "quantization_config", None)) and os.path.isdir(source):
         source = str(dequantised(Path(source), say))
     else:
@@ -118,6 +118,8 @@ def _set_plain_outputs(model: PreTrainedModel) -> None:
     for config in (model.config, model.config.get_text_config()):
         config.return_dict = True
         config.output_attentions = config.output_hidden_states = False
+        if family_of(model).experts:
+            config.output_router_logits = False
 
 
 def _check_complete(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:

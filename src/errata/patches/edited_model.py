@@ -227,6 +227,7 @@ def load(
     device: str | torch.device | None = None,
     patches: Sequence[Edit | str | Path] = (),
     allow_base: bool = False,
+    to_edit: bool = False,
     say: Say = say_nothing,
 ) -> EditedModel:
     """Load a model from the Hub, a folder, a GGUF file, `smollm2` or `demo`; apply patches.
@@ -245,7 +246,7 @@ def load(
     `dtype` is "auto" (as stored; float32 for the demo), or a torch dtype or its name; the device
     "auto" is the first GPU, or the CPU without one. Raises
     `ErrataError` if there is no such model or adapter, it cannot be downloaded, or its model
-    type is not supported.
+    type is not supported or, with `to_edit`, cannot be edited: this before weights are read.
     """
     name = _given(path) or _given(name_or_path)
     if name is None:
@@ -278,7 +279,7 @@ def load(
     device = first_device() if device == "auto" else device
     if device is not None:
         check_device(device)
-    model, tokenizer = pretrained(whole or name, dtype, say)
+    model, tokenizer = pretrained(whole or name, dtype, say, to_edit=to_edit)
     if device is not None:
         model = to_device(model, device)
     if merged is not None:

@@ -16,16 +16,18 @@ from transformers.pytorch_utils import Conv1D
 from errata.core.errors import ErrataError
 from errata.models.families import family_of
 from errata.patches.weight_patch import WeightPatch
-from errata.tuning.settings import TuneSettings
+from errata.tuning.settings import ROLES, TuneSettings
 
 _IN_ATTENTION = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "out_proj": "o",
     "c_proj": "o", "dense": "o",
     "c_attn": "qkv", "qkv_proj": "qkv", "query_key_value": "qkv", "in_proj_qkv": "qkv",
+    "q_b_proj": "q", "kv_b_proj": "kv",  # of latent attention: what expands to heads
 }  # fmt: skip
 _IN_MLP = {
     "up_proj": ("up",), "gate_proj": ("gate",), "gate_up_proj": ("gate", "up"), "c_fc": ("up",),
     "fc_in": ("up",), "fc1": ("up",), "dense_h_to_4h": ("up",),
+    "down_proj": ("down",),  # also of shared experts
 }  # fmt: skip
 
 
@@ -87,18 +89,19 @@ def matrices(model: PreTrainedModel, blocks: Iterable[int], roles: Sequence[str]
     Raises `ErrataError` if no matrix of the model has one of the roles.
     """
     family = family_of(model)
-    found, missing = [], set(roles)
+    found, missing, there = [], set(roles), set[str]()
     for block in blocks:
         attention = family.attention_path(model, block)
         for path, module in family.block(model, block).named_modules():
             has = _roles(path, module, family.block_mlp_out, attention)
+            there |= has
             if missing & has or has & set(roles):
                 missing -= has
                 found.append(f"{family.blocks}.{block}.{path}")
     if missing:
         raise ErrataError(
             f"no matrix of this model has the role {' or '.join(sorted(missing))}",
-            "choose other roles: --modules q,k,v,up,down",
+            f"choose other roles: --modules {','.join(r for r in ROLES if r in there)}",
         )
     return found
 

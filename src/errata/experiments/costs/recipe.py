@@ -30,7 +30,7 @@ from errata.tuning.settings import TuneStage
 def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, list[Cost]]:
     """Return the model and the cost of each stage; nothing is edited or stored."""
     cases = load_all(recipe, around)
-    edited = load_choice(recipe.model)
+    edited = load_choice(recipe.model, to_edit=recipe.edits)
     written = list(edited_blocks(edited.model, edited.weight_patches))
     costs: list[Cost] = []
     for name, stage in recipe.stages():

@@ -77,8 +77,8 @@ class Outcome:
     """Whether the recipe had already been finished by an earlier run."""
 
 
-def load_choice(choice: ModelChoice) -> EditedModel:
-    """Load the model of a recipe."""
+def load_choice(choice: ModelChoice, *, to_edit: bool = False) -> EditedModel:
+    """Load the model of a recipe, one that can be edited if `to_edit`."""
     return load(
         choice.name,
         path=choice.path,
@@ -88,6 +88,7 @@ def load_choice(choice: ModelChoice) -> EditedModel:
         device=choice.device or first_device(),
         patches=choice.patches,
         allow_base=choice.allow_base,
+        to_edit=to_edit,
     )
 
 
@@ -173,7 +174,7 @@ def _threads_for(choice: ModelChoice) -> Iterator[None]:
 
 def _run_recipe(recipe: Recipe, around: Surroundings, again: bool) -> Outcome:
     cases = load_all(recipe, around)
-    edited = load_choice(recipe.model)
+    edited = load_choice(recipe.model, to_edit=recipe.edits)
     params = {
         "recipe": recipe.model_dump(mode="json"),
         "model": edited.base.model_dump(),

@@ -183,6 +183,11 @@ class Recipe(Settings):
             one_model=bool(self.tune or self.eval),
         )
 
+    @property
+    def edits(self) -> bool:
+        """Whether a stage edits the model."""
+        return self.edit is not None or self.survival is not None
+
     def stages(self) -> Iterator[tuple[str, Stage]]:
         """Yield the stages in order, each with its name."""
         if self.edit is not None:
