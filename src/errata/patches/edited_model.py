@@ -108,9 +108,8 @@ class EditedModel:
 
     def rendered_span(self, prompt: str, span: tuple[int, int]) -> tuple[int, int]:
         """Return where a character range of a prompt is in the rendered prompt."""
-        offset = sum(patch.offset for patch in self.prompt_patches)
-        if self.chat is not None:
-            offset += self.chat.offset(self.with_prompt_patches(prompt), self.tokenizer)
+        shown, offset = self.with_prompt_patches(prompt), sum(p.offset for p in self.prompt_patches)
+        offset += 0 if self.chat is None else self.chat.offset(shown, self.tokenizer)
         return span[0] + offset, span[1] + offset
 
     def following(self, prompt: str, answer: str) -> str:
