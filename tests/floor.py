@@ -12,8 +12,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORED = ("transformers", "accelerate", "safetensors", "huggingface_hub")
-INDIRECT = {"huggingface_hub": "1.5"}
-"""Packages that errata does not import, at the oldest version that transformers 5.16 allows."""
 
 
 def floors() -> dict[str, str]:
@@ -21,7 +19,7 @@ def floors() -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     needs = [*project["dependencies"], *project["optional-dependencies"]["tune"]]
     found = (re.match(r"([\w-]+)>=([\d.]+)", need) for need in needs)
-    oldest = {match[1]: match[2] for match in found if match} | INDIRECT
+    oldest = {match[1]: match[2] for match in found if match}
     return {name: oldest[name] for name in FLOORED}
 
 

@@ -14,7 +14,12 @@ import house
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-MODULES = {"lm_eval": "lm-eval", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+MODULES = {
+    "huggingface_hub": "huggingface-hub",
+    "lm_eval": "lm-eval",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 """Imported modules whose distribution has another name."""
 NOT_IMPORTED = {"protobuf": "transformers reads SentencePiece files with it"}
 """Dependencies that no file of ours imports, and why they are needed all the same."""

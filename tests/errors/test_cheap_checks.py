@@ -111,7 +111,7 @@ def test_it_is_reported_before_the_model_is_loaded(
 def test_a_model_would_be_loaded_otherwise(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
 
-    def load(name: str, *_: Any) -> NoReturn:
+    def load(name: str, *_: Any, **__: Any) -> NoReturn:
         loaded.append(name)
         raise AssertionError
 
