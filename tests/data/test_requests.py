@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from errata.core.errors import ErrataError
 from errata.data.case import Case
 from errata.data.request import EditRequest, check_batch
-from errata.data.request_files import load_requests, read_requests
+from errata.data.request_files import load_requests, read_requests, request_from
 from errata.experiments.edit_plan import EditPlan, check_batches
 
 TOWER = EditRequest(prompt="The {} is in the city of", subject="Eiffel Tower", target="Rome")
@@ -96,6 +96,44 @@ def test_every_wrong_field_is_named(fields: dict[str, Any], named: str) -> None:
 def test_white_space_around_the_parts_is_taken_off() -> None:
     loose = EditRequest(prompt="The {} is in ", subject=" Eiffel Tower ", target=" Rome\n")
     assert (loose.text, loose.answer) == ("The Eiffel Tower is in", " Rome")
+
+
+@pytest.mark.parametrize("end", ["", " ", "  ", "\n", "\n\n", " \n", "\t"])
+def test_the_white_space_at_the_end_of_a_prompt_is_kept(end: str) -> None:
+    for read in (
+        EditRequest(prompt=f"Who? {{}}{end}", subject="Pell", target="Rome"),
+        EditRequest.parse(f"Who? {{Pell}}{end}", "Rome"),
+        request_from({"prompt": f"Who? {{Pell}}{end}", "target": "Rome"}),
+    ):
+        assert read.text + read.answer == f"Who? Pell{end or ' '}Rome"
+        assert EditRequest.of(read.model_dump()) == read
+
+
+@pytest.mark.parametrize(
+    ("text", "separator"),
+    [
+        ("The {Tower} is in", " "),
+        ("The {Tower} (in", " "),
+        ("The {Tower} (", ""),
+        ("The {Tower} is called \u201c", ""),
+        ("The {Tower} costs \u20ac", ""),
+        ("{東京タワー}は", ""),
+        ("{長城}位于：", ""),
+        ("{长城}", ""),
+        ("{에펠탑}은", " "),
+        ("{Tower}", " "),
+    ],
+)
+def test_no_space_follows_where_the_script_has_none(
+    text: str, separator: str, tmp_path: Path
+) -> None:
+    assert EditRequest.parse(text, "a").separator == separator
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"prompt": text, "target": "a"}]))
+    assert read_requests(path)[0].separator == separator
+    assert EditRequest.parse(text, "a", separator=" ").separator == " "
+    path.write_text(json.dumps([{"prompt": text, "target": "a", "separator": " "}]))
+    assert read_requests(path)[0].separator == " "
 
 
 def test_a_request_cannot_be_changed() -> None:

@@ -47,6 +47,13 @@ def edit(
     subject: Annotated[
         str | None, typer.Option(help="The subject, if the prompt marks its place with {}.")
     ] = None,
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            help="White space between prompt and target, or empty (default: a space, but none "
+            "after an opening bracket or quote, a currency sign, or in scripts without spaces)."
+        ),
+    ] = None,
     requests: Annotated[
         Path | None, typer.Option(help="A file of requests: .json, .jsonl, .csv or .tsv.")
     ] = None,
@@ -114,7 +121,7 @@ def edit(
     if preset is not None:
         read_preset(preset)
     cut = Cut(limit, offset, seed, skip_invalid, normalise)
-    cases = named_cases(on.model, prompt, target, subject, requests, dataset, cut)
+    cases = named_cases(on.model, prompt, target, subject, requests, dataset, cut, separator)
     cases = with_probes(cases, paraphrase, neighbour, target_true)
     plan = plan_for(chosen, batch_size, sequential, dataset=dataset is not None)
     notes = check_batches(cases, plan)

@@ -34,6 +34,7 @@ def named_cases(
     requests: Path | None,
     dataset: str | None,
     cut: Cut,
+    separator: str | None = None,
 ) -> list[Case]:
     """Read the cases from the one source that was given; `cut` selects among them.
 
@@ -46,10 +47,10 @@ def named_cases(
             "many: --requests FILE, or --dataset NAME",
         )
     if dataset is not None:
-        _refuse_subject(subject, "--dataset")
+        _refuse_subject(subject, separator, "--dataset")
         return load_dataset(dataset, *cut[:-1], normalise=cut.normalise).cases
     if requests is not None:
-        _refuse_subject(subject, "--requests")
+        _refuse_subject(subject, separator, "--requests")
         _refuse_cut(cut, "--requests", "a file of requests may be given as --dataset FILE")
         found = load_requests(requests, skip_invalid=cut.skip_invalid, normalise=cut.normalise)
         show_skipped(found.skipped)
@@ -66,15 +67,16 @@ def named_cases(
         )
     if cut.normalise:
         prompt, target, subject = map(normalised, (prompt, target, subject or ""))
-    request = EditRequest.parse(prompt, target, subject or None)
+    request = EditRequest.parse(prompt, target, subject or None, separator)
     return [(_known_case(request) if model == "demo" else None) or Case(request=request)]
 
 
-def _refuse_subject(subject: str | None, source: str) -> None:
-    if subject is not None:
-        raise ErrataError(
-            f"--subject cannot be used with {source}", "every record names its own subject"
-        )
+def _refuse_subject(subject: str | None, separator: str | None, source: str) -> None:
+    for name, value in (("subject", subject), ("separator", separator)):
+        if value is not None:
+            raise ErrataError(
+                f"--{name} cannot be used with {source}", f"every record names its own {name}"
+            )
 
 
 def _refuse_cut(cut: Cut, source: str, hint: str) -> None:

@@ -7,16 +7,16 @@ prompt, never with `str.format`, so braces in a subject or target have no effect
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import ClassVar, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from errata.core.errors import ErrataError
 from errata.core.settings import Settings
 from errata.core.text import counted
 from errata.data.subject import SLOT as SLOT
-from errata.data.subject import prompt_and_subject
+from errata.data.subject import prompt_and_subject, separator_after
 from errata.data.unicode_forms import oddities
 
 LISTED_WARNINGS = 10
@@ -29,7 +29,8 @@ class EditRequest(Settings):
     title: ClassVar[str] = "the request"
 
     prompt: str
-    """The text before the answer, with one slot {} for the subject."""
+    """The text before the answer, with one slot {} for the subject. A space at its end is the
+    separator; other white space stays, and the default separator is then empty."""
     subject: str
     """The entity that the fact is about; it fills the slot."""
     target: str
@@ -39,6 +40,17 @@ class EditRequest(Settings):
     id: str | int | None = None
     """Optional identifier, recorded in patches and reports."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _white_space(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or not isinstance(given.get("prompt"), str):
+            return given
+        prompt = given["prompt"]
+        tail = prompt[len(prompt.rstrip()) :]
+        if tail == " " and given.get("separator", " ") == " ":
+            return {**given, "prompt": prompt[:-1]}
+        return {"separator": "", **given} if tail else given
+
     @field_validator("prompt")
     @classmethod
     def _one_slot(cls, prompt: str) -> str:
@@ -46,7 +58,7 @@ class EditRequest(Settings):
             raise ValueError(
                 f"needs exactly one slot {SLOT} for the subject, has {prompt.count(SLOT)}"
             )
-        return prompt.rstrip()
+        return prompt
 
     @field_validator("subject")
     @classmethod
@@ -70,9 +82,12 @@ class EditRequest(Settings):
         return separator
 
     @classmethod
-    def parse(cls, text: str, target: str, subject: str | None = None) -> Self:
+    def parse(
+        cls, text: str, target: str, subject: str | None = None, separator: str | None = None
+    ) -> Self:
         """Read `"The {Eiffel Tower} is in"`, or a prompt with `{}` and a separate `subject`.
 
+        The default separator is that of `separator_after`.
         Raises `ErrataError` unless the subject is marked or is in the text once, as a whole word.
         """
         if not isinstance(text, str) or not isinstance(subject, str | None):
@@ -80,7 +95,10 @@ class EditRequest(Settings):
                 f"{text!r:.60} is not a prompt", "prompt, target and subject must be strings"
             )
         prompt, subject = prompt_and_subject(text, subject)
-        return cls.of({"prompt": prompt, "subject": subject, "target": target})
+        if separator is None:
+            separator = separator_after(prompt.replace(SLOT, subject))
+        found = {"prompt": prompt, "subject": subject, "target": target, "separator": separator}
+        return cls.of(found)
 
     @property
     def text(self) -> str:

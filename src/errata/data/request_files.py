@@ -15,7 +15,7 @@ from errata.core.settings import describe
 from errata.core.text import listed
 from errata.data.records import records_of, unreadable, unused_fields
 from errata.data.request import EditRequest
-from errata.data.subject import SLOT, prompt_and_subject
+from errata.data.subject import SLOT, prompt_and_subject, separator_after
 from errata.data.tables import numbers_as_text
 from errata.data.unicode_forms import normalised_record
 
@@ -105,12 +105,14 @@ def _flatten(record: Any) -> dict[str, Any]:
         "id": record.get("id", record.get("case_id")),
         "subject": record.get("subject"),
     }
-    if "separator" in record:
-        fields["separator"] = record["separator"]
     for name in ("subject", "target"):
         fields[name] = numbers_as_text(fields[name])
     prompt, subject = fields["prompt"], fields["subject"]
     texts = isinstance(prompt, str) and isinstance(subject, str | None)
     if texts and SLOT not in prompt and (subject is None or subject.strip()):
         fields["prompt"], fields["subject"] = prompt_and_subject(prompt, subject)
+    if "separator" in record:
+        fields["separator"] = record["separator"]
+    elif isinstance(fields["prompt"], str) and isinstance(fields["subject"], str):
+        fields["separator"] = separator_after(fields["prompt"].replace(SLOT, fields["subject"]))
     return {key: value for key, value in fields.items() if value is not None}

@@ -24,6 +24,13 @@ UNSPACED = re.compile(
 )
 """Thai, Lao, Burmese, Khmer, Japanese, Chinese, and Korean, whose particles follow a word directly:
 characters of scripts in which a word need not end at a space."""
+UNSPACED_END = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uf900-\ufaff\uff00-\uff65\U00020000-\U0003ffff]"
+)
+"""The same without Korean, which has spaces between words, and with punctuation."""
+OPENING = ("Ps", "Pi", "Sc")
+"""Unicode categories of opening brackets, opening quotation marks and currency signs."""
 MARK = 'mark it with braces: "The {Eiffel Tower} is in the city of"'
 
 
@@ -59,6 +66,17 @@ def prompt_and_subject(text: str, subject: str | None) -> tuple[str, str]:
 def slotted(text: str, subject: str) -> str:
     """Return a prompt with a slot in place of the subject; see `prompt_and_subject`."""
     return prompt_and_subject(text, subject)[0]
+
+
+def separator_after(text: str) -> str:
+    """Return the text between a prompt and its answer: a space, or nothing where none follows.
+
+    That is after white space but a single space, after an opening bracket or quotation mark or a
+    currency sign, and in scripts without spaces.
+    """
+    end, tail = text[-1:], text[len(text.rstrip()) :]
+    opening = end != "" and unicodedata.category(end) in OPENING
+    return "" if tail.strip(" ") or len(tail) > 1 or opening or UNSPACED_END.match(end) else " "
 
 
 def _marked(text: str) -> tuple[str, str]:
