@@ -34,7 +34,6 @@ PROBES_SHOWN = 4
 """Paraphrases and neighbours of a single case whose answers are generated."""
 ANSWER_TOKENS = 12
 """Maximum length of a generated answer."""
-UNUSED = "prompts are plain text; --template both also edits them as messages in a chat"
 LOST = 0.01
 """Share of the change lost in the model's dtype above which a warning is given."""
 
@@ -143,8 +142,17 @@ def edit_facts(
     rows = answer_rows(prompts, before, _answers(edited, prompts))
     for warning in shortfalls(edited, run):
         feedback.warn(warning)
-    facts = (*ready.facts, *([UNUSED] if also is not None and asked is None and not others else []))
+    facts = ready.facts if also is None else (*ready.facts, _forms_fact(asked, others))
     return FactEdits(edited, ready.method, facts, run, rows)
+
+
+def _forms_fact(asked: ChatForm | None, others: Sequence[ChatForm | None]) -> str:
+    """Return in which forms facts are edited, where the tokenizer has a chat template."""
+    if asked is not None:
+        return "edited and scored as messages in a chat, and not as plain text (--template both)"
+    if others:
+        return "edited as plain text and as messages in a chat, scored as plain text"
+    return "edited as plain text, and not as messages in a chat (--template both)"
 
 
 class Shown(NamedTuple):
