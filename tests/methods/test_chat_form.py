@@ -158,6 +158,26 @@ def test_a_model_without_a_template_is_told_so() -> None:
         ChatForm("Be brief.").render("It is", edited.tokenizer)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no') }}",
+        "{{ messages[0].content | upper }}<assistant>",
+        "{{ messages[7].content }}",
+        "{% if %}",
+    ],
+)
+def test_a_template_that_cannot_be_used_leaves_plain_text(template: str) -> None:
+    edited = edited_model("llama")
+    edited.tokenizer.chat_template = template
+    assert not ChatForm().is_usable(edited.tokenizer)
+    method = method_of(template="auto")
+    assert method.forms(edited) == [None]
+    edited.tokenizer.chat_template = CHAT
+    assert ChatForm().is_usable(edited.tokenizer)
+    assert method.forms(edited) == [None, ChatForm()]
+
+
 @pytest.fixture
 def pico(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A model on disk with a chat template, in the working folder."""

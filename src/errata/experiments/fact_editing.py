@@ -117,7 +117,7 @@ def edit_facts(
         feedback.warn(warning)
     prompts, before = list[Shown](), list[Answered]()
     asked, *others = ready.method.forms(edited)
-    also = (others or [ChatForm()])[0] if edited.tokenizer.chat_template else None
+    also = (others or [ChatForm()])[0] if ChatForm().is_usable(edited.tokenizer) else None
 
     def scored(run: Run) -> None:
         if run.plan.is_stacked(len(cases)):

@@ -17,6 +17,8 @@ from errata.data.templates import chat_prompt
 
 PROBE = "x"
 """A message by which the place of messages in the template is found."""
+SAMPLE = "Where is 'it'?"
+"""A message that a template should leave as it is."""
 QUESTION = ("?", "\uff1f", "\u061f")
 """Question marks: Latin, full-width, Arabic."""
 
@@ -29,6 +31,13 @@ class ChatForm:
     """The system message (default: the template's own)."""
     arguments: tuple[tuple[str, Any], ...] = ()
     """Arguments of the template, such as `enable_thinking`."""
+
+    def is_usable(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether there is a template that takes a message and leaves it as it is."""
+        try:
+            return SAMPLE in self._message(SAMPLE, tokenizer)
+        except ErrataError:
+            return False
 
     def render(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return a prompt as message and, unless it is a question, as the beginning of the reply.

@@ -98,9 +98,12 @@ class Contexts(Settings):
 
     def template_for(self, edited: EditedModel) -> Literal["none", "chat", "both"] | None:
         """Return the template for a model: `auto` is both, if there is a choice."""
+        from errata.patches.chat_form import ChatForm
+
         if self.template != "auto":
             return self.template
-        return "both" if edited.tokenizer.chat_template and edited.chat is None else None
+        usable = ChatForm(self.system).is_usable(edited.tokenizer)
+        return "both" if usable and edited.chat is None else None
 
     def forms(self, edited: EditedModel) -> list[ChatForm | None]:
         """Return the forms in which a request is edited, by default as the model is asked."""
