@@ -1,4 +1,4 @@
-"""Mixtures of experts are loaded, evaluated, asked and tuned; editing them is refused at once.
+"""Mixtures of experts are loaded, evaluated and asked; editing them is refused at once.
 
 What a trace and a lens say of them stands with the dense families, in test_trace and test_lens.
 """
@@ -18,12 +18,9 @@ from errata.models.families import FAMILIES, family_of
 from errata.models.generation import continuations
 from errata.models.shape import ModelShape
 from errata.patches.edited_model import load
-from errata.tuning.train import tune
 from laws.bench import by_default, edited_model, quick
 from patches.folders import IDS, saved_base
 from tiny import BLOCKS, EXPERTS, FACTS, tiny_model
-from tuning.pico import ROWS, moved, weights
-from tuning.pico import quick as quick_tuning
 
 over_experts = pytest.mark.parametrize("model_type", by_default(("qwen2_moe",), list(EXPERTS)))
 REFUSED = "cannot be edited: their MLPs are mixtures of experts"
@@ -73,43 +70,6 @@ def test_it_is_evaluated_and_asked_like_any_model(model_type: str) -> None:
         assert found.nll == pytest.approx(float(wanted), rel=1e-5)
     alone = [continuations(model, tokenizer, [prompt], 8)[0] for prompt in PROMPTS]
     assert continuations(model, tokenizer, PROMPTS, 8) == alone
-
-
-@over_experts
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_attention_is_tuned(model_type: str, method: str, tmp_path: Path) -> None:
-    edited = edited_model(model_type)
-    before = weights(edited)
-    settings = quick_tuning(method=method, modules="q,v,o", blocks="1,2")
-    tune(edited, ROWS, settings, tmp_path / "work")
-    found = moved(before, edited)
-    assert {name.split(".")[2] for name in found} == {"1", "2"}
-    assert all(".self_attn." in name for name in found)
-    assert len(found) == 6
-
-
-@over_experts
-def test_all_of_it_is_tuned(model_type: str, tmp_path: Path) -> None:
-    edited = edited_model(model_type)
-    before = weights(edited)
-    tune(edited, ROWS, quick_tuning(method="full"), tmp_path / "work")
-    assert any("experts." in name for name in moved(before, edited))
-
-
-def test_shared_experts_are_tuned_by_default(tmp_path: Path) -> None:
-    edited = edited_model("qwen2_moe")
-    before = weights(edited)
-    tune(edited, ROWS, quick_tuning(), tmp_path / "work")
-    found = moved(before, edited)
-    assert "model.layers.2.mlp.shared_expert.down_proj.weight" in found
-    assert not any(".experts." in name for name in found)
-
-
-def test_matrices_that_are_missing_are_named_with_those_that_are_there(tmp_path: Path) -> None:
-    edited = edited_model("mixtral")
-    with pytest.raises(ErrataError, match="no matrix of this model has the role down or up") as bad:
-        tune(edited, ROWS, quick_tuning(), tmp_path / "work")
-    assert bad.value.hints == ("choose other roles: --modules q,k,v,o",)
 
 
 @over_experts

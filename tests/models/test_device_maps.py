@@ -101,6 +101,10 @@ def test_a_patch_for_a_weight_on_disk_is_refused(folder: Path, tmp_path: Path) -
 def test_a_model_without_its_embedding_in_memory_is_refused(
     places: tuple[str, ...], folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ErrataError, match="input embedding is offloaded") as caught:
-        dispatched(folder, tmp_path, *places)
+    try:
+        with pytest.raises(ErrataError, match="input embedding is offloaded") as caught:
+            dispatched(folder, tmp_path, *places)
+    except ValueError as error:  # older versions of accelerate do not do it
+        assert "offload the whole model" in str(error)
+        pytest.skip("this version of accelerate does not put a whole model on disk")
     assert "onto one device" in caught.value.hints[0]

@@ -275,6 +275,8 @@ def test_the_older_form_of_a_config_reads_the_same(model_type: str, tmp_path: Pa
     assert "rope_parameters" not in text
     assert '"dtype"' not in text
     after = AutoConfig.from_pretrained(base).to_dict()
+    if (inner := before.get("rope_parameters")) and "partial_rotary_factor" in inner:
+        before.pop("partial_rotary_factor", None)  # in 5.16 a field besides, which is not read
     assert {key: after[key] for key in before} == before
 
 
