@@ -11,6 +11,7 @@ import typer
 
 from errata.cli import console
 from errata.cli.model_options import OnModel, on_model
+from errata.cli.options import System
 from errata.core.errors import ErrataError
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def chat(
             metavar="none|chat",
         ),
     ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="System message of the chat (default: the template's own).")
-    ] = None,
+    system: System = None,
     conversation: Annotated[
         bool,
         typer.Option(

@@ -12,6 +12,7 @@ from errata.cli import console
 from errata.cli.edit_cases import Cut, named_cases, with_probes
 from errata.cli.model_options import OnModel, on_model
 from errata.cli.options import (
+    Normalise,
     command_line,
     given_corpus,
     given_settings,
@@ -68,13 +69,7 @@ def edit(
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Skip invalid records and report their number.")
     ] = False,
-    normalise: Annotated[
-        bool,
-        typer.Option(
-            "--normalise",
-            help="Give texts one Unicode form: plain spaces and quotes, no zero-width characters.",
-        ),
-    ] = False,
+    normalise: Normalise = False,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "memit",
     batch_size: Annotated[
         int | None,

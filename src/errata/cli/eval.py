@@ -9,7 +9,7 @@ import typer
 
 from errata.cli import console
 from errata.cli.model_options import OnModel, on_model
-from errata.cli.options import command_line, load_dataset
+from errata.cli.options import Normalise, System, command_line, load_dataset
 from errata.core.errors import ErrataError
 from errata.core.files import check_results
 from errata.core.settings import LARGEST_SEED
@@ -43,13 +43,7 @@ def evaluate(
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Skip invalid records and report how many.")
     ] = False,
-    normalise: Annotated[
-        bool,
-        typer.Option(
-            "--normalise",
-            help="Give texts one Unicode form: plain spaces and quotes, no zero-width characters.",
-        ),
-    ] = False,
+    normalise: Normalise = False,
     generate: Annotated[
         bool,
         typer.Option("--generate", help="Also generate answers and texts about the subjects."),
@@ -62,9 +56,7 @@ def evaluate(
         str | None,
         typer.Option(help="Ask as text (none, the default) or in a chat.", metavar="none|chat"),
     ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="System message of the chat (default: the template's own).")
-    ] = None,
+    system: System = None,
     references: Annotated[
         str | None,
         typer.Option(

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from errata.data.corpus import Corpus
     from errata.data.datasets import Loaded
 
+Normalise = Annotated[
+    bool,
+    typer.Option(
+        "--normalise",
+        help="Give texts one Unicode form: plain spaces and quotes, no zero-width characters.",
+    ),
+]
+System = Annotated[
+    str | None, typer.Option(help="System message of the chat (default: the template's own).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Results = Annotated[Path, typer.Option("--results", help="The folder for runs.", metavar="DIR")]
 SKIPPED_SHOWN = 5
