@@ -96,4 +96,4 @@ def test_requests_are_read_from_the_hub(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("errata.data.records.hub_rows", lambda *given: asked.append(given) or rows)
     assert read_requests("hf:owner/facts:small") == [TOWER]
     assert read_cases("hf:owner/facts:small")[0].request == TOWER.with_values(id=0)
-    assert asked == [("owner/facts", "small", "train")] * 2
+    assert asked == [("owner/facts", "small", "train", None)] * 2

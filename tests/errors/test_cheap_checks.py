@@ -47,6 +47,15 @@ BAD = {
     "results of a tuning": ("tune pico --data demo-new --results text.txt", "cannot write results"),
     "a task": ("tasks pico --tasks nowhere", "nowhere"),
     "a template": ("tasks pico --tasks boolq --template nowhere", "template"),
+    "a template of a chat": ("chat pico -p x --template alpaca", "unknown template"),
+    "a template of an evaluation": (
+        "eval pico --dataset one.jsonl --template alpaca",
+        "template",
+    ),
+    "a system message without a chat": (
+        "eval pico --dataset one.jsonl --system Hi",
+        "needs template: chat",
+    ),
     "a text": ("ppl pico --text nowhere.txt", "cannot read nowhere.txt"),
     "a stride wider than its window": (
         "ppl pico --text text.txt --window 4 --stride 5",

@@ -24,8 +24,10 @@ from errata.metrics.teacher_forced import score_cases
 from errata.patches.base import Edit, load_edit
 from errata.patches.chat_form import ChatForm
 from errata.patches.edited_model import EditedModel
+from errata.patches.prompt_patch import PromptPatch
 from errata.patches.weight_patch import WeightPatch
 from laws.bench import edited_model, moments_of
+from laws.kinds import provenance
 from tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 CHAT = (
@@ -147,6 +149,25 @@ def test_prompts_are_scored_in_the_chat(system: str | None) -> None:
             assert score.new.nll == pytest.approx(float(nll), rel=1e-5)
     assert edited.chat is None
     assert found != score_cases(edited, cases)
+
+
+def test_text_around_the_prompt_is_part_of_the_message() -> None:
+    """The message is the patched prompt, which also decides whether it is a question."""
+    edited = chatty()
+    edited.apply(PromptPatch("Say {prompt}: yes?", provenance(edited)))
+    with edited.asked(ChatForm()):
+        assert edited.rendered("it is") == "<user>Say it is: yes?\n<assistant>"
+        assert edited.following("it is", " Tarn") == "Tarn"
+        start, end = edited.rendered_span("it is", (0, 2))
+        assert edited.rendered("it is")[start:end] == "it"
+
+
+def test_a_system_message_without_a_chat_is_refused() -> None:
+    for template in (None, "none"):
+        with pytest.raises(ErrataError, match="a system message needs a template"):
+            method_of(template=template, system="Be brief.")
+        with pytest.raises(ErrataError, match="a system message needs template: chat"):
+            EvalSettings.of({"template": template, "system": "Be brief."})
 
 
 def test_a_model_without_a_template_is_told_so() -> None:

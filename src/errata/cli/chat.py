@@ -57,6 +57,8 @@ def chat(
     """
     from errata.experiments.conversation import Speaker, speakers_of
 
+    if template not in (None, "none", "chat"):
+        raise ErrataError(f"unknown template {template!r}", "choose none or chat")
     edited = on.load()
     before = None
     if on.adapter is not None:
@@ -84,8 +86,6 @@ def _in_chat(
     edited: EditedModel, template: str | None, system: str | None, conversation: bool
 ) -> bool:
     """Return whether prompts are messages in the tokenizer's chat template."""
-    if template not in (None, "none", "chat"):
-        raise ErrataError(f"unknown template {template!r}", "choose none or chat")
     has_one = bool(edited.tokenizer.chat_template)
     if template == "chat" and not has_one:
         raise ErrataError(f"{edited.name} has no chat template", "leave --template out")

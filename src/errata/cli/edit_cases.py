@@ -66,8 +66,9 @@ def named_cases(
             "it skips invalid records of --requests FILE or --dataset NAME",
         )
     if cut.normalise:
-        prompt, target, subject = map(normalised, (prompt, target, subject or ""))
-    request = EditRequest.parse(prompt, target, subject or None, separator)
+        prompt, target = normalised(prompt), normalised(target)
+        subject = None if subject is None else normalised(subject)
+    request = EditRequest.parse(prompt, target, subject, separator)
     return [(_known_case(request) if model == "demo" else None) or Case(request=request)]
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -39,20 +38,13 @@ class Instruction(Fields):
 
 
 def read_rows(source: str, mirror: Path | None = None, split: str = "train") -> list[Instruction]:
-    """Read a .json or .jsonl file, `demo-new` or `demo-same`, or `hf:DATASET[:CONFIG]`.
+    """Read a file (see `records_of`), `demo-new` or `demo-same`, or `hf:DATASET[:CONFIG]`.
 
     `split` selects the split of a Hub dataset; `mirror` is a folder with copies of Hub datasets.
     Raises `ErrataError` for invalid records, each with its number.
     """
-    records: Sequence[Any]
-    if source.startswith("hf:"):
-        from errata.data.hub import hub_rows
-
-        dataset, _, config = source.removeprefix("hf:").partition(":")
-        records = hub_rows(dataset, config or None, split, mirror)
-    else:
-        known = DEMO_ROWS.get(source)
-        records = records_of(Path(source) if known is None else WORLD_DIR / known)
+    known = DEMO_ROWS.get(source)
+    records = records_of(source if known is None else WORLD_DIR / known, split, mirror)
     rows, problems = [], []
     for number, record in enumerate(records, start=1):
         try:

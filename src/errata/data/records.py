@@ -48,16 +48,19 @@ class Format(NamedTuple):
     """Fields that are read."""
 
 
-def records_of(source: str | Path) -> Sequence[Any]:
+def records_of(
+    source: str | Path, split: str = "train", mirror: Path | None = None
+) -> Sequence[Any]:
     """Return the records of a .json (a list), .jsonl, .csv or .tsv file, or `hf:DATASET[:CONFIG]`.
 
+    `split` selects the split of a Hub dataset, `mirror` is a folder with copies of Hub datasets.
     A .jsonl line that is not valid JSON and a table's row that is not valid are returned as their
     `ValueError`. Text is UTF-8, or UTF-16 with a byte order mark. A file with
     another name is read as JSON. Raises `ErrataError` for a file that cannot be read.
     """
     if str(source).startswith(HUB):
         dataset, _, config = str(source).removeprefix(HUB).partition(":")
-        return hub_rows(dataset, config or None, "train")
+        return hub_rows(dataset, config or None, split, mirror)
     path = Path(source)
     text, suffix = _text_of(path), path.suffix.lower()
     if suffix == ".jsonl":

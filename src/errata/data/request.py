@@ -162,12 +162,16 @@ def check_batch(requests: Sequence[EditRequest]) -> list[str]:
                 f"requests {_numbers(indices)} edit the same subject {subject!r} with different "
                 "prompts; in one batch they share one key"
             )
-    if len(warnings) > LISTED_WARNINGS:
-        more = len(warnings) - LISTED_WARNINGS
-        warnings[LISTED_WARNINGS:] = [
-            f"{more} more subjects or facts occur repeatedly in the batch"
-        ]
-    return warnings
+    return _shortened(warnings)
+
+
+def _shortened(warnings: list[str]) -> list[str]:
+    """Return the first warnings, and the number of further ones."""
+    more = len(warnings) - LISTED_WARNINGS
+    if more <= 0:
+        return warnings
+    further = f"{more} more subjects or facts occur repeatedly in the batch"
+    return [*warnings[:LISTED_WARNINGS], further]
 
 
 def repeats(requests: Sequence[EditRequest]) -> list[str]:
@@ -186,7 +190,7 @@ def repeats(requests: Sequence[EditRequest]) -> list[str]:
             found.append(f"{shown}, with different targets: {', '.join(targets.values())}")
         elif len(forms) > 1:
             found.append(f"{shown}, written with other spaces or case")
-    return found
+    return _shortened(found)
 
 
 def _plain(text: str) -> str:

@@ -115,5 +115,6 @@ def check_batches(cases: Sequence[Case], plan: EditPlan) -> list[list[str]]:
     batches = [[case.request for case in batch] for batch in batches_of(cases, plan)]
     found = [check_batch(batch) for batch in batches]
     if plan.sequential and len(batches) > 1:
-        found[0] += repeats([request for batch in batches for request in batch])
+        told = repeats([request for batch in batches for request in batch])
+        found[0] += [line for line in told if line not in found[0]]
     return found

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from errata.core.settings import Settings, is_none
 from errata.data.case import Case
@@ -47,6 +47,12 @@ class EvalSettings(Settings):
     asked)."""
     system: str | None = Field(None, exclude_if=is_none)
     """System message of the chat (default: the template's own)."""
+
+    @model_validator(mode="after")
+    def _system_in_chat(self) -> Self:
+        if self.system is not None and self.template != "chat":
+            raise ValueError("a system message needs template: chat")
+        return self
 
     def form(self, edited: EditedModel) -> ChatForm | None:
         """Return the form in which prompts are asked; None for plain text."""

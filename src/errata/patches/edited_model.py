@@ -114,6 +114,7 @@ class EditedModel:
 
     def following(self, prompt: str, answer: str) -> str:
         """Return an answer with its separator as it follows the rendered prompt."""
+        prompt = self.with_prompt_patches(prompt)
         return answer if self.chat is None else self.chat.following(prompt, answer)
 
     @contextmanager
@@ -243,9 +244,8 @@ def load(
     below the adapter and not a second time.
 
     `dtype` is "auto" (as stored; float32 for the demo), or a torch dtype or its name; the device
-    "auto" is the first GPU, or the CPU without one. Raises
-    `ErrataError` if there is no such model or adapter, it cannot be downloaded, or its model
-    type is not supported or, with `to_edit`, cannot be edited: this before weights are read.
+    "auto" is the first GPU, or the CPU without one. Raises `ErrataError` for a model or adapter
+    that cannot be found, and for a type that is not supported or, with `to_edit`, not edited.
     """
     name = _given(path) or _given(name_or_path)
     if name is None:

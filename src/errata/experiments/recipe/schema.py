@@ -120,11 +120,13 @@ class EvalStage(CaseChoice):
     """System message of the chat (default: the template's own)."""
 
     @model_validator(mode="after")
-    def _generates(self) -> Self:
+    def _together(self) -> Self:
         if not self.generate and (self.references is not None or self.max_new_tokens != 32):
             raise ValueError(
                 "references and max_new_tokens apply to generated text; add generate: true"
             )
+        if self.system is not None and self.template != "chat":
+            raise ValueError("a system message needs template: chat")
         return self
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from errata.core.errors import ErrataError
 from errata.core.settings import LARGEST_SEED, Settings, is_none
@@ -95,6 +95,12 @@ class Contexts(Settings):
     both if the tokenizer has a chat template (default: auto, but none for published settings)."""
     system: str | None = Field(None, exclude_if=is_none)
     """System message of the chat (default: the template's own)."""
+
+    @model_validator(mode="after")
+    def _system_in_chat(self) -> Self:
+        if self.system is not None and self.template in (None, "none"):
+            raise ValueError("a system message needs a template: auto, chat or both")
+        return self
 
     def template_for(self, edited: EditedModel) -> Literal["none", "chat", "both"] | None:
         """Return the template for a model: `auto` is both, if there is a choice."""
