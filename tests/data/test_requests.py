@@ -55,7 +55,9 @@ def test_parse_and_marked_are_each_other_undone(before: str, subject: str, after
     parsed = EditRequest.parse(f"{before}{{{subject}}}{after}", "Rome")
     start, end = parsed.span
     assert parsed.text[start:end] == subject.strip()
-    assert EditRequest.parse(parsed.marked, "Rome") == parsed
+    assert EditRequest.parse(parsed.marked, "Rome", separator=parsed.separator) == parsed
+    written = f"{before}{subject.strip()}{after}"
+    assert parsed.text + parsed.answer in (f"{written}Rome", f"{written} Rome")
 
 
 @pytest.mark.parametrize("subject", ["a{b}c", "{0}", "{", "}{", "set() {x}", "a {} b"])
@@ -122,6 +124,7 @@ def test_the_white_space_at_the_end_of_a_prompt_is_kept(end: str) -> None:
         ("{长城}", ""),
         ("{에펠탑}은", " "),
         ("{Tower}", " "),
+        ("{Tower\r}", " "),
     ],
 )
 def test_no_space_follows_where_the_script_has_none(

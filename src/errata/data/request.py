@@ -96,7 +96,7 @@ class EditRequest(Settings):
             )
         prompt, subject = prompt_and_subject(text, subject)
         if separator is None:
-            separator = separator_after(prompt.replace(SLOT, subject))
+            separator = separator_after(prompt, subject)
         found = {"prompt": prompt, "subject": subject, "target": target, "separator": separator}
         return cls.of(found)
 

@@ -114,5 +114,5 @@ def _flatten(record: Any) -> dict[str, Any]:
     if "separator" in record:
         fields["separator"] = record["separator"]
     elif isinstance(fields["prompt"], str) and isinstance(fields["subject"], str):
-        fields["separator"] = separator_after(fields["prompt"].replace(SLOT, fields["subject"]))
+        fields["separator"] = separator_after(fields["prompt"], fields["subject"])
     return {key: value for key, value in fields.items() if value is not None}

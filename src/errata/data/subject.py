@@ -68,12 +68,13 @@ def slotted(text: str, subject: str) -> str:
     return prompt_and_subject(text, subject)[0]
 
 
-def separator_after(text: str) -> str:
+def separator_after(prompt: str, subject: str) -> str:
     """Return the text between a prompt and its answer: a space, or nothing where none follows.
 
     That is after white space but a single space, after an opening bracket or quotation mark or a
     currency sign, and in scripts without spaces.
     """
+    text = prompt.replace(SLOT, subject.strip())
     end, tail = text[-1:], text[len(text.rstrip()) :]
     opening = end != "" and unicodedata.category(end) in OPENING
     return "" if tail.strip(" ") or len(tail) > 1 or opening or UNSPACED_END.match(end) else " "
