@@ -106,7 +106,7 @@ def test_before_and_after_side_by_side(folder: Path, tmp_path: Path) -> None:
     assert len(params["patches"]) == 1
     assert params["cases"] == [0, 1, 2, 3]
     report = (run / "report.md").read_text("utf-8")
-    assert "| figure | before | after |" in report
+    assert "| figure | before | fact in prompt | after |" in report
     assert "## teacher-forced" in report
     (again,) = told("summarize", tmp_path)["runs"]
     assert again["summary"] == found["summary"]

@@ -105,7 +105,7 @@ def test_a_new_metric_shows_up_everywhere(
     report = (run / "report.md").read_text("utf-8")
     assert f"## {target_rank.title}" in report and f"| {name} | " in report
     first = json.loads((run / "cases.jsonl").read_text("utf-8").splitlines()[0])
-    assert set(first[name]) == {"before", "after"}
+    assert set(first[name]) == {"before", "after", "in_prompt"}
 
     (again,) = json.loads(called("summarize", results, "--json"))["runs"]
     assert again["summary"] == found
@@ -243,7 +243,7 @@ def test_costs_count_what_a_new_metric_asks(monkeypatch: pytest.MonkeyPatch) -> 
         edited = edited_model("llama")
         evaluation = evaluation_cost(edited, CASES, EvalSettings(), halves=1)
         edits = edit_costs(edited, quick("memit"), CASES, EditPlan())
-        return [evaluation.flops, edits[-1].flops / 2]
+        return [evaluation.flops, edits[-1].flops / 3]
 
     alone = flops()
     monkeypatch.setitem(METRICS, Reversal.name, Reversal())

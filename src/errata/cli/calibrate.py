@@ -220,7 +220,7 @@ def _costs_line(costs: Sequence[Cost], in_all: Cost) -> str:
 
 def _show(on: OnModel, found: Calibrated, own: Path) -> None:
     from errata.experiments.calibration.report import front_rows, lines
-    from errata.reports.tables import before_after_rows
+    from errata.reports.tables import score_table
 
     console.verb(f"errata calibrate {on.named}, {found.preset.method}")
     for line in lines(found):
@@ -230,7 +230,7 @@ def _show(on: OnModel, found: Calibrated, own: Path) -> None:
     kinds = [name for name in found.after if "_" not in name]
     before, after = ({n: s[n] for n in kinds if n in s} for s in (found.before, found.after))
     console.fact(f"held-out facts, {found.preset.evidence.plan}:")
-    console.table(("figure", "before", "after"), before_after_rows(before, after))
+    console.table(*score_table(before, after))
     console.fact(f"saved {own}, which edits of this model now use")
     method = f"--method {found.preset.method}"
     console.next_step(

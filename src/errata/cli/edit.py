@@ -12,6 +12,7 @@ from errata.cli import console
 from errata.cli.edit_cases import Cut, named_cases, with_probes
 from errata.cli.model_options import OnModel, on_model
 from errata.cli.options import (
+    NoControls,
     Normalise,
     command_line,
     given_corpus,
@@ -93,6 +94,7 @@ def edit(
     target_true: Annotated[
         str | None, typer.Option(help="The true answer before the edit, for scores.")
     ] = None,
+    no_controls: NoControls = False,
     corpus: Annotated[
         str | None, typer.Option(help="Corpus for the second moments (see `errata stats`).")
     ] = None,
@@ -149,6 +151,7 @@ def edit(
         corpus=text,
         tokens=tokens,
         notes=notes,
+        controls=not no_controls,
         command=command_line(),
     )
     if on.json:

@@ -9,7 +9,7 @@ import typer
 
 from errata.cli import console
 from errata.cli.model_options import OnModel, on_model
-from errata.cli.options import Normalise, System, command_line, load_dataset
+from errata.cli.options import NoControls, Normalise, System, command_line, load_dataset
 from errata.core.errors import ErrataError
 from errata.core.files import check_results
 from errata.core.settings import LARGEST_SEED
@@ -57,6 +57,7 @@ def evaluate(
         typer.Option(help="Ask as text (none, the default) or in a chat.", metavar="none|chat"),
     ] = None,
     system: System = None,
+    no_controls: NoControls = False,
     references: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +80,7 @@ def evaluate(
         raise ErrataError("no dataset is named", "name one: --dataset counterfact")
     if not generate:
         _refuse_without_generation({"--references": references, "--max-new-tokens": max_new_tokens})
-    form = {"template": template, "system": system}
+    form = {"template": template, "system": system, "controls": not no_controls}
     asking = EvalSettings.of({"generate": generate, "seed": seed or 0, **form})
     if max_new_tokens is not None:
         asking = asking.with_values(max_new_tokens=max_new_tokens)

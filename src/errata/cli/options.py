@@ -37,6 +37,10 @@ Normalise = Annotated[
 System = Annotated[
     str | None, typer.Option(help="System message of the chat (default: the template's own).")
 ]
+NoControls = Annotated[
+    bool,
+    typer.Option("--no-controls", help="Do not also ask the unedited model with facts in prompts."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Results = Annotated[Path, typer.Option("--results", help="The folder for runs.", metavar="DIR")]
 SKIPPED_SHOWN = 5

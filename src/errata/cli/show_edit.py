@@ -18,7 +18,8 @@ def show_edit(found: FactEdits, loaded: str) -> None:
 
     `loaded` is how a command names the model with everything below the edit.
     """
-    from errata.reports.tables import before_after_rows
+    from errata.experiments.case_records import HALVES
+    from errata.reports.tables import score_table
 
     run, patches = found.run, found.run.patches
     console.verb(f"errata edit {found.edited.name}, {found.method.label}")
@@ -38,8 +39,7 @@ def show_edit(found: FactEdits, loaded: str) -> None:
         console.table(("", "prompt", "before", "after", "P(new)"), shown)
     summary = run.summary
     if len(run.after.scores) > 1 and summary["after"]:
-        rows = before_after_rows(summary["before"], summary["after"])
-        console.table(("figure", "before", "after"), rows)
+        console.table(*score_table(*(summary.get(half, {}) for half in HALVES)))
     if run.advice is not None:
         console.fact(f"advice: {run.advice}")
     console.fact(f"saved {patches[0]}" + (f" and {len(patches) - 1} more" if patches[1:] else ""))

@@ -62,17 +62,18 @@ def summarize(
 
 
 def _as_json(run: RunRecord) -> dict[str, Any]:
+    from errata.experiments.case_records import HALVES
     from errata.experiments.published_results import published_summary
     from errata.metrics.scores import before_after_json
 
-    before, after = run.summary("before"), run.summary("after")
+    before, after, in_prompt = map(run.summary, HALVES)
     return {
         "run": str(run.folder),
         "cases": len(run.cases),
         "plan": run.plan,
         "advice": run.advice,
         "unreadable": list(run.unreadable),
-        "summary": before_after_json(before or None, after),
+        "summary": before_after_json(before or None, after, in_prompt or None),
         "published": {
             name: [None if math.isnan(x) else x for x in pair]
             for name, pair in published_summary(run).items()
@@ -86,15 +87,12 @@ def _title(run: RunRecord) -> str:
 
 
 def _show_one(run: RunRecord) -> None:
-    from errata.reports.tables import before_after_rows, score_rows
+    from errata.experiments.case_records import HALVES
+    from errata.reports.tables import score_table
 
     console.fact(_title(run))
     console.fact("means over cases with 95 % intervals; n is the number of prompts")
-    before, after = run.summary("before"), run.summary("after")
-    if before:
-        console.table(("figure", "before", "after"), before_after_rows(before, after))
-    else:
-        console.table(("figure", "value"), score_rows(after))
+    console.table(*score_table(*map(run.summary, HALVES)))
     _show_advice(run)
 
 

@@ -23,6 +23,11 @@ def is_none(value: object) -> bool:
     return value is None
 
 
+def is_true(value: object) -> bool:
+    """Whether a switch has its default, so that it is left out of records as before it existed."""
+    return value is True
+
+
 class Settings(BaseModel):
     """Frozen named values; an unknown name or a wrong type is an error."""
 

@@ -99,6 +99,12 @@ class Case(Settings):
         return self
 
     @property
+    def fact(self) -> str:
+        """The edit in words, on one line."""
+        text = " ".join((self.request.text + self.request.answer).split())
+        return text if text.endswith((".", "\u3002", "!", "?")) else f"{text}."
+
+    @property
     def id(self) -> str | int | None:
         """The request's identifier."""
         return self.request.id

@@ -25,6 +25,9 @@ FIGURES = {
 }
 """Scores of generated texts: the published implementations' names, and ours."""
 
+HALVES = ("before", "after", "in_prompt")
+"""What a case is scored on: the unedited model, the edited one, and the unedited one with the fact
+in the prompt."""
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, AssertionError)
 """Errors that reading a malformed record raises."""
 
@@ -35,12 +38,12 @@ class CaseRecord:
 
     id: int | str | None
     halves: Mapping[str, Outcomes]
-    """The outcomes `before` and `after` the edit, of this case alone."""
+    """The outcomes of this case alone, by the names in `HALVES`."""
     seconds: float | None = None
     """Duration of the edit, where the run recorded it."""
 
     def outcome(self, half: str, metric: str) -> Any:
-        """Return the outcome of a metric `before` or `after`, None if there is none."""
+        """Return the outcome of a metric in one of `HALVES`, None if there is none."""
         found = self.halves[half].by_metric.get(metric) if half in self.halves else None
         return found[0] if found else None
 
@@ -69,19 +72,24 @@ class RunRecord:
         return replace(self, cases=chosen)
 
     def summary(self, half: str) -> dict[str, Score]:
-        """Return every score of one half, `before` or `after`, by name."""
+        """Return every score of one of `HALVES` by name."""
         found = Outcomes()
         for case in self.cases:
-            found.extend(case.halves[half])
+            if half in case.halves:
+                found.extend(case.halves[half])
         return found.summary
 
 
 def case_line(
-    case: Case, index: int, before: Outcomes | None, after: Outcomes | None
+    case: Case,
+    index: int,
+    before: Outcomes | None,
+    after: Outcomes | None,
+    in_prompt: Outcomes | None = None,
 ) -> dict[str, Any]:
-    """Return one line of `cases.jsonl`: teacher-forced scores under `before` and `after`.
+    """Return one line of `cases.jsonl`: teacher-forced scores under each of `HALVES`.
 
-    Other metrics have keys of their own with both halves below. `index` is the case's position
+    Other metrics have keys of their own with the halves below. `index` is the case's position
     among the outcomes.
     """
     found: dict[str, Any] = {
@@ -90,7 +98,7 @@ def case_line(
         "target_true": case.target_true,
     }
     others: dict[str, Any] = {}
-    for half, outcomes in (("before", before), ("after", after)):
+    for half, outcomes in zip(HALVES, (before, after, in_prompt), strict=True):
         if outcomes is not None:
             record = outcomes.record(index)
             found[half] = record.pop(TeacherForced.name)

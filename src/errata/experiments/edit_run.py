@@ -19,6 +19,7 @@ from typing import Any
 from errata.core.progress import Progress, no_progress
 from errata.data.case import Case
 from errata.experiments.advice import advise
+from errata.experiments.case_records import HALVES
 from errata.experiments.edit_plan import EditPlan, batches_of, check_batches
 from errata.experiments.eval_run import Evaluation
 from errata.experiments.parts import Parts, json_format
@@ -48,6 +49,8 @@ class Run:
     patches: list[Path] = field(default_factory=list)
     before: Outcomes = field(default_factory=Outcomes)
     after: Outcomes = field(default_factory=Outcomes)
+    in_prompt: Outcomes | None = None
+    """Of the unedited model with each fact in the prompt; None without that control."""
     lost: dict[str, float] = field(default_factory=dict)
     """Per weight, the share of the last batch's change that is lost in the model's dtype."""
     stopped_short: list[int] | None = field(default_factory=list)
@@ -65,8 +68,9 @@ class Run:
 
     @property
     def summary(self) -> dict[str, dict[str, Score]]:
-        """Scores before and after, by name."""
-        return {"before": self.before.summary, "after": self.after.summary}
+        """Scores by name, of each of `HALVES` that was scored."""
+        halves = zip(HALVES, (self.before, self.after, self.in_prompt), strict=True)
+        return {name: half.summary for name, half in halves if half is not None}
 
 
 def run_edits(
@@ -78,6 +82,7 @@ def run_edits(
     results: Path,
     *,
     notes: Sequence[Sequence[str]] | None = None,
+    asking: EvalSettings | None = None,
     command: str | None = None,
     progress: Progress = no_progress,
     scored: Callable[[Run], None] = lambda run: None,
@@ -85,10 +90,10 @@ def run_edits(
     """Edit all cases in batches and score them; the last batch's patches stay on the model.
 
     The run's folder is made under `results`, or found there if the same run was interrupted.
-    `notes` are what `check_batches` returned for this plan, where it was called before; `scored`
-    is called with the scores before, while the model is still unedited. Prompts are asked in the
-    first form in which requests are edited. Raises `ErrataError` for conflicting requests in a
-    batch, before the folder is made.
+    `notes` are what `check_batches` returned for this plan, where it was called before; `asking`
+    says what is scored (default: the defaults); `scored` is called with the scores before, while
+    the model is still unedited. Prompts are asked in the first form in which requests are edited.
+    Raises `ErrataError` for conflicting requests in a batch, before the folder is made.
     """
     notes = check_batches(cases, plan) if notes is None else notes
     method = method.sampled(edited)
@@ -106,6 +111,9 @@ def run_edits(
             for case in cases
         ],
     }
+    asking = asking or EvalSettings()
+    if chosen := asking.model_dump(exclude_defaults=True):
+        params["asking"] = chosen
     together = EditPlan()
     begun = params | {"plan": together.model_dump()}
     if plan.by_default and is_unfinished(results, method.label, begun):
@@ -115,7 +123,7 @@ def run_edits(
         run = Run(folder, resumed, plan, plan.words(len(cases), len(edited.patches)))
         job = _begun(method, edited, cases, Parts(folder / "parts", json_format()))
         work = _Work(edited, cases, method, job, moments, plan, run, notes, command, progress)
-        run.before = work.scored("before", cases)
+        work.control(asking)
         scored(run)
         run.after = work.stacked() if plan.sequential else work.apart()
         run.advice = _advice(run, method)
@@ -148,9 +156,13 @@ class _Work:
     command: str | None
     progress: Progress
 
-    def __post_init__(self) -> None:
-        self.metrics = prepared_metrics(self.cases, EvalSettings())
+    def control(self, asking: EvalSettings) -> None:
+        """Prepare the metrics, and score the model before any edit, on which it is judged."""
+        self.metrics = prepared_metrics(self.cases, asking)
         self.parts = score_parts(self.metrics, self.run.folder / "parts")
+        self.run.before = self.scored("before", self.cases)
+        if asking.controls:
+            self.run.in_prompt = self.scored("in_prompt", self.cases, in_prompt=True)
 
     @property
     def batches(self) -> list[Sequence[Case]]:
@@ -223,7 +235,9 @@ class _Work:
             start = sum(map(len, self.batches[:index]))
             self.run.stopped_short += [start + each for each in short]
 
-    def scored(self, name: str, cases: Sequence[Case], first: int = 0) -> Outcomes:
+    def scored(
+        self, name: str, cases: Sequence[Case], first: int = 0, *, in_prompt: bool = False
+    ) -> Outcomes:
         """Score cases on the model in its present state, in parts that are stored.
 
         `first` is the index of `cases[0]` among all cases of the run.
@@ -235,6 +249,7 @@ class _Work:
             self.parts,
             lambda start: f"{name}_{start // CASES_AT_ONCE:04d}",
             first=first,
+            in_prompt=in_prompt,
         )
 
 
@@ -248,7 +263,7 @@ def _write_results(run: Run, cases: Sequence[Case], command: str | None) -> None
     first, last = run.patches[0].name, run.patches[-1].name
     patches = first if first == last else f"{first} to {last}"
     advice = [] if run.advice is None else [f"Advice: {run.advice}."]
-    Evaluation(cases, run.after, run.before, run.plan_words).write(
+    Evaluation(cases, run.after, run.before, run.in_prompt, run.plan_words).write(
         run.folder,
         f"{run.folder.parent.name}, {run.folder.name}",
         [*advice, f"Requests: {len(cases)}. Patches: {patches}."],
@@ -258,5 +273,5 @@ def _write_results(run: Run, cases: Sequence[Case], command: str | None) -> None
 
 
 def as_json(summary: dict[str, dict[str, Score]]) -> dict[str, Any]:
-    """Return the scores after editing by name, and those before under `before`."""
-    return before_after_json(summary["before"], summary["after"])
+    """Return the scores after editing by name, and those of the controls under their names."""
+    return before_after_json(summary["before"], summary["after"], summary.get("in_prompt"))

@@ -28,35 +28,36 @@ from errata.metrics.registry import Outcomes, prepared_metrics
 from errata.metrics.scores import before_after_json
 from errata.metrics.text_quality import missing_extras
 from errata.patches.edited_model import EditedModel
-from errata.reports.tables import before_after_rows, markdown_table, score_rows
+from errata.reports.tables import markdown_table, score_table
 
 
 @dataclass
 class Evaluation:
-    """The outcomes of a model with its patches and, if it has any, without them."""
+    """The outcomes of a model with its patches and, if it has any, of the controls."""
 
     cases: Sequence[Case]
     after: Outcomes
     before: Outcomes | None = None
+    """Those of the unedited model."""
+    in_prompt: Outcomes | None = None
+    """Those of the unedited model with each case's fact in the prompt."""
     plan: str = ""
     """How the model was edited, in words."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the scores by name, those of the model without patches under `before`."""
-        before = None if self.before is None else self.before.summary
-        return before_after_json(before, self.after.summary)
+        """Return the scores by name, those of the controls under `before` and `in_prompt`."""
+        before, in_prompt = (
+            None if half is None else half.summary for half in (self.before, self.in_prompt)
+        )
+        return before_after_json(before, self.after.summary, in_prompt)
 
     def tables(self) -> dict[str, tuple[tuple[str, ...], list[list[str]]]]:
         """Return columns and rows of each table, by title."""
-        found: dict[str, tuple[tuple[str, ...], list[list[str]]]] = {}
-        before = None if self.before is None else self.before.tables
-        for title, scores in self.after.tables.items():
-            if before is None:
-                found[title] = ("figure", "value"), score_rows(scores)
-            else:
-                rows = before_after_rows(before.get(title, {}), scores)
-                found[title] = ("figure", "before", "after"), rows
-        return found
+        before, in_prompt = (half.tables if half else {} for half in (self.before, self.in_prompt))
+        return {
+            title: score_table(before.get(title), scores, in_prompt.get(title))
+            for title, scores in self.after.tables.items()
+        }
 
     def write(
         self,
@@ -79,7 +80,7 @@ class Evaluation:
             [*sections, *closing],
             {**self.as_json(), "plan": self.plan, **(more or {})},
             records=[
-                case_line(case, index, self.before, self.after)
+                case_line(case, index, self.before, self.after, self.in_prompt)
                 for index, case in enumerate(self.cases)
             ],
             command=command,
@@ -93,28 +94,34 @@ def evaluate_model(
     progress: Progress = no_progress,
     parts: Path | None = None,
 ) -> Evaluation:
-    """Score a model on cases; if it has patches, also without them.
+    """Score a model on cases; if it has patches, also without them, and with facts in the prompt.
 
     With a folder `parts`, finished groups of cases are stored there and read back from there.
     """
     asking = asking or EvalSettings()
     metrics = prepared_metrics(cases, asking)
     plan = stack_words([len(patch.provenance.requests) for patch in edited.patches])
-    stored, halves = score_parts(metrics, parts), 2 if edited.patches else 1
+    stored, controls = score_parts(metrics, parts), list[str]()
+    if edited.patches:
+        controls = ["before", "in_prompt"] if asking.controls else ["before"]
 
     def score(half: str, done: int) -> Outcomes:
-        at = shifted(progress, done, halves * len(cases))
+        at = shifted(progress, done * len(cases), (len(controls) + 1) * len(cases))
         return score_in_parts(
-            edited, cases, metrics, stored, lambda start: f"{half}_{start:06d}", progress=at
+            edited,
+            cases,
+            metrics,
+            stored,
+            lambda start: f"{half}_{start:06d}",
+            progress=at,
+            in_prompt=half == "in_prompt",
         )
 
-    before = None
     with edited.asked(asking.form(edited)):
-        if edited.patches:
-            with edited.without_patches():
-                before = score("before", 0)
-        after = score("after", (halves - 1) * len(cases))
-    return Evaluation(cases, after, before, plan)
+        with edited.without_patches():
+            found = {half: score(half, number) for number, half in enumerate(controls)}
+        after = score("after", len(controls))
+    return Evaluation(cases, after, found.get("before"), found.get("in_prompt"), plan)
 
 
 def run_evaluation(

@@ -20,6 +20,7 @@ from errata.experiments.edit_plan import EditPlan
 from errata.experiments.edit_run import Run, as_json, run_edits
 from errata.methods import Method
 from errata.methods.edit import prepare
+from errata.metrics.base import EvalSettings
 from errata.metrics.likelihood import likelihoods
 from errata.metrics.prompts import PROMPT_KINDS
 from errata.metrics.teacher_forced import PromptScore
@@ -94,6 +95,7 @@ def edit_facts(
     corpus: Corpus | str | None = None,
     tokens: int | None = None,
     notes: Sequence[Sequence[str]] | None = None,
+    controls: bool = True,
     command: str | None = None,
 ) -> FactEdits:
     """Edit the facts of `cases` and return what changed; the run is stored under `results`.
@@ -135,6 +137,7 @@ def edit_facts(
             plan,
             results,
             notes=notes,
+            asking=EvalSettings(controls=controls),
             command=command,
             progress=progress,
             scored=scored,

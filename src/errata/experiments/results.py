@@ -20,6 +20,7 @@ from errata.core.errors import ErrataError
 from errata.core.files import parse_json
 from errata.core.text import listed
 from errata.experiments.case_records import (
+    HALVES,
     UNREADABLE,
     CaseRecord,
     RunRecord,
@@ -40,7 +41,7 @@ def read_own_run(folder: Path) -> RunRecord | None:
         if line.strip():
             try:
                 row = parse_json(line)
-                halves = {half: Outcomes.of([_half(row, half)]) for half in ("before", "after")}
+                halves = {half: Outcomes.of([_half(row, half)]) for half in HALVES}
                 cases.append(CaseRecord(row.get("case_id"), halves))
             except UNREADABLE:
                 unreadable.append(f"cases.jsonl, line {at}")

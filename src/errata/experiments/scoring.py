@@ -38,6 +38,14 @@ def score_parts(
     return Parts(folder, json_list(lambda outcomes: outcomes.record(0), read))
 
 
+def _with_fact(
+    metrics: Sequence[Metric[Any]], edited: EditedModel, case: Case, index: int
+) -> Outcomes:
+    """Return the outcomes of a case whose fact stands before each of its prompts."""
+    with edited.told(f"{case.fact}\n"):
+        return score_metrics(metrics, edited, [case], index)
+
+
 def score_in_parts(
     edited: EditedModel,
     cases: Sequence[Case],
@@ -47,14 +55,21 @@ def score_in_parts(
     *,
     first: int = 0,
     progress: Progress = no_progress,
+    in_prompt: bool = False,
 ) -> Outcomes:
     """Return the outcomes of all cases, scored and stored group by group.
 
     `name` gives the name of a part from the index of its first case in `cases`; `first` is the
     index of `cases[0]` among all cases of the run, from which metrics derive seeds.
+    With `in_prompt`, the fact is put before the prompts of each case, in words.
     """
 
     def scored(start: int, group: Sequence[Case]) -> list[Outcomes]:
+        if in_prompt:
+            return [
+                _with_fact(metrics, edited, case, first + index)
+                for index, case in enumerate(group, start)
+            ]
         return score_metrics(metrics, edited, group, first + start).apart()
 
     found = Outcomes({metric.name: [] for metric in metrics})

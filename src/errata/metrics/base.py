@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from errata.core.settings import Settings, is_none
+from errata.core.settings import Settings, is_none, is_true
 from errata.data.case import Case
 from errata.metrics.likelihood import Likelihood, likelihoods
 from errata.metrics.scores import Amount, Score, grouped_mean, grouped_share
@@ -47,6 +47,9 @@ class EvalSettings(Settings):
     asked)."""
     system: str | None = Field(None, exclude_if=is_none)
     """System message of the chat (default: the template's own)."""
+
+    controls: bool = Field(True, exclude_if=is_true)
+    """Also ask the unedited model with the fact in the prompt, one line before it."""
 
     @model_validator(mode="after")
     def _system_in_chat(self) -> Self:

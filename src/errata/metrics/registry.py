@@ -28,7 +28,7 @@ METRICS: dict[str, Metric[Any]] = {
     metric.name: metric for metric in (TeacherForced(), Generated(), TextQuality())
 }
 """Every metric by its name."""
-NO_SCORES = ("before", "plan", "advice", "stopped_short")
+NO_SCORES = ("before", "in_prompt", "plan", "advice", "stopped_short")
 """Keys of a `summary.json` beside the scores after editing."""
 
 

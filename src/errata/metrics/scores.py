@@ -70,10 +70,17 @@ def plain_scores(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def before_after_json(
-    before: Mapping[str, Score] | None, after: Mapping[str, Score]
+    before: Mapping[str, Score] | None,
+    after: Mapping[str, Score],
+    in_prompt: Mapping[str, Score] | None = None,
 ) -> dict[str, Any]:
-    """Return the scores after editing by name and, if there are any, those before as `before`."""
-    return plain_scores(after) | ({} if before is None else {"before": plain_scores(before)})
+    """Return the scores after editing by name, others under `before` and `in_prompt` if given.
+
+    `in_prompt` are those of the unedited model with the fact in the prompt.
+    """
+    others = {"before": before, "in_prompt": in_prompt}
+    given = {name: plain_scores(scores) for name, scores in others.items() if scores is not None}
+    return plain_scores(after) | given
 
 
 def share(outcomes: Sequence[bool]) -> Score | None:

@@ -39,18 +39,20 @@ class ChatForm:
         except ErrataError:
             return False
 
-    def render(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    def render(self, prompt: str, tokenizer: PreTrainedTokenizerBase, context: str = "") -> str:
         """Return a prompt as message and, unless it is a question, as the beginning of the reply.
 
-        Raises `ErrataError` if there is no template, or it fails.
+        `context` is put before the message alone. Raises `ErrataError` if there is no template,
+        or it fails.
         """
-        return self._message(prompt, tokenizer) + ("" if is_question(prompt) else prompt)
+        message = self._message(context + prompt, tokenizer)
+        return message + ("" if is_question(prompt) else prompt)
 
-    def offset(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    def offset(self, prompt: str, tokenizer: PreTrainedTokenizerBase, context: str = "") -> int:
         """Return where the prompt stands last in a rendered prompt, in characters."""
         if not is_question(prompt):
-            return len(self._message(prompt, tokenizer))
-        one, other = (self._message(each + PROBE, tokenizer) for each in ("", PROBE))
+            return len(self._message(context + prompt, tokenizer))
+        one, other = (self._message(context + each + PROBE, tokenizer) for each in ("", PROBE))
         pairs = enumerate(zip(one, other, strict=False))
         return next(place for place, (a, b) in pairs if a != b) - len(PROBE)
 

@@ -2,7 +2,7 @@
 
 The weights are always base + weight patches in order, computed from saved originals, so undoing
 any patch restores the model without it bit for bit. Module patches are hooks in the order of the
-stack; prompt patches are applied to prompts by `EditedModel.rendered`.
+stack; prompt patches are applied to prompts by `EditedModel.rendered` (see `prompting`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from errata.patches.adapter import check_kind, find_tuned, is_adapter, merge_tun
 from errata.patches.base import ALLOW_BASE, Base, Edit, load_edit
 from errata.patches.chat_form import ChatForm
 from errata.patches.module_patch import ModulePatch
-from errata.patches.prompt_patch import PromptPatch
+from errata.patches.prompting import Prompting
 from errata.patches.weight_patch import (
     WeightPatch,
     change_lost,
@@ -43,7 +43,7 @@ from errata.patches.weight_patch import (
 
 
 @dataclass(eq=False, repr=False)
-class EditedModel:
+class EditedModel(Prompting):
     """A model with a stack of edits of any kind, in the order in which they were applied."""
 
     model: PreTrainedModel
@@ -52,6 +52,8 @@ class EditedModel:
     """Name or path from which it was loaded; presets and corpora are looked up by it."""
     chat: ChatForm | None = field(default=None, kw_only=True)
     """How prompts are asked: as messages in a chat, or as they are (None)."""
+    context: str = field(default="", init=False)
+    """Text put before every prompt."""
     patches: list[Edit] = field(default_factory=list, init=False)
     _originals: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _handles: list[RemovableHandle] = field(default_factory=list, init=False, repr=False)
@@ -89,42 +91,6 @@ class EditedModel:
     def weight_patches(self) -> list[WeightPatch]:
         """The weight patches of the stack, in order."""
         return weight_patches(self.patches)
-
-    @property
-    def prompt_patches(self) -> list[PromptPatch]:
-        """The prompt patches that act now, in order."""
-        return [patch for patch in self._shown if isinstance(patch, PromptPatch)]
-
-    def with_prompt_patches(self, prompt: str) -> str:
-        """Return a prompt with all prompt patches applied, the last one outermost."""
-        for patch in self.prompt_patches:
-            prompt = patch.render(prompt)
-        return prompt
-
-    def rendered(self, prompt: str) -> str:
-        """Return a prompt as the model receives it: with prompt patches, and in `chat` if set."""
-        prompt = self.with_prompt_patches(prompt)
-        return prompt if self.chat is None else self.chat.render(prompt, self.tokenizer)
-
-    def rendered_span(self, prompt: str, span: tuple[int, int]) -> tuple[int, int]:
-        """Return where a character range of a prompt is in the rendered prompt."""
-        shown, offset = self.with_prompt_patches(prompt), sum(p.offset for p in self.prompt_patches)
-        offset += 0 if self.chat is None else self.chat.offset(shown, self.tokenizer)
-        return span[0] + offset, span[1] + offset
-
-    def following(self, prompt: str, answer: str) -> str:
-        """Return an answer with its separator as it follows the rendered prompt."""
-        prompt = self.with_prompt_patches(prompt)
-        return answer if self.chat is None else self.chat.following(prompt, answer)
-
-    @contextmanager
-    def asked(self, chat: ChatForm | None) -> Iterator[None]:
-        """Ask prompts in another form within a `with` block."""
-        before, self.chat = self.chat, chat
-        try:
-            yield
-        finally:
-            self.chat = before
 
     def apply(self, patch: Edit, *, allow_base: bool = False) -> dict[str, float]:
         """Apply an edit on top of the stack; return, per weight, the share of Δ lost to rounding.

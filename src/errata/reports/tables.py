@@ -19,6 +19,14 @@ def score_rows(scores: Mapping[str, Score]) -> list[list[str]]:
     return [[name, str(score)] for name, score in scores.items()]
 
 
-def before_after_rows(before: Mapping[str, Score], after: Mapping[str, Score]) -> list[list[str]]:
-    """Return table rows: a score's name, its value before and after."""
-    return [[name, str(before.get(name, "-")), str(after.get(name, "-"))] for name in after]
+def score_table(
+    before: Mapping[str, Score] | None,
+    after: Mapping[str, Score],
+    in_prompt: Mapping[str, Score] | None = None,
+) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return the columns and rows of a table of scores, with columns for those that are given."""
+    columns = {"before": before, "fact in prompt": in_prompt}
+    given = {name: scores for name, scores in columns.items() if scores}
+    given["after" if given else "value"] = after
+    rows = [[name, *(str(scores.get(name, "-")) for scores in given.values())] for name in after]
+    return ("figure", *given), rows

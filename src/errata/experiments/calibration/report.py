@@ -11,7 +11,7 @@ from errata.experiments.calibration.space import Space
 from errata.experiments.run_files import write_results
 from errata.reports.calibration_figure import Mark, draw_trade_off
 from errata.reports.figures import can_plot, save_figure
-from errata.reports.tables import before_after_rows, markdown_table
+from errata.reports.tables import markdown_table, score_table
 
 if TYPE_CHECKING:
     from errata.experiments.calibration.run import Calibrated
@@ -26,7 +26,7 @@ def write_report(found: Calibrated, space: Space, command: str | None) -> None:
         save_figure(draw_trade_off(marks(found)), found.folder / FIGURE)
     names = [dial.name for dial in space.dials]
     columns, rows = front_rows(found, names)
-    held_out = before_after_rows(found.before, found.after)
+    held_out = score_table(found.before, found.after)
     failed = sum(trial.measured is None for trial in found.trials)
     closing = f"{counted(len(found.trials), 'trial')}, {failed} without a result."
     write_results(
@@ -39,7 +39,7 @@ def write_report(found: Calibrated, space: Space, command: str | None) -> None:
             *picture,
             f"Chosen: trial {found.best.number}; {RULE}. {closing}",
             f"## Held-out facts, {found.preset.evidence.plan}",
-            markdown_table(("figure", "before", "after"), held_out),
+            markdown_table(*held_out),
         ],
         {**found.as_json(), "dials": space.as_json()},
         command=command,

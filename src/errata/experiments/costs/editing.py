@@ -89,11 +89,11 @@ def plan_edits(
 def edit_costs(
     edited: EditedModel, method: Method, cases: Sequence[Case], plan: EditPlan
 ) -> list[Cost]:
-    """Return the costs of a run of edits; the last is that of the scores before and after.
+    """Return the costs of a run of edits; the last is that of the scores.
 
     The model is left as found.
     """
-    scores = evaluation_cost(edited, cases, EvalSettings(), halves=2)._replace(what="scores")
+    scores = evaluation_cost(edited, cases, EvalSettings(), halves=3)._replace(what="scores")
     edits = method.costs(edited, [case.request for case in cases], plan.sizes(len(cases)), scores)
     objects = OBJECT_BYTES * len(cases)
     return [cost._replace(memory=cost.memory + objects) for cost in (*edits, scores)]
@@ -117,7 +117,10 @@ def second_moment_cost(
 def evaluation_cost(
     edited: EditedModel, cases: Sequence[Case], asking: EvalSettings, halves: int
 ) -> Cost:
-    """Return the cost of evaluating a model on cases, once or (`halves` 2) before and after."""
+    """Return the cost of evaluating a model on cases, once or on several `halves`.
+
+    These are the edited model, the unedited one, and that with the facts in the prompt.
+    """
     few, shape = spread(cases, SAMPLE_CASES), ModelShape.of(edited.model)
     metrics = prepared_metrics(cases, asking)
     flops = asking_flops(shape, edited, metrics, cases)

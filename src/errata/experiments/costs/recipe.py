@@ -52,7 +52,8 @@ def recipe_costs(recipe: Recipe, around: Surroundings) -> tuple[EditedModel, lis
         elif not isinstance(stage, EvalStage):
             found = _tuning(edited, stage, sorted(set(written)), around.cache)
         else:
-            halves = 2 if recipe.edit is not None or recipe.model.patches else 1
+            edits = recipe.edit is not None or recipe.model.patches
+            halves = 2 + stage.controls if edits else 1
             found = [evaluation_cost(edited, cases[name].cases, asking_of(stage), halves)]
         costs += [cost._replace(what=f"{name}: {cost.what}") for cost in found]
     return edited, costs

@@ -8,7 +8,7 @@ import yaml
 
 from errata.experiments.recipe.schema import Recipe
 from errata.metrics.registry import read_scores
-from errata.reports.tables import before_after_rows, markdown_table
+from errata.reports.tables import markdown_table, score_table
 
 
 def stage_lines(found: dict[str, Any]) -> list[str]:
@@ -19,10 +19,8 @@ def stage_lines(found: dict[str, Any]) -> list[str]:
 
 def stage_rows(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Return the columns and rows of a stage's table."""
-    after = read_scores(summary)
-    if "before" not in summary:
-        return ("figure", "value"), [[name, str(score)] for name, score in after.items()]
-    return ("figure", "before", "after"), before_after_rows(read_scores(summary["before"]), after)
+    before, in_prompt = (read_scores(summary.get(half) or {}) for half in ("before", "in_prompt"))
+    return score_table(before, read_scores(summary), in_prompt)
 
 
 def sections(recipe: Recipe, stages: dict[str, dict[str, Any]]) -> list[str]:

@@ -282,4 +282,5 @@ def asking_of(stage: EvalStage) -> EvalSettings:
         seed=stage.seed or 0,
         template=stage.template,
         system=stage.system,
+        controls=stage.controls,
     )

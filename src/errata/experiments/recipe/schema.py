@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from errata.core.errors import ErrataError
 from errata.core.files import reason
-from errata.core.settings import LARGEST_SEED, Settings, describe, is_none
+from errata.core.settings import LARGEST_SEED, Settings, describe, is_none, is_true
 from errata.data.datasets import is_known
 from errata.experiments.edit_plan import EditPlan, plan_for
 from errata.experiments.recipe.yaml_text import change_value, plain_yaml
@@ -118,6 +118,8 @@ class EvalStage(CaseChoice):
     """Ask prompts as plain text (the default), or in the tokenizer's chat template."""
     system: str | None = Field(None, exclude_if=is_none)
     """System message of the chat (default: the template's own)."""
+    controls: bool = Field(True, exclude_if=is_true)
+    """Also ask the unedited model with the facts in the prompt."""
 
     @model_validator(mode="after")
     def _together(self) -> Self:
